@@ -1,0 +1,244 @@
+"""The contract of a place where a process can run: Provider, Host, Slot, Shell.
+
+Every verb is one bounded step: it never sleeps, never retries and never decides. Whoever calls it decides what comes
+next, so each error below is a verb for the caller.
+
+    ProvisioningError
+    ├── NoCapacity         nothing fits the request now: wait, or ask for less
+    ├── SkipOffer          this offer cannot be had: take the next one
+    ├── NotYetReleased     the release was asked for and is not proven: ask again
+    ├── AuthenticationFailed  credentials are wrong: stop and tell the person
+    ├── RateLimited        asked too often: ask again later
+    ├── SpawnRefused       the host answers, and will not start this attempt: the attempt failed
+    └── HostLost           the host does not answer: its processes may still be alive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class ProvisioningError(Exception):
+    """Root of the errors that a provider or a shell raises."""
+
+
+class NoCapacity(ProvisioningError):
+    """Nothing that fits is there now."""
+
+
+class SkipOffer(ProvisioningError):
+    """This offer cannot be had; another one may."""
+
+
+class NotYetReleased(ProvisioningError):
+    """The release is not proven yet."""
+
+
+class AuthenticationFailed(ProvisioningError):
+    """The place refused our credentials."""
+
+
+class RateLimited(ProvisioningError):
+    """The place asks us to slow down."""
+
+
+class SpawnRefused(ProvisioningError):
+    """The host did not start an attempt (no room for its files, an unusable launch spec); no process exists for it.
+
+    Attempts that came before it in the same call are alive; asking for them again answers with who they are.
+    """
+
+    def __init__(self, attempt: str, reason: str) -> None:
+        self.attempt = attempt
+        self.reason = reason
+        super().__init__(f"{attempt}: {reason}")
+
+
+class HostLost(ProvisioningError):
+    """The host gave no answer within its deadline, or could not carry out what every host can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A pinned share of one host: some GPUs (by UUID) or some CPU cores.
+
+    `name` is unique on its host and is what a table shows, for example `cpu0` or `gpu1`.
+    `gpu_indices` are PCI bus order numbers, those that CUDA_VISIBLE_DEVICES takes under CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    `vram_mib` is the total memory of the smallest GPU of the slot.
+    `shares_cores` is true when the host has fewer cores than its slots hold together.
+    """
+
+    name: str
+    cores: tuple[int, ...]
+    gpu_uuids: tuple[str, ...] = ()
+    gpu_indices: tuple[int, ...] = ()
+    vram_mib: int = 0
+    shares_cores: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A host that could be had, and what an hour of it costs (0 for a machine we own)."""
+
+    provider: str
+    offer_id: str
+    gpus: int
+    cores: int
+    price_usd_per_h: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a wave of runs needs from one host: number of slots, GPUs and cores for each, GiB of GPU memory."""
+
+    slots: int | None
+    gpus: int
+    cpus: int
+    min_vram_gib: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """Our hold on a host, known by its unique label."""
+
+    provider: str
+    label: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The provider said no; nothing was created."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """The provider did not say; something may exist under the label."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The provider confirms that the label exists, at this stage of its life."""
+
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The provider confirms that nothing has this label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No answer: neither present nor absent."""
+
+    reason: str
+
+
+Observation = Present | Absent | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The host is given back; `proof` is what the provider said."""
+
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process that cannot be confused with a later one of the same number.
+
+    Containers share the boot id of their host, so the start ticks of pid 1 belong to the identity too.
+    """
+
+    boot_id: str
+    init_start_ticks: int
+    pid: int
+    start_ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A supervisor has the attempt and lives on without us. `existing`: it had it before this call."""
+
+    attempt: str
+    identity: ProcessIdentity
+    existing: bool = False
+
+
+class Shell(Protocol):
+    """Verbs on one host. Paths are absolute paths on that host. A verb that cannot be carried out raises HostLost;
+    a file that is not there is None."""
+
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> bytes | None:
+        """Bytes of a file from `offset`, at most `limit`; None when there is no such file."""
+        ...
+
+    def stamp(self, path: str) -> tuple[int, int, int] | None:
+        """(inode, size in bytes, modification time in ns) of a file, or None when there is no such file."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace a file atomically, creating its folders with mode 0700."""
+        ...
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """Sorted names in a folder; empty when there is no such folder."""
+        ...
+
+    def spawn(self, launch_specs: Sequence[Mapping[str, Any]]) -> tuple[Spawned, ...]:
+        """Fork one supervisor for each launch spec. Environment values travel through a pipe only.
+
+        An attempt that was spawned before is not started again: its first supervisor is answered, marked `existing`.
+        After HostLost it is unknown whether something started, and the same call answers that too. Raises SpawnRefused.
+        """
+        ...
+
+    def is_alive(self, identity: ProcessIdentity) -> bool:
+        """Whether exactly this process still runs (a zombie does not)."""
+        ...
+
+    def free_disk_mib(self, path: str) -> int:
+        """MiB free for us on the file system that holds `path`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection; what was spawned lives on."""
+        ...
+
+
+class Provider(Protocol):
+    """A kind of place. `name` is what `--provider` says."""
+
+    name: str
+
+    def offers(self, request: Request) -> tuple[Offer, ...]:
+        """Hosts that could serve the request, best first."""
+        ...
+
+    def create(self, offer: Offer, label: str) -> Handle | Refused | Ambiguous:
+        """Take the offered host under a unique label."""
+        ...
+
+    def observe(self, labels: Sequence[str]) -> Mapping[str, Observation]:
+        """What the provider says of each label."""
+        ...
+
+    def release(self, handle: Handle) -> Released:
+        """Give the host back; raises NotYetReleased until that is proven. Releasing an absent host is fine."""
+        ...
+
+    def slots(self, handle: Handle, request: Request) -> tuple[Slot, ...]:
+        """The host cut into slots for this request; raises NoCapacity when not even one fits."""
+        ...
+
+    def shell(self, handle: Handle) -> Shell:
+        """The shell of a held host."""
+        ...

@@ -1,0 +1,101 @@
+"""The same curves over three budgets: optimizer steps, training samples, seconds of training alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.budgets import samples_seen
+from reports.contention import CONTENDED, Busyness, busyness, hardware
+from reports.contrasts import Contrast, contrasts
+from reports.figure_style import arm_styles, late_limits, mark_end, metric_label, new_figure
+from reports.findings import better_is, ended_early, short_ending
+from reports.readings import as_line, curve, run_label, train_seconds
+from reports.study import RunView, StudyView
+from reports.wording import label, listed, signed
+
+Cost = Callable[[RunView, int], float | None]
+
+
+def draw_costs(study: StudyView, question: str) -> Figure:
+    """Three panels with one vertical axis; in the third only runs whose seconds may be compared."""
+    primary = study.primary
+    assert primary is not None, "planned only with a primary"
+    busy = busyness(study)
+    timed = _timed_runs(study, busy)
+    figure = new_figure(question, _finding(study, timed), 3.5)
+    panels: tuple[tuple[str, Cost], ...] = (
+        ("optimizer steps", lambda _run, step: float(step)),
+        ("training samples (thousands)", _thousands),
+        ("seconds of training", lambda run, step: train_seconds(run, step) if run.run in timed else None),
+    )
+    row = figure.subplots(1, len(panels), sharey=True)
+    for axes, (title, cost) in zip(row, panels, strict=True):
+        _draw_panel(axes, study, primary.metric, title, cost)
+    for run in study.runs:
+        if ended_early(run):
+            told = f"{label(run_label(run), 20)} {label(short_ending(run), 30)}"
+            row[0].plot([], [], marker="X", color="black", linestyle="none", label=told)
+    limits = late_limits([(run, as_line(curve(run, primary.metric))) for run in study.runs])
+    if limits is not None:
+        row[0].set_ylim(*limits)
+    row[0].set_ylabel(f"{metric_label(primary.metric)}\n{better_is(primary.direction)}")
+    handles, names = row[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6) or 1)
+    return figure
+
+
+def _thousands(run: RunView, step: int) -> float | None:
+    samples = samples_seen(run, step)
+    return None if samples is None else samples / 1000
+
+
+def _timed_runs(study: StudyView, busy: Busyness) -> frozenset[str]:
+    """Runs whose clock ran with equally busy neighbours, on the machine that most of them share."""
+    kinds = [hardware(run) for run in study.runs if run.run in busy.whole_clock]
+    if not kinds:
+        return frozenset()
+    usual = max(dict.fromkeys(kinds), key=kinds.count)
+    return frozenset(run.run for run in study.runs if run.run in busy.whole_clock and hardware(run) == usual)
+
+
+def _finding(study: StudyView, timed: frozenset[str]) -> str:
+    told = [_three(contrast) for contrast in contrasts(study) if contrast.delta is not None]
+    withheld = [label(run_label(run)) for run in study.runs if run.run not in timed]
+    note = f" Third panel without {listed(withheld)} ({CONTENDED})." if withheld else ""
+    return (f"Difference at equal steps / samples / seconds: {' · '.join(told)}." if told else "") + note
+
+
+def _three(contrast: Contrast) -> str:
+    readings = (contrast.equal_steps, contrast.equal_samples, contrast.equal_time)
+    return f"{label(contrast.arm, 16)} {' / '.join(signed(reading.delta, 2) for reading in readings)}"
+
+
+def _draw_panel(axes: Axes, study: StudyView, metric: str, title: str, cost: Cost) -> None:
+    styles = arm_styles(study)
+    named: set[str] = set()
+    for run in study.runs:
+        points = _costed(run, metric, cost)
+        if not points:
+            continue
+        style = styles[run.arm]
+        axes.plot(
+            [x for x, _ in points], [y for _, y in points], color=style.colour, marker=style.marker, markersize=4,
+            linewidth=1.5, alpha=1.0 if run.arm not in named else 0.55,
+            label=label(run.arm, 16) if run.arm not in named else "_nolegend_",
+        )  # fmt: skip
+        named.add(run.arm)
+        mark_end(axes, run, *points[-1], with_text=False)
+    if not named:
+        axes.text(0.5, 0.5, CONTENDED if "seconds" in title else "not known", transform=axes.transAxes, ha="center")
+    axes.set_xlabel(title)
+    axes.set_xlim(left=0)
+
+
+def _costed(run: RunView, metric: str, cost: Cost) -> list[tuple[float, float]]:
+    found = curve(run, metric)
+    points = [(cost(run, step), value) for step, value in zip(found.steps, found.values, strict=True)]
+    return [(x, y) for x, y in points if x is not None and math.isfinite(y)]

@@ -1,0 +1,147 @@
+"""What the numbers of a study say, in sober sentences: for the headline, for the tables and above the figures. Pure.
+
+No sentence says "better" from an interval over samples; the words are lower, higher, within seed spread, and how many
+seeds stand behind them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from reports.contrasts import WITHIN, Contrast
+from reports.readings import is_complete, last, run_label, state_of
+from reports.study import RunView, StudyView
+from reports.wording import counted, label, listed, number, signed
+
+SIGNIFICANT = 0.05
+ENDED_EARLY = frozenset({"aborted", "failed", "lost", "preempted", "cancelled"})
+
+
+def ended_early(run: RunView) -> bool:
+    """Whether a run ended before all its steps were done."""
+    return state_of(run) in ENDED_EARLY
+
+
+def ending(run: RunView) -> str:
+    """`aborted at step 600: why`, or the bare state of a run that did not end early."""
+    if not ended_early(run):
+        return state_of(run)
+    rule = next((verdict.rule for verdict in reversed(run.verdicts) if verdict.action == "abort"), "")
+    why = run.reason or rule
+    return f"{state_of(run)} at step {run.step}" + (f": {why}" if why else "")
+
+
+def short_ending(run: RunView) -> str:
+    """`aborted at 600 (regress)`: for a mark in a figure."""
+    rule = next((verdict.rule for verdict in reversed(run.verdicts) if verdict.action == "abort"), "")
+    rule = rule or run.state.partition("(")[2].rstrip(")")
+    return f"{state_of(run)} at {run.step}" + (f" ({rule})" if rule and ended_early(run) else "")
+
+
+def states(study: StudyView) -> str:
+    """`5 runs: 4 finished, 1 aborted`."""
+    counts = Counter(state_of(run) for run in study.runs)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    return f"{counted(len(study.runs), 'run')}: {told}" if told else "no runs yet"
+
+
+def better_is(direction: str) -> str:
+    """Which way the metric is meant to go."""
+    return "higher is better" if direction == "max" else "lower is better"
+
+
+def reading(contrast: Contrast) -> str:
+    """What may be said of a contrast: within seed spread, not shown, or lower/higher with its word."""
+    if contrast.delta is None:
+        return f"n/a: {contrast.why_not}"
+    if contrast.within_seed_spread:
+        return WITHIN
+    if contrast.delta == 0 or (contrast.interval is not None and contrast.interval.includes_zero):
+        return "no difference shown"
+    side = "lower" if contrast.delta < 0 else "higher"
+    spread = "seed spread not known" if contrast.seed_floor is None else "beyond seed spread"
+    if contrast.word == "supported" and contrast.p_holm is not None and contrast.p_holm > SIGNIFICANT:
+        return f"indicative: {side}, {spread}, p above {SIGNIFICANT} after Holm"
+    return f"{contrast.word}: {side}, {spread}"
+
+
+def short_reading(contrast: Contrast) -> str:
+    """The same for the line above a figure."""
+    if contrast.delta is None:
+        return f"{contrast.arm}: not comparable"
+    told = reading(contrast).removeprefix(f"{contrast.word}: ").removeprefix("indicative: ")
+    early = any(not is_complete(run) for pair in contrast.pairs for run in (pair.arm, pair.baseline))
+    where = f" at step {contrast.pairs[0].arm_step}" if early else ""
+    return f"{contrast.arm} {signed(contrast.delta, 2)}{where} ({told})"
+
+
+def short_findings(found: Sequence[Contrast]) -> str:
+    """All contrasts in the line above a figure, with how much their seeds can carry; empty when there are none."""
+    if not found:
+        return ""
+    told = " · ".join(label(short_reading(contrast), 70) for contrast in found)
+    words = {contrast.word: contrast.paired_seeds for contrast in found if contrast.delta is not None}
+    carried = listed([f"{word} ({counted(seeds, 'paired seed')})" for word, seeds in sorted(words.items())])
+    return f"{told}. " + (f"Evidence: {carried}. " if carried else "")
+
+
+def sentence(contrast: Contrast) -> str:
+    """A contrast in one sentence with every number that limits it."""
+    if contrast.delta is None:
+        return f"{contrast.arm} against {contrast.baseline}: n/a, {contrast.why_not}."
+    parts = [
+        f"{contrast.arm} against {contrast.baseline}: {contrast.metric} {signed(contrast.delta)} "
+        f"({better_is(contrast.direction)})",
+        f"seed floor {number(contrast.seed_floor, 3)}"
+        if contrast.seed_floor is not None
+        else f"{contrast.baseline} has fewer than two seeds, so its seed spread is not known",
+        counted(contrast.paired_seeds, "paired seed"),
+    ]
+    notes = "".join(f" {_capital(note)}." for note in contrast.notes)
+    return f"{'; '.join(parts)}. {_capital(reading(contrast))}.{notes}"
+
+
+def cannot_be_said(study: StudyView, found: tuple[Contrast, ...]) -> list[str]:
+    """The limits of this study, one sentence each."""
+    limits = []
+    weak = [contrast.arm for contrast in found if contrast.delta is not None and contrast.paired_seeds < 3]
+    if weak:
+        limits.append(
+            f"With fewer than 3 paired seeds ({listed(weak)}) a contrast is a screening: it says which arm deserves "
+            "more seeds, not which method is better."
+        )
+    if any(contrast.interval is not None and contrast.interval.kind == "samples" for contrast in found):
+        limits.append(
+            "An interval over samples speaks of one pair of checkpoints and these samples; two seeds of one arm can "
+            "differ by more than its width."
+        )
+    unknown = sorted({c.baseline for c in found if c.delta is not None and c.seed_floor is None})
+    if unknown:
+        limits.append(f"Without a second seed of {listed(unknown)} no seed floor is known: nothing is ruled out.")
+    early = [run_label(run) for run in study.runs if ended_early(run)]
+    if early:
+        limits.append(
+            f"{listed(early)} ended early and {'is' if len(early) == 1 else 'are'} compared at the last common step "
+            "only; an abort is not a score."
+        )
+    waiting = [run_label(run) for run in study.runs if state_of(run) not in ENDED_EARLY | {"finished"}]
+    if waiting:
+        limits.append(f"{listed(waiting)} {'is' if len(waiting) == 1 else 'are'} not done: these numbers will change.")
+    limits.append("All numbers hold for this data, model size and schedule; nothing here was tried at another.")
+    return limits
+
+
+def headline(study: StudyView, found: tuple[Contrast, ...]) -> list[str]:
+    """What can be said, one sentence each."""
+    if study.primary is None:
+        return ["The study declares no primary metric, so its arms are not ranked; the loss curves are shown."]
+    if not any(last(run, study.primary.metric) for run in study.runs):
+        return [f"No run has reported {study.primary.metric} yet: nothing can be compared."]
+    if not found:
+        return ["No arm names a baseline, so there is nothing to contrast; the values stand for themselves."]
+    return [sentence(contrast) for contrast in found]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,208 @@
+"""Answers the requests of commands: what a person asked for becomes rows, or a refusal that says why.
+
+Each answer stands in the same transaction as what it promises, so a request is carried out once, whatever dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from provisioning.base import ProvisioningError
+from runner.errors import ArmatureError, UsageError
+from runner.home import Home
+from runner.places import Places
+from runner.plan import Capacity, Intent, KnownRun, Plan, PlannedRun, make_plan
+from runner.records import ENDED, Health, RunState
+from runner.spec.models import ResolvedArm, from_json, study_document
+from runner.store import changes, tables
+from runner.store.facts import StoredRun, read_run
+from runner.store.requests import Request
+from runner.store.session import Session
+
+
+class Accept:
+    """The controller's side of `requests`: launch, stop, resume."""
+
+    def __init__(self, session: Session, home: Home, places: Places, now: Callable[[], float]) -> None:
+        self._session = session
+        self._home = home
+        self._places = places
+        self._now = now
+
+    def __call__(self, request: Request) -> None:
+        """Carry out one request and answer it; a wrong one is refused and changes nothing."""
+        act = {"launch": self._launch, "stop": self._stop, "resume": self._resume}[request.kind]
+        try:
+            act(request)
+        except (UsageError, ProvisioningError) as error:
+            self._refuse(request, str(error))
+        except ArmatureError as error:
+            if error.exit_code != UsageError.exit_code:
+                raise
+            self._refuse(request, str(error))
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        with self._session.transaction() as connection:
+            changes.answer(connection, request.id, False, reason, self._now())
+
+    def _launch(self, request: Request) -> None:
+        payload = request.payload
+        self._places.request_slots(payload["provider"], payload["slots"])
+        arms = [from_json(entry["document"]) for entry in payload["arms"]]
+        capacity = self._capacity(arms)
+        with self._session.transaction() as connection:
+            plan = make_plan(
+                arms,
+                {arm.name: entry["snapshot"]["hash"] for arm, entry in zip(arms, payload["arms"], strict=True)},
+                known_runs(connection),
+                capacity=capacity,
+                fresh=payload["fresh"],
+            )
+            self._store_studies(connection, arms, payload)
+            entries = {arm.name: (arm, entry) for arm, entry in zip(arms, payload["arms"], strict=True)}
+            for planned in plan.runs:
+                arm, entry = entries[f"{planned.study}/{planned.arm}"]
+                self._carry_out(connection, request.id, planned, arm, entry)
+            changes.answer(connection, request.id, True, summary(plan), self._now())
+
+    def _capacity(self, arms: Sequence[ResolvedArm]) -> Capacity:
+        shapes = {(arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib) for arm in arms}
+        return capacity_of(self._places.slots(shapes))
+
+    def _store_studies(self, connection: Connection, arms: Sequence[ResolvedArm], payload: Mapping[str, Any]) -> None:
+        for arm in {arm.study: arm for arm in reversed(arms)}.values():
+            document = study_document(arm)
+            stored = connection.execute(
+                select(tables.studies.c.document).where(tables.studies.c.study == arm.study)
+            ).scalar_one_or_none()
+            lint = payload["lint"].get(arm.study, [])
+            if stored is None:
+                connection.execute(
+                    insert(tables.studies).values(
+                        study=arm.study, document=document, source=arm.path, lint=lint, created=self._now()
+                    )
+                )
+                continue
+            connection.execute(
+                update(tables.studies)
+                .where(tables.studies.c.study == arm.study)
+                .values(document=document, source=arm.path, lint=lint)
+            )
+            if stored != document:
+                changes.add_event(
+                    connection, self._now(), "amended", "study-level keys were replaced with --amend", study=arm.study,
+                    data={"before": stored, "after": document},
+                )  # fmt: skip
+
+    def _carry_out(
+        self, connection: Connection, launch: int, planned: PlannedRun, arm: ResolvedArm, entry: Mapping[str, Any]
+    ) -> None:
+        if planned.intent is Intent.RESTART:
+            run = read_run(connection, planned.folder)
+            changes.set_run(connection, run.run, arm_document=entry["document"], launch=launch)
+            _requeue(connection, run, "launched again", "last", self._now())
+        if planned.intent is not Intent.START:
+            return
+        now = self._now()
+        connection.execute(
+            insert(tables.runs).values(
+                run=planned.folder, id=planned.id, study=planned.study, arm=planned.arm, seed=planned.seed,
+                generation=planned.generation, arm_order=planned.arm_order, launch=launch, identity=planned.identity,
+                arm_document=entry["document"], snapshot=entry["snapshot"], provenance=entry["provenance"],
+                steps_total=planned.steps, state=RunState.QUEUED, health=Health.UNKNOWN, overridden=[],
+                created=now, changed=now,
+            )
+        )  # fmt: skip
+        changes.add_event(connection, now, "queued", planned.sentence, study=planned.study, run=planned.folder)
+        if planned.supersedes is not None:
+            self._supersede(connection, planned)
+
+    def _supersede(self, connection: Connection, planned: PlannedRun) -> None:
+        """The older generation keeps everything it has; it stops waiting or training, with a checkpoint."""
+        runs = tables.runs
+        older = connection.execute(select(runs.c.run, runs.c.state).where(runs.c.id == planned.supersedes)).one()
+        values: dict[str, Any] = {"superseded_by": planned.id}
+        if older.state not in ENDED:
+            values["stop_wanted"] = f"superseded by {planned.id}"
+        changes.set_run(connection, older.run, **values)
+
+    def _stop(self, request: Request) -> None:
+        with self._session.transaction() as connection:
+            stopped = []
+            for name in request.payload["runs"]:
+                run = read_run(connection, name)
+                if run.state not in ENDED:
+                    changes.set_run(connection, run.run, stop_wanted=request.payload["reason"])
+                    stopped.append(run.id)
+            message = f"stopping {len(stopped)} runs" if stopped else "nothing to stop: every run has ended already"
+            changes.answer(connection, request.id, True, message, self._now())
+
+    def _resume(self, request: Request) -> None:
+        name = request.payload.get("run")
+        if name is None:
+            with self._session.transaction() as connection:
+                changes.answer(connection, request.id, True, "the controller is at work", self._now())
+            return
+        with self._session.transaction() as connection:
+            run = read_run(connection, name)
+            _check_resumable(run)
+            _requeue(
+                connection,
+                run,
+                f"resumed by a person from {request.payload['from']}",
+                request.payload["from"],
+                self._now(),
+            )
+            changes.answer(connection, request.id, True, f"{run.id} is queued again", self._now())
+
+
+def capacity_of(slots: Mapping[tuple[int, int, float], Sequence[Any]]) -> Capacity:
+    """How many runs the host can hold at once, from the slots cut for each shape."""
+    return Capacity(
+        cpu_slots=max((len(found) for shape, found in slots.items() if not shape[0]), default=0),
+        gpu_slots=max((len(found) for shape, found in slots.items() if shape[0]), default=0),
+    )
+
+
+def known_runs(connection: Connection) -> tuple[KnownRun, ...]:
+    """Every run that a plan must know of."""
+    return tuple(
+        KnownRun(row.study, row.arm, row.seed, row.id, row.identity, row.generation, RunState(row.state))
+        for row in connection.execute(select(tables.runs))
+    )
+
+
+def summary(plan: Plan) -> str:
+    """One line about what a launch starts."""
+    new = len(plan.to_run)
+    if not new:
+        return "nothing new to start"
+    return f"{new} of {len(plan.runs)} runs queued"
+
+
+def _check_resumable(run: StoredRun) -> None:
+    if run.state is RunState.FINISHED:
+        raise UsageError(f"{run.id} has finished all its steps; `runner launch … --fresh` runs it again")
+    if run.state not in ENDED:
+        raise UsageError(f"{run.id} is {run.state} already; `runner status --watch` shows it")
+
+
+def _requeue(connection: Connection, run: StoredRun, reason: str, start: str, now: float) -> None:
+    """A new attempt. A person who resumes an aborted run overrides that rule: it may not stop this run again."""
+    overridden = list(run.overridden)
+    if run.state is RunState.ABORTED:
+        overridden = sorted({*overridden, run.rule})
+        reason = f"{reason}; the abort by {run.rule} is overridden and that rule is off for this run"
+    changes.set_run(
+        connection,
+        run.run,
+        overridden=overridden,
+        resume_from=start,
+        verdict=None,
+        health=Health.UNKNOWN,
+        stop_wanted=None,
+    )
+    changes.move_run(connection, run.run, RunState.QUEUED, reason, now)

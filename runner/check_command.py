@@ -1,0 +1,137 @@
+"""`runner check`, and the plan as a document and as a page: runs, waves, slots, disk, time, fairness."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE
+from runner.home import find_home
+from runner.launching import Options, Prepared, prepare
+from runner.screen import printable
+from runner.spec import document
+from runner.spec.lint import blocking
+
+
+def check(
+    paths: Sequence[Path], options: Options, home_path: Path | None, *, resolve: bool, strict: bool, as_json: bool
+) -> int:
+    """Print the plan (or the resolved configurations) and return 2 on fairness errors, 1 on warnings with `strict`."""
+    prepared = prepare(find_home(home_path), paths, options)
+    if resolve:
+        _print_resolved(prepared, as_json)
+    elif as_json:
+        print(json.dumps(plan_document(prepared)))
+    else:
+        print_plan(prepared)
+    remarks = [remark for found in prepared.remarks.values() for remark in found]
+    if blocking(remarks):
+        return EXIT_USAGE
+    warned = any(remark.severity == "W" and not remark.allowed for remark in remarks)
+    return EXIT_RUN_FAILED if strict and warned else EXIT_OK
+
+
+def plan_document(prepared: Prepared) -> dict[str, Any]:
+    """The plan as JSON values."""
+    return {
+        "home": str(prepared.home.root),
+        "runs": [
+            {
+                "run": run.id,
+                "study": run.study,
+                "arm": run.arm,
+                "seed": run.seed,
+                "generation": run.generation,
+                "intent": str(run.intent),
+                "says": run.sentence,
+                "steps": run.steps,
+                "wave": run.wave,
+                "run_dir": run.folder,
+            }
+            for run in prepared.plan.runs
+        ],
+        "waves": [list(wave) for wave in prepared.plan.waves],
+        "slots": sorted({slot.name for slots in prepared.slots.values() for slot in slots}),
+        "disk_mib": prepared.plan.disk_mib,
+        "hours": prepared.plan.hours,
+        "lint": [
+            {"study": study, "rule": one.rule, "severity": one.severity, "message": one.message, "allowed": one.allowed}
+            for study, remarks in prepared.remarks.items()
+            for one in remarks
+        ],
+        "arms": [
+            {
+                "arm": arm.name,
+                "parameters": arm.check.parameters if arm.check else None,
+                "memory_mib": arm.check.memory_mib if arm.check else None,
+                "flops_per_sample": arm.check.flops_per_sample if arm.check else None,
+                "notes": list(arm.check.notes) if arm.check else [],
+                "code": {
+                    "hash": prepared.snapshots[arm.name].hash,
+                    "files": len(prepared.snapshots[arm.name].files),
+                    "size_bytes": prepared.snapshots[arm.name].size_bytes,
+                    "left_out": [[one.path, one.reason] for one in prepared.snapshots[arm.name].left_out],
+                },
+            }
+            for arm in prepared.arms
+        ],
+    }
+
+
+def print_plan(prepared: Prepared, *, brief: bool = False) -> None:
+    """The plan for a person, on stdout."""
+    for line in _plan_lines(prepared, brief):
+        print(printable(line))
+
+
+def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
+    for run in prepared.plan.runs:
+        wave = "" if run.wave is None or brief else f"   wave {run.wave + 1}"
+        yield f"{run.name}  {run.id}  {run.sentence}{wave}"
+    for study, remarks in prepared.remarks.items():
+        for remark in remarks:
+            note = f" (allowed: {remark.allowed})" if remark.allowed else ""
+            yield f"{study}  {remark.rule} {_severity(remark.severity)}: {remark.message}{note}"
+    if brief:
+        return
+    yield ""
+    yield from _needs(prepared)
+
+
+def _severity(letter: str) -> str:
+    return {"E": "error", "W": "warning", "N": "note"}[letter]
+
+
+def _needs(prepared: Prepared) -> Iterator[str]:
+    slots = sorted({slot.name for found in prepared.slots.values() for slot in found})
+    shared = any(slot.shares_cores for found in prepared.slots.values() for slot in found)
+    yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
+    plan = prepared.plan
+    yield f"waves  {len(plan.waves)}: {'; '.join(', '.join(wave) for wave in plan.waves) or 'nothing to start'}"
+    yield "disk   " + ("unknown" if plan.disk_mib is None else f"about {plan.disk_mib:.0f} MiB of checkpoints")
+    time = "unknown until an arm has run here once" if plan.hours is None else f"about {plan.hours * 60:.0f} min"
+    yield f"time   {time}"
+    for arm in prepared.arms:
+        snapshot = prepared.snapshots[arm.name]
+        size = "" if arm.check is None or arm.check.parameters is None else f"{arm.check.parameters:,} parameters, "
+        memory = "" if arm.check is None or arm.check.memory_mib is None else f"about {arm.check.memory_mib:.0f} MiB, "
+        yield f"{arm.name}  {size}{memory}code {snapshot.hash[:12]} ({len(snapshot.files)} files)"
+        for note in arm.check.notes if arm.check else ():
+            yield f"  {note}"
+        for left in snapshot.left_out[:8]:
+            yield f"  left out: {left.path} ({left.reason})"
+
+
+def _print_resolved(prepared: Prepared, as_json: bool) -> None:
+    """One configuration for each arm (its first seed), exactly as a run folder would hold it."""
+    import yaml
+
+    runs = {(run.study, run.arm, run.seed): run.id for run in prepared.plan.runs}
+    documents = [document(arm, arm.seeds[0], runs[arm.study, arm.arm, arm.seeds[0]]) for arm in prepared.arms]
+    if as_json:
+        print(json.dumps(documents if len(documents) > 1 else documents[0]))
+    else:
+        yaml.safe_dump_all(documents, sys.stdout, sort_keys=False, explicit_start=len(documents) > 1)

@@ -1,0 +1,201 @@
+"""The command `runner`: parses, prints, and maps errors to exit codes. A room is imported only when its command runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ArmatureError
+
+LATER = ("backtest", "autopsy", "diff", "doctor", "gc", "offers", "extend", "export")
+"""Commands of the format whose behaviour this version does not have."""
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Armature: launch the arms of an ablation study, go to sleep, read a comparison you can trust.",
+)
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Where everything is kept (default $RUNNER_HOME or ./runs).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+ArmFiles = Annotated[list[Path], typer.Argument(help="Arm files, for example arms/*.yaml.", show_default=False)]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: change a dotted key in every arm.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="0-5 or 0,2,4: instead of the arms' own seeds.")]
+Arms = Annotated[str | None, typer.Option("--arms", help="A,C: only these arms of the files.")]
+Slots = Annotated[int | None, typer.Option("--slots", help="How many runs at once (default: as many as fit the host).")]
+ProviderOption = Annotated[str, typer.Option("--provider", help="Where to run: local.")]
+Allow = Annotated[
+    list[str] | None, typer.Option("--allow", help="RULE=reason: accept a fairness error; the report says why.")
+]
+
+
+@app.command()
+def launch(
+    arm_files: ArmFiles,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and touch nothing.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the launch is accepted.")] = False,
+    provider: ProviderOption = "local",
+    slots: Slots = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Never ask (free slots need no confirmation).")] = False,
+    sets: Sets = None,
+    seeds: Seeds = None,
+    arms: Arms = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run again what has run already, as a new generation.")
+    ] = False,
+    amend: Annotated[bool, typer.Option("--amend", help="Replace the stored study-level keys.")] = False,
+    allow: Allow = None,
+) -> None:
+    """Train the arms: one run for each arm and seed, one slot for each run."""
+    from runner import launch_command
+    from runner.launching import Options
+
+    options = Options(tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, tuple(allow or ()))
+    raise typer.Exit(launch_command.launch(arm_files, options, home, dry_run=dry_run, detach=detach, as_json=as_json))
+
+
+@app.command()
+def check(
+    arm_files: ArmFiles,
+    resolve: Annotated[bool, typer.Option("--resolve", help="Print the resolved configuration of each run.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings of the fairness lint end in exit code 1.")] = False,
+    provider: ProviderOption = "local",
+    slots: Slots = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    sets: Sets = None,
+    seeds: Seeds = None,
+    arms: Arms = None,
+    amend: Annotated[bool, typer.Option("--amend", help="Plan as `launch --amend` would.")] = False,
+    allow: Allow = None,
+) -> None:
+    """Say what a launch would do and whether the comparison is fair. Touches nothing."""
+    from runner import check_command
+    from runner.launching import Options
+
+    options = Options(tuple(sets or ()), seeds, arms, slots, provider, False, amend, tuple(allow or ()))
+    raise typer.Exit(check_command.check(arm_files, options, home, resolve=resolve, strict=strict, as_json=as_json))
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(help="Only this study.", show_default=False)] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and refresh until every run has ended.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the runs: state, health, progress, primary metric."""
+    from runner import person_commands
+
+    raise typer.Exit(person_commands.status(home, study, watch=watch, as_json=as_json))
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run: id, unique prefix, or study/arm-s0.", show_default=False)],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Stay until the run has ended.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Print what a run's latest attempt wrote to stdout and stderr."""
+    from runner import person_commands
+
+    raise typer.Exit(person_commands.logs(home, run, follow=follow))
+
+
+@app.command()
+def stop(
+    name: Annotated[str | None, typer.Argument(help="A run or a study.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every run of this home.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the runs have ended.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Stop runs; each writes a checkpoint first, and `resume` continues it."""
+    from runner import person_commands
+
+    raise typer.Exit(person_commands.stop(home, name, everything=everything, wait=wait))
+
+
+@app.command()
+def resume(
+    run: Annotated[
+        str | None, typer.Argument(help="A run; without one, adopt what is running.", show_default=False)
+    ] = None,
+    start: Annotated[str, typer.Option("--from", help="best or last: which checkpoint to continue from.")] = "last",
+    home: HomeOption = None,
+) -> None:
+    """Start the controller again and go on; with RUN, a new attempt of it."""
+    from runner import person_commands
+
+    raise typer.Exit(person_commands.resume(home, run, start))
+
+
+@app.command()
+def report(
+    study: Annotated[str, typer.Argument(help="A study.", show_default=False)],
+    home: HomeOption = None,
+) -> None:
+    """Write a study's report: Markdown, figures and CSV."""
+    from runner import report_command
+
+    raise typer.Exit(report_command.report(home, study))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder for the new arm.", show_default=False)] = Path("my-study"),
+) -> None:
+    """Write a commented arm for your own training script."""
+    from runner import starter
+
+    raise typer.Exit(_print_started(starter.init(folder)))
+
+
+def _print_started(written: Any) -> int:
+    for path in written:
+        typer.echo(f"wrote {path}")
+    first = next(path for path in written if str(path).endswith(".yaml"))
+    typer.echo(f"next: runner check {first}")
+    return EXIT_OK
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `runner status | head` must not end in a traceback
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; errors are one line on stderr."""
+    planned = next((word for word in arguments[:1] if word in LATER), None)
+    if planned is not None:
+        known = ", ".join(
+            sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback)
+        )
+        print(f"runner: {planned}: not in this version; commands: {known}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        app(arguments, prog_name="runner")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else EXIT_OK
+    except ArmatureError as error:
+        from runner.screen import printable
+
+        print(f"runner: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""The one process that decides: observe -> judge -> schedule -> perform, round after round.
+
+It may be killed at any line. Everything it knows is in the database and the run folders, every process it started has
+a supervisor of its own, and the next controller takes up where this one was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from provisioning import PROVIDERS
+from provisioning.base import HostLost, Provider
+from runner.accept import Accept
+from runner.clock import Clock, SystemClock
+from runner.detach import SUPERVISOR, shell_environment, start_report
+from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, HomeError
+from runner.follow import Follow
+from runner.home import Home, create_home
+from runner.lock import HomeLock
+from runner.observe import checkpoints
+from runner.perform import Perform
+from runner.places import Places
+from runner.records import ENDED, AttemptKind, RunState
+from runner.schedule import Action, AttemptFacts, Exit, Phase, RunFacts, schedule
+from runner.spec.models import from_json
+from runner.store import changes, history, requests
+from runner.store.database import create_or_upgrade
+from runner.store.facts import StoredAttempt, StoredRun, open_runs
+from runner.store.session import Session
+
+ROUND_S = 0.5
+Report = Callable[[Home, str], "subprocess.Popen[bytes]"]
+
+
+class Controller:
+    """One home's rounds. Clock, session, providers and environment are injected; `step` is one round."""
+
+    def __init__(
+        self,
+        home: Home,
+        session: Session,
+        providers: Mapping[str, Provider],
+        clock: Clock,
+        environment: Mapping[str, str],
+        report: Report = start_report,
+    ) -> None:
+        self._home = home
+        self._session = session
+        self._clock = clock
+        self._places = Places(session, providers, clock.now)
+        self._follow = Follow(session, home, self._places, clock.now)
+        self._perform = Perform(session, home, self._places, clock.now, environment)
+        self._accept = Accept(session, home, self._places, clock.now)
+        self._report = report
+        self._reports: dict[str, subprocess.Popen[bytes]] = {}
+        self._troubles: set[tuple[str, str]] = set()
+        self._repeat_stops()
+
+    def step(self) -> bool:
+        """One round; says whether there is anything left to wait for."""
+        asked = self._answer_requests()
+        for run in self._open_runs():
+            if run.attempt is not None and run.attempt.phase in (Phase.INTENDED, Phase.LIVE):
+                self._guarded(run, self._follow)
+        runs = self._open_runs()
+        facts = [self._facts(run) for run in runs]
+        by_id = {run.run: run for run in runs}
+        slots = self._places.slots(fact.shape for fact in facts) if facts else {}
+        for action in schedule(facts, slots):
+            self._guarded(by_id[action.run], self._carrying_out(action))
+        reporting = self._write_reports()
+        return bool(asked or runs or reporting)
+
+    def _carrying_out(self, action: Action) -> Callable[[StoredRun], None]:
+        return lambda _run: self._perform(action)
+
+    def let_go(self) -> bool:
+        """Give back what we hold, once nothing is left to do; False while that is not proven."""
+        return self._places.release_all()
+
+    def close(self) -> None:
+        """Leave everything running and let go of connections."""
+        self._places.close()
+        self._session.close()
+
+    def _open_runs(self) -> tuple[StoredRun, ...]:
+        with self._session.reading() as connection:
+            return open_runs(connection)
+
+    def _answer_requests(self) -> bool:
+        with self._session.reading() as connection:
+            waiting = requests.pending(connection)
+        for request in waiting:
+            self._accept(request)
+        return bool(waiting)
+
+    def _guarded(self, run: StoredRun, act: Callable[[StoredRun], None]) -> None:
+        """One run's trouble must not stop the others: it becomes that run's event, with its traceback, once."""
+        try:
+            act(run)
+        except HostLost as error:
+            self._record_trouble(run, str(error), "")
+        except Exception as error:  # the one broad except: see above
+            if isinstance(error, HomeError):
+                raise
+            self._record_trouble(run, f"{type(error).__name__}: {error}", traceback.format_exc())
+            self._give_up_if_stuck(run, error)
+
+    def _record_trouble(self, run: StoredRun, reason: str, details: str) -> None:
+        if (run.run, reason) in self._troubles:
+            return
+        self._troubles.add((run.run, reason))
+        print(f"{run.study}/{run.arm}-s{run.seed}: {reason}\n{details}", file=sys.stderr, flush=True)
+        with self._session.transaction() as connection:
+            changes.add_event(
+                connection, self._clock.now(), "trouble", reason, study=run.study, run=run.run,
+                attempt=run.attempt.number if run.attempt else None, data={"traceback": details},
+            )  # fmt: skip
+
+    def _give_up_if_stuck(self, run: StoredRun, error: Exception) -> None:
+        """A run that cannot be staged or started has failed; one that is training goes on."""
+        with self._session.transaction() as connection:
+            state = history.state_of(connection, run.run)
+            if state in (RunState.PLACED, RunState.STAGING, RunState.STARTING):
+                reason = f"it could not be started: {error}"
+                changes.move_run(connection, run.run, RunState.FAILED, reason, self._clock.now(), rule="staging")
+
+    def _repeat_stops(self) -> None:
+        """A stop that was decided may not have been told: tell it again."""
+        for run in self._open_runs():
+            stopping = run.attempt is not None and run.attempt.stop_reason and run.attempt.phase == Phase.LIVE
+            if run.state is RunState.STOPPING and stopping:
+                self._guarded(run, self._perform.send_stop)
+
+    def _facts(self, run: StoredRun) -> RunFacts:
+        arm = from_json(run.arm_document)
+        shape = (arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib)
+        with self._session.reading() as connection:
+            last_step = history.last_step(connection, run.run)
+        verdict = run.verdict or {}
+        return RunFacts(
+            run=run.run,
+            order=(run.launch, run.seed, run.arm_order),
+            state=run.state,
+            is_trainer=arm.command is None,
+            shape=shape,
+            steps_total=run.steps_total,
+            last_step=last_step,
+            attempt=None if run.attempt is None else _attempt_facts(run.attempt),
+            abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
+            stop_wanted=run.stop_wanted,
+            stopping_rule=run.rule if run.state is RunState.STOPPING else "",
+            stopping_reason=run.reason if run.state is RunState.STOPPING else "",
+            has_checkpoint=run.attempt is not None and self._has_checkpoint(run),
+        )
+
+    def _has_checkpoint(self, run: StoredRun) -> bool:
+        assert run.attempt is not None
+        if run.state not in (RunState.QUEUED, RunState.STOPPING):
+            return False
+        shell = self._places.by_lease(run.attempt.lease).shell
+        return bool(checkpoints(shell, self._home.root / run.run))
+
+    def _write_reports(self) -> bool:
+        """A study whose runs have all ended gets its report, written by a child; says whether one is being written."""
+        with self._session.reading() as connection:
+            due = history.studies_without_report(connection, [str(state) for state in ENDED])
+        for study in due:
+            if study not in self._reports:
+                self._reports[study] = self._report(self._home, study)
+        for study, process in list(self._reports.items()):
+            code = process.poll()
+            if code is not None:
+                del self._reports[study]
+                self._note_report(study, code)
+        return bool(self._reports)
+
+    def _note_report(self, study: str, code: int) -> None:
+        path = self._home.report(study) / "report.md"
+        said = f"written to {path}" if code == 0 else f"exit code {code}; see {self._home.log}"
+        with self._session.transaction() as connection:
+            changes.add_event(connection, self._clock.now(), "report", said, study=study, data={"code": code})
+
+
+def _attempt_facts(attempt: StoredAttempt) -> AttemptFacts:
+    ended = attempt.exit
+    return AttemptFacts(
+        number=attempt.number,
+        kind=AttemptKind(attempt.kind),
+        phase=Phase(attempt.phase),
+        slot=attempt.slot,
+        stop_sent=attempt.stop_reason is not None,
+        reported=attempt.phase != Phase.INTENDED and attempt.identity is not None,
+        exit=None
+        if ended is None
+        else Exit(ended.get("code"), ended.get("signal"), ended.get("cause", ""), ended.get("error") or ""),
+        last_words="" if ended is None else ended.get("last_words", ""),
+    )
+
+
+def run_rounds(controller: Controller, home: Home, clock: Clock, wants_to_stop: Callable[[], bool]) -> None:
+    """Rounds until nothing is left to do, a signal came or the home vanished. Leaves every training alive."""
+    while not wants_to_stop():
+        if not home.database.exists():
+            raise HomeError(f"{home.root}: the home vanished; what is running goes on without a controller")
+        if not controller.step() and controller.let_go():
+            return
+        clock.sleep(ROUND_S)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Be the controller of a home, unless it has one already."""
+    parser = argparse.ArgumentParser(prog="runner.controller", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    home = Home(parser.parse_args(arguments).home.absolute())
+    stop = _on_signal()
+    lock = HomeLock(home.lock)
+    try:
+        create_home(home)
+        while lock.acquire():
+            _serve(home, lock, stop)
+            lock.release()
+            # A request that came in between the last look and the release found the lock held: look once more.
+            if stop() or not _asked(home):
+                return EXIT_OK
+    except ArmatureError as error:
+        print(f"runner.controller: {error}", file=sys.stderr, flush=True)
+        return EXIT_INFRASTRUCTURE
+    return EXIT_OK
+
+
+def _serve(home: Home, lock: HomeLock, stop: Callable[[], bool]) -> None:
+    clock = SystemClock()
+    create_or_upgrade(home, lock)
+    session = Session(home.database, pid=os.getpid(), now=clock.now())
+    environment = shell_environment(os.environ)
+    providers = {name: make(str(SUPERVISOR), environment) for name, make in PROVIDERS.items()}
+    controller = Controller(home, session, providers, clock, environment)
+    try:
+        run_rounds(controller, home, clock, stop)
+    finally:
+        controller.close()
+
+
+def _asked(home: Home) -> bool:
+    from runner.store.database import reading
+
+    with reading(home) as connection:
+        return bool(requests.pending(connection))
+
+
+def _on_signal() -> Callable[[], bool]:
+    """SIGTERM and SIGINT end the rounds; whatever is running lives on under its supervisors."""
+    asked: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, remember)
+    signal.signal(signal.SIGINT, remember)
+    return lambda: bool(asked)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""`runner launch`: prepare, ask, then look on as a viewer that may leave at any time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from runner.check_command import plan_document, print_plan
+from runner.errors import EXIT_OK, EXIT_USAGE
+from runner.home import Home, find_home
+from runner.launching import Options, Prepared, commit, ensure_controller, prepare, refuse_unfair, wait_for_answer
+from runner.lock import is_held
+from runner.plan import Intent
+from runner.store import requests
+from runner.store.database import reading
+from runner.store.history import report_outcome
+from runner.store.status import read_status
+from runner.view import exit_code, leave_or_stop, say, watch
+
+REPORT_WITHIN_S = 300.0
+
+
+def launch(
+    paths: Sequence[Path], options: Options, home_path: Path | None, *, dry_run: bool, detach: bool, as_json: bool
+) -> int:
+    """Launch the arms and return the exit code: that of the runs, or 0 once accepted with `detach`."""
+    home = find_home(home_path)
+    prepared = prepare(home, paths, options)
+    if dry_run:
+        _show_plan(prepared, as_json)
+        return EXIT_OK
+    refuse_unfair(prepared)
+    answer = wait_for_answer(home, commit(prepared))
+    if not as_json:
+        print_plan(prepared, brief=True)
+        say(answer.message)
+    if not answer.accepted:
+        return EXIT_USAGE
+    chosen = [run.folder for run in prepared.plan.runs]
+    if detach:
+        if as_json:
+            print(json.dumps({"accepted": True, "message": answer.message, **plan_document(prepared)}))
+        else:
+            say("running without a viewer: `runner status --watch` shows it")
+        return EXIT_OK
+    return _look_on(home, prepared, chosen, as_json)
+
+
+def _show_plan(prepared: Prepared, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan_document(prepared)))
+    else:
+        print_plan(prepared)
+
+
+def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: bool) -> int:
+    console = Console(highlight=False, stderr=as_json, quiet=as_json)
+    since = time.time()
+
+    def keep_controller() -> None:
+        if not is_held(home.lock) and _has_open_runs(home, chosen):
+            ensure_controller(home)
+
+    try:
+        document = watch(home, console, runs=chosen, each_round=keep_controller)
+        fresh = any(run.intent is not Intent.NOTHING for run in prepared.plan.runs)
+        _await_reports(home, prepared, since if fresh else 0.0)
+    except KeyboardInterrupt:
+        return leave_or_stop(console, lambda: _stop(home, chosen))
+    if as_json:
+        print(json.dumps(document, allow_nan=False))
+    return max(exit_code(document), EXIT_OK)
+
+
+def _has_open_runs(home: Home, chosen: Sequence[str]) -> bool:
+    from runner.view import all_ended
+
+    with reading(home) as connection:
+        document = read_status(connection, time.time())
+    for entry in document["studies"]:
+        entry["runs"] = [run for run in entry["runs"] if run["run_dir"] in chosen]
+    return not all_ended(document)
+
+
+def _stop(home: Home, chosen: Sequence[str]) -> None:
+    requests.ask(home, "stop", {"runs": list(chosen), "reason": "stopped by a person"})
+    ensure_controller(home)
+
+
+def _await_reports(home: Home, prepared: Prepared, since: float) -> None:
+    """The controller's child writes a report once a study has ended; say where it is, or that it was not written."""
+    deadline = time.monotonic() + REPORT_WITHIN_S
+    for study in dict.fromkeys(arm.study for arm in prepared.arms):
+        while True:
+            with reading(home) as connection:
+                outcome = report_outcome(connection, study, since)
+            if outcome is not None:
+                say(f"report of {study}: {outcome}")
+                break
+            if time.monotonic() > deadline or not _study_ended(home, study):
+                say(f"the report of {study} comes when all of its runs have ended: runner report {study}")
+                break
+            time.sleep(0.2)
+
+
+def _study_ended(home: Home, study: str) -> bool:
+    from runner.view import all_ended
+
+    with reading(home) as connection:
+        document: dict[str, Any] = read_status(connection, time.time(), study)
+    return all_ended(document)

@@ -1,0 +1,114 @@
+"""What a supervisor is told to start: argv, folder, environment and time limits of one attempt. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from provisioning.base import Slot
+from runner.records import AttemptKind
+from runner.spec.command import expand
+
+GRACE_S = 60.0
+TERM_S = 5.0
+HEARTBEAT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Launchable:
+    """What an attempt needs to know of its run. Paths are absolute paths on the slot's host.
+
+    `command` is None for our own trainer. `env` may hold secrets, so this value is never stored or printed.
+    """
+
+    home_id: str
+    run: str
+    seed: int
+    run_dir: Path
+    code_root: Path
+    arm_dir: Path
+    python: str
+    command: Sequence[str] | None
+    env: Mapping[str, str]
+    evaluation_limit_s: float
+
+
+def attempt_name(home_id: str, run: str, attempt: int) -> str:
+    """The mark that a whole process tree carries; the home's id keeps two homes on one machine apart."""
+    return f"{home_id}/{run}/attempt-{attempt}"
+
+
+def attempt_dir(run_dir: Path, attempt: int) -> Path:
+    """The folder of one attempt."""
+    return run_dir / f"attempt-{attempt}"
+
+
+def launch_spec(
+    wanted: Launchable,
+    attempt: int,
+    kind: AttemptKind,
+    slot: Slot,
+    slot_environment: Mapping[str, str],
+    shell_environment: Mapping[str, str],
+    *,
+    resume: bool = False,
+    from_step: int | None = None,
+    grace_s: float = GRACE_S,
+) -> dict[str, Any]:
+    """The JSON line for the supervisor. `shell_environment` is what the controller itself was started with."""
+    is_trainer = wanted.command is None
+    return {
+        "attempt": attempt_name(wanted.home_id, wanted.run, attempt),
+        "argv": _trainer_argv(wanted, attempt, kind, resume, from_step)
+        if is_trainer
+        else _command_argv(wanted, slot_environment),
+        "cwd": str(wanted.code_root if is_trainer else wanted.arm_dir),
+        "env": _environment(wanted, slot_environment, shell_environment),
+        "run_dir": str(wanted.run_dir),
+        "attempt_dir": str(attempt_dir(wanted.run_dir, attempt)),
+        "cores": list(slot.cores),
+        "deadline_s": wanted.evaluation_limit_s if kind is AttemptKind.EVALUATE else None,
+        "grace_s": grace_s,
+        "term_s": TERM_S,
+        "heartbeat_s": HEARTBEAT_S,
+    }
+
+
+def _trainer_argv(
+    wanted: Launchable, attempt: int, kind: AttemptKind, resume: bool, from_step: int | None
+) -> list[str]:
+    trainer = [wanted.python, "-m", "trainer"]
+    if kind is AttemptKind.EVALUATE:
+        return [*trainer, "evaluate", str(wanted.run_dir), "--attempt", str(attempt)]
+    argv = [*trainer, "train", str(wanted.run_dir / "config.yaml"), "--run-dir", str(wanted.run_dir)]
+    argv += ["--attempt", str(attempt)]
+    if resume:
+        argv.append("--resume")
+        if from_step is not None:
+            argv += ["--from-step", str(from_step)]
+    return argv
+
+
+def _command_argv(wanted: Launchable, slot_environment: Mapping[str, str]) -> list[str]:
+    assert wanted.command is not None
+    return expand(
+        wanted.command,
+        seed=wanted.seed,
+        run_dir=str(wanted.run_dir),
+        arm_dir=str(wanted.arm_dir),
+        gpus=slot_environment.get("CUDA_VISIBLE_DEVICES", ""),
+        python=wanted.python,
+    )
+
+
+def _environment(
+    wanted: Launchable, slot_environment: Mapping[str, str], shell_environment: Mapping[str, str]
+) -> dict[str, str]:
+    environment = {**shell_environment, **slot_environment, **wanted.env}
+    environment.update(PYTHONUNBUFFERED="1", RUNNER_RUN_DIR=str(wanted.run_dir), RUNNER_SEED=str(wanted.seed))
+    if wanted.command is None:
+        # A safe path keeps a `trainer` folder of the working directory from being imported instead of the snapshot.
+        environment.update(PYTHONPATH=str(wanted.code_root), PYTHONSAFEPATH="1")
+    return environment

@@ -1,0 +1,225 @@
+"""From arm files to a request: everything is checked before anything is written, then code is frozen and one row asked.
+
+The launch command is a client of the controller: it reads the database, freezes code and inserts one request.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from provisioning import PROVIDERS
+from provisioning.base import Handle, NoCapacity, Request, Slot
+from reports.study import LintView
+from runner.accept import capacity_of, known_runs
+from runner.detach import SUPERVISOR, start_controller
+from runner.errors import HomeError, InfrastructureError, NotInThisVersion, UsageError, Where
+from runner.home import Home, create_home
+from runner.lock import HomeLock, is_held
+from runner.plan import KnownRun, Plan, make_plan
+from runner.provenance import collect
+from runner.schedule import Shape
+from runner.snapshot import Snapshot, preview, take
+from runner.spec import ResolvedArm, StoredStudy, read_study_arms, to_json
+from runner.spec.lint import blocking, lint, parse_allow
+from runner.store import requests, tables
+from runner.store.database import check_revision, create_or_upgrade, reading
+from runner.store.history import seconds_per_step
+
+ANSWER_WITHIN_S = 30.0
+START_AGAIN_S = 3.0
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says beside the arm files."""
+
+    sets: tuple[str, ...] = ()
+    seeds: str | None = None
+    arms: str | None = None
+    slots: int | None = None
+    provider: str = "local"
+    fresh: bool = False
+    amend: bool = False
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A launch that is ready to be asked for; nothing was written so far."""
+
+    home: Home
+    arms: tuple[ResolvedArm, ...]
+    snapshots: Mapping[str, Snapshot]
+    plan: Plan
+    slots: Mapping[Shape, tuple[Slot, ...]]
+    remarks: Mapping[str, tuple[LintView, ...]]
+    options: Options
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What the home knows already."""
+
+    studies: tuple[StoredStudy, ...] = ()
+    runs: tuple[KnownRun, ...] = ()
+    seconds_per_step: Mapping[str, float] | None = None
+
+
+def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepared:
+    """Read, check and plan. Raises SpecError, UsageError (exit 2) or InfrastructureError (exit 3); writes nothing."""
+    if options.provider not in PROVIDERS:
+        raise NotInThisVersion(
+            Where("--provider"), f"{options.provider!r} is not in this version", allowed=list(PROVIDERS)
+        )
+    if options.slots is not None and options.slots < 1:
+        raise UsageError(f"--slots {options.slots}: at least one slot is needed")
+    allow = parse_allow(options.allow)
+    past = _read_past(home)
+    arms = read_study_arms(paths, options.sets, options.seeds, options.arms, stored=past.studies, amend=options.amend)
+    snapshots = {arm.name: preview(arm, home) for arm in arms}
+    slots = _slots(arms, options)
+    plan = make_plan(
+        arms,
+        {name: snapshot.hash for name, snapshot in snapshots.items()},
+        past.runs,
+        capacity=capacity_of(slots),
+        fresh=options.fresh,
+        seconds_per_step=past.seconds_per_step,
+    )
+    studies = dict.fromkeys(arm.study for arm in arms)
+    remarks = {study: lint([arm for arm in arms if arm.study == study], allow) for study in studies}
+    return Prepared(home, arms, snapshots, plan, slots, remarks, options)
+
+
+def refuse_unfair(prepared: Prepared) -> None:
+    """Raises UsageError when the fairness lint found an error that nobody allowed."""
+    for remarks in prepared.remarks.values():
+        for remark in blocking(remarks):
+            raise UsageError(
+                f"{remark.rule}: {remark.message}; "
+                f"to launch all the same: --allow {remark.rule}='reason' (the report prints the reason)"
+            )
+
+
+def commit(prepared: Prepared) -> int:
+    """Freeze the code, ask for the launch, and return the request's number.
+
+    Raises HomeError when the home cannot take it; then nothing was started.
+    """
+    home = prepared.home
+    create_home(home)
+    _require_disk(prepared)
+    ready_database(home)
+    entries = []
+    for arm in prepared.arms:
+        snapshot = take(arm, home)
+        entries.append(
+            {
+                "document": to_json(arm),
+                "snapshot": {"hash": snapshot.hash, "root": snapshot.root, "arm_dir": snapshot.arm_dir},
+                "provenance": collect(arm, snapshot, os.environ),
+            }
+        )
+    payload = {
+        "arms": entries,
+        "slots": prepared.options.slots,
+        "provider": prepared.options.provider,
+        "fresh": prepared.options.fresh,
+        "lint": {study: [asdict(remark) for remark in found] for study, found in prepared.remarks.items()},
+    }
+    return requests.ask(home, "launch", payload)
+
+
+def ready_database(home: Home) -> None:
+    """Make sure the database exists and is of this version. A live controller has seen to that already."""
+    lock = HomeLock(home.lock)
+    deadline = time.monotonic() + ANSWER_WITHIN_S
+    while check_revision(home.database) is None or not is_held(home.lock):
+        if lock.acquire():
+            try:
+                create_or_upgrade(home, lock)
+            finally:
+                lock.release()
+            return
+        if time.monotonic() > deadline:
+            raise HomeError(f"{home.lock}: held for {ANSWER_WITHIN_S:.0f} s without a database; see {home.log}")
+        time.sleep(POLL_S)
+
+
+def ensure_controller(home: Home) -> None:
+    """Start the home's controller unless one is alive."""
+    if not is_held(home.lock):
+        start_controller(home)
+
+
+def wait_for_answer(home: Home, request: int, sleep: Callable[[float], None] = time.sleep) -> requests.Answer:
+    """The controller's answer, starting a controller when none is alive. Raises InfrastructureError when none comes."""
+    ensure_controller(home)
+    started = last_start = time.monotonic()
+    while True:
+        with reading(home) as connection:
+            answer = requests.read_answer(connection, request)
+        if answer is not None:
+            return answer
+        now = time.monotonic()
+        if now - started > ANSWER_WITHIN_S:
+            raise InfrastructureError(
+                f"{home.root}: the controller did not answer within {ANSWER_WITHIN_S:.0f} s; the request is kept and "
+                f"`runner resume` tries again; its log: {home.log}"
+            )
+        if now - last_start > START_AGAIN_S and not is_held(home.lock):
+            start_controller(home)
+            last_start = now
+        sleep(POLL_S)
+
+
+def _read_past(home: Home) -> _Past:
+    if not home.root.is_dir() or check_revision(home.database) is None:
+        return _Past()
+    with reading(home) as connection:
+        return _Past(_stored_studies(connection), known_runs(connection), seconds_per_step(connection))
+
+
+def _stored_studies(connection: Connection) -> tuple[StoredStudy, ...]:
+    arms: dict[str, set[str]] = {}
+    for study, arm in connection.execute(select(tables.runs.c.study, tables.runs.c.arm)):
+        arms.setdefault(study, set()).add(arm)
+    return tuple(
+        StoredStudy(row.study, row.document, row.source, tuple(sorted(arms.get(row.study, ()))))
+        for row in connection.execute(select(tables.studies))
+    )
+
+
+def _slots(arms: Sequence[ResolvedArm], options: Options) -> dict[Shape, tuple[Slot, ...]]:
+    """The host cut for each shape that the arms ask for; looking takes nothing."""
+    provider = PROVIDERS[options.provider](str(SUPERVISOR), os.environ)
+    found: dict[Shape, tuple[Slot, ...]] = {}
+    for arm in arms:
+        needs = arm.resources
+        request = Request(options.slots, needs.gpus, needs.cpus, needs.min_vram_gib)
+        offers = provider.offers(request)
+        host = offers[0].offer_id if offers else ""
+        try:
+            slots = provider.slots(Handle(provider.name, "plan", host), request) if offers else ()
+        except NoCapacity:
+            slots = ()
+        found[needs.gpus, needs.cpus, needs.min_vram_gib] = slots
+    return found
+
+
+def _require_disk(prepared: Prepared) -> None:
+    wanted_mib = prepared.plan.disk_mib
+    free_mib = shutil.disk_usage(prepared.home.root).free / 2**20
+    if wanted_mib is not None and wanted_mib > free_mib:
+        raise HomeError(
+            f"{prepared.home.root}: the checkpoints of this launch need about {wanted_mib:.0f} MiB and {free_mib:.0f} MiB "
+            "are free; lower checkpoint.keep, launch fewer runs, or choose another --home (nothing was started)"
+        )

@@ -1,0 +1,157 @@
+"""The status document as a person sees it: a table that fits 80 columns, or plain lines where stdout is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from runner.screen import printable
+
+STATE_STYLES = {
+    "queued": "dim",
+    "running": "green",
+    "starting": "cyan",
+    "staging": "cyan",
+    "placed": "cyan",
+    "stopping": "yellow",
+    "finished": "bold green",
+    "aborted": "bold red",
+    "failed": "bold red",
+    "lost": "bold red",
+    "cancelled": "yellow",
+    "preempted": "yellow",
+}
+HEALTH_STYLES = {"ok": "green", "warned": "yellow", "diverged": "bold red", "stalled": "yellow", "unknown": "dim"}
+BAR_CELLS = 8
+
+
+def render(status: Mapping[str, Any], width: int) -> RenderableType:
+    """All studies of a status document, one table each, with the reasons of everything that did not simply go well."""
+    parts: list[RenderableType] = []
+    for study in status["studies"]:
+        parts.append(_table(study, width))
+        parts.extend(_remarks(study))
+    return Group(*parts) if parts else Text("No study here yet. Start one: runner launch arms/*.yaml", style="dim")
+
+
+def lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """One plain line a run, for logs and pipes."""
+    for study in status["studies"]:
+        for run in study["runs"]:
+            cells = [f"{study['study']}/{run['arm']}-s{run['seed']}", run["run"], run["state"], run["health"]]
+            cells.append(f"step {run['step']}/{run['steps_total'] or '?'}")
+            if run["slot"]:
+                cells.append(run["slot"])
+            if run["primary"] and run["primary"]["value"] is not None:
+                cells.append(f"{run['primary']['name']} {_number(run['primary']['value'])}")
+            if _notable(run):
+                cells.append(run["reason"] or (run["verdict"] or {}).get("reason", ""))
+            yield printable("  ".join(cells))
+
+
+def print_status(console: Console, status: Mapping[str, Any]) -> None:
+    """The table on a terminal, plain lines elsewhere."""
+    if console.is_terminal:
+        console.print(render(status, console.width))
+    else:
+        for line in lines(status):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(study: Mapping[str, Any], width: int) -> Table:
+    wide = width >= 110
+    primary = next((run["primary"]["name"] for run in study["runs"] if run["primary"]), None)
+    table = Table(title=_title(study, primary), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=20 if wide else 10)
+    table.add_column("s", justify="right", no_wrap=True)
+    table.add_column("slot", no_wrap=True, max_width=6)
+    table.add_column("state", no_wrap=True, max_width=20 if wide else 11)
+    if wide:
+        table.add_column("health", no_wrap=True)
+    table.add_column("step", no_wrap=True)
+    table.add_column("img/s", justify="right", no_wrap=True)
+    table.add_column("left", justify="right", no_wrap=True)
+    table.add_column("loss", justify="right", no_wrap=True)
+    table.add_column("primary" if primary else "", justify="right", no_wrap=True)
+    table.add_column("best@step" if primary else "", justify="right", no_wrap=True)
+    for run in study["runs"]:
+        table.add_row(*_cells(run, wide))
+    return table
+
+
+def _title(study: Mapping[str, Any], primary: str | None) -> Text:
+    title = Text(printable(study["study"]), style="bold")
+    if primary:
+        title.append(f"  primary {printable(primary)}", style="dim")
+    if study["superseded"]:
+        title.append(f"  ({len(study['superseded'])} superseded)", style="dim")
+    return title
+
+
+def _cells(run: Mapping[str, Any], wide: bool) -> Sequence[Text]:
+    state, health = str(run["state"]), str(run["health"])
+    style = STATE_STYLES.get(state.split("(")[0], "")
+    health_text = Text(health, style=HEALTH_STYLES.get(health, ""))
+    primary = run["primary"] or {}
+    best = "" if primary.get("best") is None else f"{_number(primary['best'])}@{primary['best_step']}"
+    state_text = Text(printable(state), style=style)
+    if not wide and health in ("warned", "diverged", "stalled", "hung"):
+        state_text = Text("! ", style=HEALTH_STYLES.get(health, "")) + state_text
+    cells = [Text(printable(run["arm"])), Text(str(run["seed"])), Text(printable(run["slot"] or "-")), state_text]
+    if wide:
+        cells.append(health_text)
+    latest = run["latest"]
+    return [
+        *cells,
+        _progress(run["step"], run["steps_total"]),
+        Text(_number(latest.get("sys/images_per_s"))),
+        Text(_duration(run["eta_s"])),
+        Text(_number(latest.get("train/loss", latest.get("loss")))),
+        Text(_number(primary.get("value"))),
+        Text(best),
+    ]
+
+
+def _remarks(study: Mapping[str, Any]) -> Iterator[Text]:
+    for run in study["runs"]:
+        verdict = run["verdict"] or {}
+        notes = [run["reason"]] if _notable(run) and run["reason"] else []
+        if verdict.get("reason") and verdict["reason"] not in notes and verdict.get("action") not in ("none", "shadow"):
+            notes.append(f"{verdict['action']}: {verdict['reason']}")
+        notes.extend(run["warnings"])
+        for note in notes:
+            yield Text(f"  {printable(run['arm'])}-s{run['seed']}: {printable(note)}", style="yellow", overflow="fold")
+
+
+def _notable(run: Mapping[str, Any]) -> bool:
+    return str(run["state"]).split("(")[0] in ("aborted", "failed", "lost", "cancelled", "preempted", "stopping")
+
+
+def _progress(step: int, total: int | None) -> Text:
+    if not total:
+        return Text(str(step))
+    filled = round(BAR_CELLS * min(1.0, step / total))
+    bar = Text("━" * filled, style="green") + Text("━" * (BAR_CELLS - filled), style="bright_black")
+    return bar + Text(f" {step}/{total}")
+
+
+def _number(value: Any) -> str:
+    """At most five characters of meaning; words (nan, inf) stay words."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}"

@@ -1,0 +1,93 @@
+"""Looks at one attempt through its host's shell: is it alive, how did it end, what did it say last.
+
+Reads only; what it sees is stored by the controller.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from provisioning.base import ProcessIdentity, Shell
+from runner.schedule import Phase
+
+TAIL_BYTES = 8192
+_CHECKPOINT = re.compile(r"step_\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the files and processes of an attempt say now. `exit` is exit.json with `last_words` added."""
+
+    phase: Phase
+    identity: ProcessIdentity | None
+    reported: bool
+    exit: Mapping[str, Any] | None = None
+    orphaned: bool = False
+
+
+def look(shell: Shell, attempt_dir: Path, phase: Phase, identity: ProcessIdentity | None) -> Seen:
+    """The present state of an attempt that was `phase` when last seen.
+
+    An attempt is gone only when supervisor and training process are both gone and no exit record is there, even when
+    asked again after the processes were found missing.
+    """
+    ended = _exit_record(shell, attempt_dir)
+    written = _json(shell, attempt_dir / "supervisor.json")
+    identity = identity or _identity(written.get("supervisor"))
+    child = _identity(written.get("child"))
+    if ended is not None:
+        return Seen(Phase.ENDED, identity, True, ended)
+    if phase is Phase.INTENDED and identity is None:
+        return Seen(Phase.INTENDED, None, False)
+    if identity is not None and shell.is_alive(identity):
+        return Seen(Phase.LIVE, identity, child is not None)
+    if child is not None and shell.is_alive(child):
+        return Seen(Phase.LIVE, identity, True, orphaned=True)
+    ended = _exit_record(shell, attempt_dir)
+    return Seen(Phase.GONE if ended is None else Phase.ENDED, identity, True, ended)
+
+
+def checkpoints(shell: Shell, run_dir: Path) -> tuple[int, ...]:
+    """Steps of the complete checkpoints of a run (a folder gets its name only when it is complete)."""
+    names = shell.names(str(run_dir / "checkpoints"))
+    return tuple(sorted(int(name[5:]) for name in names if _CHECKPOINT.fullmatch(name)))
+
+
+def _exit_record(shell: Shell, attempt_dir: Path) -> Mapping[str, Any] | None:
+    record = _json(shell, attempt_dir / "exit.json")
+    return {**record, "last_words": last_words(shell, attempt_dir)} if record else None
+
+
+def last_words(shell: Shell, attempt_dir: Path) -> str:
+    """The last line that a process wrote to its error stream, '' when it wrote none."""
+    path = str(attempt_dir / "stderr.log")
+    stamp = shell.stamp(path)
+    if stamp is None:
+        return ""
+    data = shell.read(path, max(0, stamp[1] - TAIL_BYTES), TAIL_BYTES) or b""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", data.decode("utf-8", errors="replace"))]
+    return next((line[:300] for line in reversed(lines) if line), "")
+
+
+def _json(shell: Shell, path: Path) -> dict[str, Any]:
+    """A JSON object that its writer replaces atomically; {} when it is not there."""
+    data = shell.read(str(path))
+    if not data:
+        return {}
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _identity(document: Any) -> ProcessIdentity | None:
+    if not isinstance(document, dict):
+        return None
+    names = ("boot_id", "init_start_ticks", "pid", "start_ticks")
+    return ProcessIdentity(**{name: document[name] for name in names}) if all(n in document for n in names) else None

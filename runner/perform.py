@@ -1,0 +1,183 @@
+"""Carries out one action: intent row first, then the act, then its confirmation.
+
+Each step may be cut off by a kill at any line: what is repeated after a restart is harmless (files are replaced, a
+second spawn of an attempt is refused by its supervisor), and what was not yet decided is decided again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from provisioning.base import Shell
+from provisioning.gpus import slot_environment
+from runner.home import Home
+from runner.judge.best import best_point
+from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_spec
+from runner.observe import checkpoints
+from runner.places import Places
+from runner.records import AttemptKind, RunState
+from runner.schedule import Action, MarkRunning, Settle, Spawn, Start, Stop
+from runner.spec.models import DEFAULT_AUTOPSY_S, ResolvedArm, document, environment_values, from_json
+from runner.store import changes
+from runner.store.curves import as_series, read_curves
+from runner.store.facts import StoredRun, read_run
+from runner.store.session import Session
+
+
+class Perform:
+    """Turns actions into rows, files and processes. The clock and the shell's environment are injected."""
+
+    def __init__(
+        self,
+        session: Session,
+        home: Home,
+        places: Places,
+        now: Callable[[], float],
+        environment: Mapping[str, str],
+    ) -> None:
+        self._session = session
+        self._home = home
+        self._places = places
+        self._now = now
+        self._environment = environment
+
+    def __call__(self, action: Action) -> None:
+        """Carry out one action."""
+        match action:
+            case Start():
+                self._start(action)
+            case Spawn():
+                self._spawn(action.run)
+            case MarkRunning():
+                with self._session.transaction() as connection:
+                    changes.move_run(connection, action.run, RunState.RUNNING, "its process is alive", self._now())
+            case Stop():
+                self._stop(action)
+            case Settle():
+                self._settle(action)
+
+    def _start(self, action: Start) -> None:
+        place = self._places.hold("local")
+        now = self._now()
+        with self._session.transaction() as connection:
+            if action.kind is AttemptKind.TRAIN:
+                on_slot = f"attempt {action.attempt} on {action.slot.name}"
+                changes.move_run(connection, action.run, RunState.PLACED, on_slot, now, attempt=action.attempt)
+                changes.move_run(connection, action.run, RunState.STAGING, on_slot, now, attempt=action.attempt)
+            else:
+                reason = "full validation of the last and the best checkpoint"
+                changes.add_event(connection, now, "evaluate", reason, run=action.run, attempt=action.attempt)
+            changes.add_attempt(
+                connection, action.run, action.attempt, action.kind, place.lease, asdict(action.slot), now
+            )
+        self._spawn(action.run)
+
+    def _spawn(self, run_id: str) -> None:
+        """From the intent row to a confirmed process; every part may be repeated."""
+        with self._session.reading() as connection:
+            run = read_run(connection, run_id)
+        assert run.attempt is not None
+        place = self._places.by_lease(run.attempt.lease)
+        arm = from_json(run.arm_document)
+        run_dir = self._home.root / run.run
+        self._stage(place.shell, run, arm, run_dir)
+        spec = self._launch_spec(place.shell, run, arm, run_dir)
+        if run.state is RunState.STAGING:
+            with self._session.transaction() as connection:
+                changes.move_run(connection, run.run, RunState.STARTING, "staged", self._now())
+        (spawned,) = place.shell.spawn([spec])
+        with self._session.transaction() as connection:
+            changes.set_attempt(
+                connection, run.run, run.attempt.number,
+                phase="live", identity=asdict(spawned.identity), started=self._now(),
+            )  # fmt: skip
+
+    def _stage(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> None:
+        assert run.attempt is not None
+        config = yaml.safe_dump(document(arm, run.seed, run.id), sort_keys=False)
+        shell.write(str(run_dir / "config.yaml"), config.encode())
+        provenance = {**run.provenance, "snapshot": run.snapshot["hash"], "slot": asdict(run.attempt.slot)}
+        shell.write(str(run_dir / "provenance.json"), _json(provenance))
+        self._write_control(shell, run_dir, run.attempt.number, stop=None)
+
+    def _launch_spec(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> dict[str, Any]:
+        assert run.attempt is not None
+        steps = checkpoints(shell, run_dir)
+        resume = run.attempt.kind == AttemptKind.TRAIN and arm.command is None and bool(steps)
+        return launch_spec(
+            self._launchable(run, arm, run_dir),
+            run.attempt.number,
+            AttemptKind(run.attempt.kind),
+            run.attempt.slot,
+            slot_environment(run.attempt.slot, arm.resources.gpu_ids, self._environment.get("CUDA_VISIBLE_DEVICES")),
+            {name: value for name, value in self._environment.items() if name != "RUNNER_ATTEMPT"},
+            resume=resume,
+            from_step=self._best_step(run, arm, steps) if resume and run.resume_from == "best" else None,
+            grace_s=GRACE_S,
+        )
+
+    def _launchable(self, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> Launchable:
+        snapshot = self._home.root / run.snapshot["root"]
+        return Launchable(
+            home_id=self._session.home_id,
+            run=run.run,
+            seed=run.seed,
+            run_dir=run_dir,
+            code_root=snapshot,
+            arm_dir=snapshot / run.snapshot["arm_dir"],
+            python=arm.python,
+            command=arm.command,
+            env=environment_values(arm, self._environment),
+            evaluation_limit_s=DEFAULT_AUTOPSY_S,
+        )
+
+    def _best_step(self, run: StoredRun, arm: ResolvedArm, steps: tuple[int, ...]) -> int | None:
+        """The kept checkpoint with the best primary; None when the primary says nothing about any of them."""
+        if arm.primary is None:
+            return None
+        with self._session.reading() as connection:
+            curves = as_series(read_curves(connection, run.run, [arm.primary.metric]))
+        series = curves.get(arm.primary.metric)
+        best = None if series is None else best_point(series, arm.primary.direction, run.steps_total)
+        return best[0] if best is not None and best[0] in steps else None
+
+    def _stop(self, action: Stop) -> None:
+        now = self._now()
+        with self._session.transaction() as connection:
+            changes.set_attempt(connection, action.run, action.attempt, stop_reason=action.reason)
+            changes.move_run(
+                connection, action.run, RunState.STOPPING, action.reason, now, rule=action.rule, attempt=action.attempt
+            )
+            run = read_run(connection, action.run)
+        self.send_stop(run)
+
+    def send_stop(self, run: StoredRun) -> None:
+        """Tell the trainer and its supervisor; written again after a restart, because a repeat is harmless."""
+        assert run.attempt is not None
+        shell = self._places.by_lease(run.attempt.lease).shell
+        run_dir = self._home.root / run.run
+        self._write_control(shell, run_dir, run.attempt.number, stop="checkpoint")
+        order = {"reason": run.attempt.stop_reason, "grace_s": GRACE_S, "term_s": TERM_S}
+        shell.write(str(attempt_dir(run_dir, run.attempt.number) / "stop.json"), _json(order))
+
+    def _write_control(self, shell: Shell, run_dir: Path, attempt: int, stop: str | None) -> None:
+        path = str(run_dir / "control.json")
+        before = shell.read(path)
+        seq = json.loads(before)["seq"] + 1 if before else 1
+        document = {"attempt": attempt, "seq": seq, "probe_every_steps": None, "stop": stop}
+        shell.write(path, _json(document))
+
+    def _settle(self, action: Settle) -> None:
+        with self._session.transaction() as connection:
+            changes.move_run(connection, action.run, action.state, action.reason, self._now(), rule=action.rule)
+            changes.set_run(connection, action.run, stop_wanted=None, resume_from=None)
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(changes.json_ready(document), indent=1) + "\n").encode()

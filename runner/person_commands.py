@@ -1,0 +1,104 @@
+"""The commands a person types while runs go on: status, logs, stop, resume."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError
+from runner.home import find_home
+from runner.live import print_status
+from runner.naming import find_run, find_runs, find_study
+from runner.records import ENDED
+from runner.store.database import reading
+from runner.store.queries import read_named_runs, require_home
+from runner.store.status import read_status
+
+STARTS = ("last", "best")
+
+
+def status(home_path: Path | None, study: str | None, *, watch: bool, as_json: bool) -> int:
+    """Print the status document as a table, as lines, or as JSON."""
+    home = find_home(home_path)
+    require_home(home)
+    console = Console(highlight=False)
+    if study is not None:
+        study = find_study(study, read_named_runs(home))
+    if watch and not as_json:
+        from runner.view import watch as watch_runs
+
+        try:
+            watch_runs(home, console, study=study)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        return EXIT_OK
+    with reading(home) as connection:
+        document = read_status(connection, time.time(), study)
+    if as_json:
+        print(json.dumps(document, allow_nan=False))
+    else:
+        print_status(console, document)
+    return EXIT_OK
+
+
+def logs(home_path: Path | None, name: str, *, follow: bool) -> int:
+    """Print a run's log files."""
+    from runner.logs import log_lines
+
+    home = find_home(home_path)
+    require_home(home)
+    run = find_run(name, read_named_runs(home))
+    try:
+        for text in log_lines(home, run.run, follow):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def stop(home_path: Path | None, name: str | None, *, everything: bool, wait: bool) -> int:
+    """Ask for a stop of one run, of a study, or of everything."""
+    if (name is None) != everything:
+        raise UsageError("name one run or study, or say --all; next: runner status")
+    from runner.launching import wait_for_answer
+    from runner.store import requests
+    from runner.view import say, watch
+
+    home = find_home(home_path)
+    require_home(home)
+    known = read_named_runs(home)
+    chosen = tuple(known) if name is None else find_runs(name, known)
+    live = [run.run for run in chosen if run.state not in ENDED]
+    if not live:
+        print("nothing to stop: every run has ended already")
+        return EXIT_OK
+    answer = wait_for_answer(home, requests.ask(home, "stop", {"runs": live, "reason": "stopped by a person"}))
+    print(answer.message)
+    if wait and answer.accepted:
+        try:
+            watch(home, Console(highlight=False), runs=live)
+        except KeyboardInterrupt:
+            say("no longer waiting; the stop goes on")
+            return EXIT_INTERRUPTED
+    return EXIT_OK if answer.accepted else EXIT_USAGE
+
+
+def resume(home_path: Path | None, name: str | None, start: str) -> int:
+    """Take up again what is running; with a name, queue a new attempt of that run."""
+    if start not in STARTS:
+        raise UsageError(f"--from {start}: allowed: {', '.join(STARTS)}")
+    from runner.launching import ready_database, wait_for_answer
+    from runner.store import requests
+
+    home = find_home(home_path)
+    require_home(home)
+    ready_database(home)
+    payload = {} if name is None else {"run": find_run(name, read_named_runs(home)).run, "from": start}
+    answer = wait_for_answer(home, requests.ask(home, "resume", payload))
+    print(answer.message)
+    return EXIT_OK if answer.accepted else EXIT_USAGE

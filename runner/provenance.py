@@ -1,0 +1,111 @@
+"""Where a run came from: commit, packages, hardware and a few variables. Kept beside a run, no part of its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from runner.snapshot import Snapshot
+from runner.spec.models import TRAINER, ResolvedArm
+from runner.spec.trainer_check import trainer_package
+
+ALLOWED_VARIABLES = ("CUDA_", "OMP_", "NCCL_", "PYTHON", "RUNNER_")
+_TIMEOUT_S = 60.0
+
+
+def collect(
+    arm: ResolvedArm, snapshot: Snapshot, variables: Mapping[str, str], gpus: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The provenance document of the arm's runs, as JSON values.
+
+    `variables` is the environment of the launch, of which only allow-listed names are kept; `gpus` are the names of the
+    GPUs that the host has.
+    """
+    code = trainer_package() if arm.kind == TRAINER else Path(arm.folder, arm.code["root"] or ".")
+    return {
+        **_repository(code),
+        "code": {
+            "hash": snapshot.hash,
+            "files": len(snapshot.files),
+            "size_bytes": snapshot.size_bytes,
+            "left_out": [{"path": left.path, "reason": left.reason} for left in snapshot.left_out],
+        },
+        "arm_files": list(arm.sources),
+        "python": {"executable": arm.python, "version": platform.python_version()},
+        "packages": dict(sorted(_packages().items())),
+        "hardware": _hardware(gpus),
+        "variables": _variables(arm, variables),
+    }
+
+
+def _repository(folder: Path) -> dict[str, Any]:
+    """Commit, whether anything differs from it, and a hash of the difference; all None outside a repository."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain", "--untracked-files=normal")
+    if commit is None or status is None:
+        return {"commit": None, "dirty": None, "diff_hash": None}
+    difference = _git(folder, "diff", "HEAD", "--binary") or b""
+    return {
+        "commit": commit.decode().strip(),
+        "dirty": bool(status.strip()),
+        "diff_hash": hashlib.sha256(difference).hexdigest() if difference else None,
+    }
+
+
+def _packages() -> dict[str, str]:
+    """Installed distributions of the runner's own interpreter."""
+    names = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            names[name.lower()] = distribution.version
+    return names
+
+
+def _hardware(gpus: Sequence[str]) -> dict[str, Any]:
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "ram_mib": psutil.virtual_memory().total // 1024**2,
+        "gpus": list(gpus),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor() or "unknown")
+
+
+def _variables(arm: ResolvedArm, variables: Mapping[str, str]) -> dict[str, str]:
+    """Allow-listed variables; one that the arm names as a secret is never written down."""
+    secret = {value["from"] for value in arm.env.values() if isinstance(value, Mapping)}
+    return {
+        name: value
+        for name, value in sorted(variables.items())
+        if name.startswith(ALLOWED_VARIABLES) and name not in secret
+    }
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git says, None when it is not installed, too slow, or the folder is in no repository with a commit."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, env=environment, timeout=_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,79 @@
+"""Arm files and their bases from disk: the only place that reads them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import SpecError, Where
+from runner.spec.yaml12 import MAX_BYTES, Document, parse
+
+MAX_CHAIN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """An arm file and what it extends: `documents` and their absolute `paths`, outermost base first, the arm last."""
+
+    documents: tuple[Document, ...]
+    paths: tuple[str, ...]
+
+
+def load_chains(files: Sequence[str | Path]) -> tuple[Chain, ...]:
+    """The chain of each arm file; a file that is named twice is read once.
+
+    Raises SpecError for a file that is missing, no regular file, unreadable or no strict YAML, and for an `extends`
+    that leads nowhere or back to itself.
+    """
+    unique = {os.path.realpath(file): str(file) for file in reversed(files)}
+    return tuple(_chain(file) for file in reversed(unique.values()))
+
+
+def _chain(file: str) -> Chain:
+    documents: list[Document] = []
+    paths: list[str] = []
+    origin: Where | None = None
+    while True:
+        path = os.path.abspath(file)
+        if os.path.realpath(path) in map(os.path.realpath, paths):
+            assert origin is not None
+            circle = " -> ".join([*(os.path.basename(each) for each in paths), os.path.basename(path)])
+            raise SpecError(origin, f"goes round in a circle: {circle}", allowed="a file that does not extend this one")
+        if len(paths) == MAX_CHAIN:
+            raise SpecError(origin or Where(file), f"is a chain of more than {MAX_CHAIN} files", allowed="fewer bases")
+        documents.append(parse(_read(file, origin), file))
+        paths.append(path)
+        base = documents[-1].values.get("extends")
+        if base is None:
+            return Chain(tuple(reversed(documents)), tuple(reversed(paths)))
+        origin = Where(file, documents[-1].lines[("extends",)], "extends")
+        if not isinstance(base, str) or not base:
+            raise SpecError(origin, f"{base!r:.60} is not allowed", allowed="a path relative to this file")
+        file = os.path.normpath(os.path.join(os.path.dirname(file), base))
+
+
+def _read(file: str, origin: Where | None) -> bytes:
+    """Bytes of a regular file. `origin` is the `extends` that named it, None for the command line."""
+    where = origin or Where(file)
+    subject = f"{file} " if origin else ""
+    look = f"ls {shlex.quote(os.path.dirname(file) or '.')}"
+    try:
+        kind = os.stat(file).st_mode
+        if stat.S_ISDIR(kind):
+            inside = shlex.quote(os.path.join(file, ""))
+            raise SpecError(
+                where, f"{subject}is a directory", allowed="files", next_command=f"runner check {inside}*.yaml"
+            )
+        if not stat.S_ISREG(kind):
+            raise SpecError(where, f"{subject}is not a regular file", allowed="YAML files", next_command=look)
+        with open(file, "rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise SpecError(where, f"{subject}does not exist", next_command=look) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SpecError(where, f"{subject}cannot be read: {reason}", next_command=look) from None

@@ -1,0 +1,205 @@
+"""The resolved arm: one frozen value that everything behind the arm files works with, and its plain documents."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.errors import SpecError, Where
+from runner.records import Policy, Primary, Resources
+
+TRAINER = "trainer"
+COMMAND = "command"
+
+DETECTOR_NAMES = ("non_finite", "explosion", "regress")
+DEFAULT_DETECTORS: Mapping[str, str] = dict.fromkeys(DETECTOR_NAMES, "abort")
+DEFAULT_RESCUE: Mapping[str, Any] = {"from": "best", "changes": {}, "max": 1}
+DEFAULT_AUTOPSY_S = 900
+DEFAULT_LIMIT: Mapping[str, Any] = {"max_hours": None, "max_usd": None}
+DEFAULT_BUDGET: Mapping[str, Any] = {"run": DEFAULT_LIMIT, "study": DEFAULT_LIMIT, "reserve": 0.05}
+DEFAULT_RETRIES = 2
+DEFAULT_TRAINER_PRIMARY = Primary(metric="val/recon_lpips")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerCheck:
+    """What the trainer says of one configuration; None where it does not know. Sizes are MiB."""
+
+    steps_total: int
+    parameters: int | None = None
+    flops_per_sample: float | None = None
+    memory_mib: float | None = None
+    checkpoint_mib: float | None = None
+    samples_per_step: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedArm:
+    """One arm with everything its base, its changes and the command line said.
+
+    `path`, `folder` and `sources` (the arm file, then its bases) are absolute; `file` is the path as it was given, for
+    messages. `kind` is trainer or command.
+    `trainer` is the whole training configuration, complete once `check` is there. `steps` is the step budget of a run.
+    `command` holds placeholders still. `metrics`, `environment`, `env`, `code`, `budget` are as in the file, defaults
+    filled in; a value of `env` is text or {"from": NAME}. `changes` are the arm's own and those of --set, in order.
+    `origins` maps a dotted key to the file and line (None: no line) that had the last word on it.
+    """
+
+    file: str
+    path: str
+    folder: str
+    sources: tuple[str, ...]
+    study: str
+    arm: str
+    title: str
+    hypothesis: str
+    baseline: str | None
+    seeds: tuple[int, ...]
+    kind: str
+    trainer: Mapping[str, Any] | None
+    command: tuple[str, ...] | None
+    metrics: Mapping[str, Any] | None
+    steps: int
+    primary: Primary | None
+    resources: Resources
+    policy: Policy
+    environment: Mapping[str, Any]
+    env: Mapping[str, Any]
+    code: Mapping[str, Any]
+    budget: Mapping[str, Any] = field(default_factory=lambda: DEFAULT_BUDGET)
+    retries: int = DEFAULT_RETRIES
+    notify: None = None
+    changes: tuple[tuple[str, Any], ...] = ()
+    origins: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    check: TrainerCheck | None = None
+
+    @property
+    def name(self) -> str:
+        """How messages call it: study/arm."""
+        return f"{self.study}/{self.arm}"
+
+    @property
+    def python(self) -> str:
+        """The interpreter of its runs: environment.python, else the one that runs us."""
+        return self.environment["python"] or sys.executable
+
+    def where(self, key: str) -> Where:
+        """The place that decided about a dotted key: that of the key itself, else of the block it would stand in."""
+        part = key
+        while part:
+            if part in self.origins:
+                return Where(*self.origins[part], key)
+            part = part[: max(part.rfind("."), part.rfind("["), 0)]
+        return Where(self.file, None, key)
+
+
+def document(arm: ResolvedArm, seed: int, run_id: str | None = None) -> dict[str, Any]:
+    """What is written as a run's config.yaml and shown by `--resolve`: plain values, secrets by name only."""
+    head = {
+        "study": arm.study,
+        "arm": arm.arm,
+        "title": arm.title,
+        "hypothesis": arm.hypothesis,
+        "baseline": arm.baseline,
+        "seed": seed,
+        "run": run_id,
+    }
+    values: dict[str, Any] = _plain({**head, **_work(arm), **_terms(arm)})
+    return values
+
+
+def study_document(arm: ResolvedArm) -> dict[str, Any]:
+    """The keys that must be alike in all arms of a study."""
+    terms = _terms(arm)
+    values: dict[str, Any] = _plain(
+        {
+            "study": arm.study,
+            "primary": terms["primary"],
+            "policy": terms["policy"],
+            "budget": {"study": arm.budget["study"]},
+            "resources": {"colocate": arm.resources.colocate},
+        }
+    )
+    return values
+
+
+def to_json(arm: ResolvedArm) -> dict[str, Any]:
+    """The arm as JSON values; `from_json` reads it back as an equal arm."""
+    values: dict[str, Any] = _plain(arm)
+    return values
+
+
+def from_json(values: Mapping[str, Any]) -> ResolvedArm:
+    """The arm that `to_json` wrote."""
+    check = values["check"]
+    return ResolvedArm(
+        **{
+            **values,
+            "sources": tuple(values["sources"]),
+            "seeds": tuple(values["seeds"]),
+            "command": None if values["command"] is None else tuple(values["command"]),
+            "primary": None if values["primary"] is None else Primary(**values["primary"]),
+            "resources": Resources(**values["resources"]),
+            "policy": Policy(**values["policy"]),
+            "changes": tuple((key, value) for key, value in values["changes"]),
+            "origins": {key: (file, line) for key, (file, line) in values["origins"].items()},
+            "check": None if check is None else TrainerCheck(**{**check, "notes": tuple(check["notes"])}),
+        }
+    )
+
+
+def environment_values(arm: ResolvedArm, variables: Mapping[str, str]) -> dict[str, str]:
+    """The arm's `env` with every {from: NAME} looked up in `variables`. Raises SpecError for a NAME that is not set.
+
+    The result may hold secrets: it belongs into a process, never onto a disk.
+    """
+    values = {}
+    for name, value in arm.env.items():
+        if isinstance(value, str):
+            values[name] = value
+        elif value["from"] in variables:
+            values[name] = variables[value["from"]]
+        else:
+            source = value["from"]
+            problem = f"the variable {source} is not set in this shell"
+            raise SpecError(arm.where(f"env.{name}"), problem, next_command=f"export {source}=…")
+    return values
+
+
+def _work(arm: ResolvedArm) -> dict[str, Any]:
+    if arm.kind == TRAINER:
+        return {"trainer": arm.trainer}
+    return {"command": arm.command, "metrics": arm.metrics, "steps": arm.steps}
+
+
+def _terms(arm: ResolvedArm) -> dict[str, Any]:
+    return {
+        "primary": arm.primary,
+        "resources": arm.resources,
+        "budget": arm.budget,
+        "policy": {
+            "detectors": arm.policy.detectors,
+            "rescue": DEFAULT_RESCUE,
+            "tail": arm.policy.tail,
+            "autopsy_s": DEFAULT_AUTOPSY_S,
+        },
+        "environment": arm.environment,
+        "env": arm.env,
+        "code": arm.code,
+        "retries": arm.retries,
+        "notify": arm.notify,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,200 @@
+"""What one key of an arm demands of another, and which values are for a later version. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from runner.spec.command import PLACEHOLDERS, BadPlaceholder, check_argument
+from runner.spec.models import DEFAULT_AUTOPSY_S, DEFAULT_BUDGET, DEFAULT_RESCUE, DEFAULT_RETRIES, DETECTOR_NAMES
+from runner.spec.schema import ArmBlock, Later, Mistake, nearest
+from runner.spec.yaml12 import Path
+
+SEVERITIES = ("shadow", "warn", "abort")
+TRAINER_METRIC_PREFIXES = ("val/", "val_raw/", "val_native/", "val_raw_native/")
+# These would put a study's folder on top of a file of the home.
+RESERVED_STUDY_PREFIXES = ("runner.db", "controller.lock", "controller.log")
+# The runner sets these for every process itself.
+RESERVED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET_VALUE = re.compile(
+    r"hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,}|-----BEGIN "
+)
+_SECRET_NAME = re.compile(r"(.*_)?(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY)")
+
+
+def check_rules(block: ArmBlock) -> None:
+    """Raises Mistake (or Later) for the first thing in a valid block that makes no sense or comes later."""
+    if block.study.lower().startswith(RESERVED_STUDY_PREFIXES):
+        raise Mistake(("study",), f"{block.study!r} is a file of the home", allowed="any other name")
+    _check_seeds(block)
+    _check_kind(block)
+    _check_command(block)
+    _check_metrics(block)
+    _check_primary(block)
+    _check_detectors(block)
+    _check_env(block.env)
+    _check_code(block)
+    _check_later(block)
+
+
+def _check_seeds(block: ArmBlock) -> None:
+    for index, seed in enumerate(block.seeds):
+        if seed in block.seeds[:index]:
+            raise Mistake(("seeds", index), f"seed {seed} is there twice", allowed="each seed once")
+
+
+def _check_kind(block: ArmBlock) -> None:
+    if block.trainer is None and block.command is None:
+        raise Mistake((), "has neither trainer nor command", allowed="exactly one of trainer, command")
+    if block.trainer is not None and block.command is not None:
+        raise Mistake(("command",), "stands beside trainer", allowed="exactly one of trainer, command")
+    if block.trainer is not None:
+        for key in ("metrics", "steps"):
+            if getattr(block, key) is not None:
+                close = "trainer.steps" if key == "steps" else None
+                raise Mistake((key,), "belongs to command arms", allowed="trainer.…", nearest=close)
+        if block.resources.gpus == 0 and block.trainer.get("device") == "cuda":
+            raise Mistake(("trainer", "device"), "is cuda on a CPU slot (resources.gpus: 0)", allowed=("auto", "cpu"))
+        if block.resources.gpus > 1:
+            raise Later(
+                ("resources", "gpus"), "several GPUs for one trainer run are not in this version", allowed="0, 1"
+            )
+
+
+def _check_command(block: ArmBlock) -> None:
+    if block.command is None:
+        return
+    if not block.command[0]:
+        raise Mistake(("command", 0), "is empty", allowed="a program")
+    for index, argument in enumerate(block.command):
+        if "\0" in argument:
+            raise Mistake(("command", index), "holds a NUL character", allowed="text")
+        if _SECRET_VALUE.search(argument):
+            raise Mistake(("command", index), "looks like a secret", allowed="env: {NAME: {from: NAME}}")
+        try:
+            check_argument(argument)
+        except BadPlaceholder as error:
+            allowed = [*(f"{{{name}}}" for name in PLACEHOLDERS), "{{ and }} for braces"]
+            raise Mistake(("command", index), f"has {error}", allowed=allowed) from None
+    if block.steps is None:
+        raise Mistake(("steps",), "is missing", allowed="the step budget of one run, for example steps: 200")
+    if block.metrics is None:
+        raise Mistake(("metrics",), "is missing", allowed="for example metrics: {source: jsonl, path: metrics.jsonl}")
+
+
+def _check_metrics(block: ArmBlock) -> None:
+    metrics = block.metrics
+    if metrics is None:
+        return
+    given, needed = ("path", "pattern") if metrics.source == "regex" else ("pattern", "path")
+    if getattr(metrics, given) is not None:
+        raise Mistake(("metrics", given), f"is not used by source {metrics.source}", allowed=needed)
+    if getattr(metrics, needed) is None:
+        raise Mistake(("metrics", needed), f"is missing; source {metrics.source} needs it", allowed=f"{needed}: …")
+    if metrics.pattern is not None:
+        _check_pattern(metrics.pattern)
+    if metrics.path is not None and ".." in metrics.path.split("/"):
+        raise Mistake(("metrics", "path"), f"{metrics.path!r} leaves the run's folder", allowed="a path without ..")
+
+
+def _check_pattern(pattern: str) -> None:
+    path: Path = ("metrics", "pattern")
+    try:
+        groups = re.compile(pattern).groupindex
+    except re.error as error:
+        raise Mistake(path, f"is no regular expression: {error}", allowed="Python's re syntax") from None
+    example = r"step (?P<step>\d+) loss=(?P<loss>\S+)"
+    if "step" not in groups:
+        raise Mistake(path, "has no group named step", allowed=example)
+    if len(groups) < 2:
+        raise Mistake(path, "has no group beside step, so no metric", allowed=example)
+
+
+def _check_primary(block: ArmBlock) -> None:
+    if block.primary is None:
+        return
+    metric = block.primary.metric
+    path: Path = ("primary", "metric")
+    if metric.startswith("val_probe/"):
+        raise Mistake(path, f"{metric} is a probe, which never ranks", allowed=TRAINER_METRIC_PREFIXES)
+    if block.trainer is not None and not metric.startswith(TRAINER_METRIC_PREFIXES):
+        close = nearest(metric, ("val/recon_lpips", "val/recon_rmse", "val/text_lpips", "val/loss"))
+        raise Mistake(
+            path,
+            f"{metric!r:.80} is no validation metric of the trainer",
+            allowed=TRAINER_METRIC_PREFIXES,
+            nearest=close,
+        )
+
+
+def _check_detectors(block: ArmBlock) -> None:
+    for name, severity in block.policy.detectors.items():
+        path: Path = ("policy", "detectors", name)
+        if name not in DETECTOR_NAMES:
+            raise Mistake(path, "no such detector", allowed=DETECTOR_NAMES, nearest=nearest(name, DETECTOR_NAMES))
+        if severity == "rescue":
+            raise Later(path, "rescue is not in this version", allowed=SEVERITIES)
+
+
+def _check_env(env: Mapping[str, Any]) -> None:
+    for name, value in env.items():
+        path: Path = ("env", name)
+        if not _VARIABLE.fullmatch(name):
+            raise Mistake(path, "is no name of a variable", allowed="letters, digits and _, no digit in front")
+        if name in RESERVED_VARIABLES or name.startswith("RUNNER_"):
+            raise Mistake(path, "is set by the runner itself", allowed="any other name")
+        if isinstance(value, str):
+            _check_literal(path, name, value)
+        elif not (isinstance(value, Mapping) and list(value) == ["from"] and _is_variable(value["from"])):
+            raise Mistake(path, f"{value!r:.60} is not allowed", allowed="text in quotes, or {from: NAME}")
+
+
+def _is_variable(name: object) -> bool:
+    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
+
+
+def _check_literal(path: Path, name: str, value: str) -> None:
+    if "\0" in value:
+        raise Mistake(path, "holds a NUL character", allowed="text")
+    if value and (_SECRET_NAME.fullmatch(name.upper()) or _SECRET_VALUE.search(value)):
+        raise Mistake(path, "looks like a secret, and literal values are stored", allowed=f"{{from: {name}}}")
+
+
+def _check_code(block: ArmBlock) -> None:
+    if block.trainer is not None:
+        for key in ("root", "include"):
+            if getattr(block.code, key):
+                raise Mistake(
+                    ("code", key), "belongs to command arms", allowed="nothing; a trainer arm runs the trainer"
+                )
+
+
+def _check_later(block: ArmBlock) -> None:
+    written = block.model_dump(by_alias=True)
+    for path, default in _LATER.items():
+        value: Any = written
+        for part in path:
+            value = value[part]
+        if value != default:
+            shown = "null" if default is None else str(default)
+            raise Later(path, f"{value!r:.60} is not in this version", allowed=shown)
+
+
+_LATER: Mapping[tuple[str, ...], Any] = {
+    ("resources", "colocate"): "prefer",
+    ("budget", "run", "max_hours"): DEFAULT_BUDGET["run"]["max_hours"],
+    ("budget", "run", "max_usd"): DEFAULT_BUDGET["run"]["max_usd"],
+    ("budget", "study", "max_hours"): DEFAULT_BUDGET["study"]["max_hours"],
+    ("budget", "study", "max_usd"): DEFAULT_BUDGET["study"]["max_usd"],
+    ("budget", "reserve"): DEFAULT_BUDGET["reserve"],
+    ("policy", "rescue", "from"): DEFAULT_RESCUE["from"],
+    ("policy", "rescue", "changes"): DEFAULT_RESCUE["changes"],
+    ("policy", "rescue", "max"): DEFAULT_RESCUE["max"],
+    ("policy", "autopsy_s"): DEFAULT_AUTOPSY_S,
+    ("environment", "setup"): None,
+    ("retries",): DEFAULT_RETRIES,
+    ("notify",): None,
+}

@@ -1,0 +1,143 @@
+"""Every change the controller makes to runs, attempts and leases; each state change leaves an event with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from runner.records import AttemptKind, RunState, Verdict, is_legal
+from runner.store import tables
+
+
+def move_run(
+    connection: Connection, run: str, state: RunState, reason: str, now: float, *, rule: str = "", attempt: int = 0
+) -> None:
+    """Change a run's state. An illegal move is our own mistake and raises AssertionError."""
+    row = connection.execute(select(tables.runs.c.state, tables.runs.c.study).where(tables.runs.c.run == run)).one()
+    old = RunState(row.state)
+    assert is_legal(old, state), f"{run}: {old} -> {state} is no legal move ({reason})"
+    connection.execute(
+        update(tables.runs).where(tables.runs.c.run == run).values(state=state, reason=reason, rule=rule, changed=now)
+    )
+    what = f"{state}({rule})" if rule else str(state)
+    add_event(connection, now, what, reason, study=row.study, run=run, attempt=attempt or None)
+
+
+def set_run(connection: Connection, run: str, **values: Any) -> None:
+    """Change columns of a run that are not its state."""
+    assert "state" not in values
+    connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(**values))
+
+
+def add_attempt(
+    connection: Connection,
+    run: str,
+    attempt: int,
+    kind: AttemptKind,
+    lease: int,
+    slot: Mapping[str, Any],
+    now: float,
+) -> None:
+    """The intent row of a process: written and committed before anything is started."""
+    connection.execute(
+        insert(tables.attempts).values(
+            run=run,
+            attempt=attempt,
+            kind=kind,
+            phase="intended",
+            lease=lease,
+            slot=dict(slot),
+            sync="pending",
+            created=now,
+        )
+    )
+
+
+def set_attempt(connection: Connection, run: str, attempt: int, **values: Any) -> None:
+    """Change columns of one attempt."""
+    connection.execute(
+        update(tables.attempts)
+        .where(tables.attempts.c.run == run, tables.attempts.c.attempt == attempt)
+        .values(**values)
+    )
+
+
+def add_event(
+    connection: Connection,
+    now: float,
+    what: str,
+    reason: str,
+    *,
+    study: str | None = None,
+    run: str | None = None,
+    attempt: int | None = None,
+    step: int | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """A line of the history that status, report and a person read."""
+    connection.execute(
+        insert(tables.events).values(
+            time=now, study=study, run=run, attempt=attempt, step=step, what=what, reason=reason,
+            data=None if data is None else json_ready(data),
+        )
+    )  # fmt: skip
+
+
+def add_verdict(connection: Connection, run: str, attempt: int, verdict: Verdict, now: float) -> None:
+    """Keep a verdict that differs from the last one, with its evidence and what it had seen."""
+    step = max((finding.step for finding in verdict.findings), default=0)
+    document = verdict_document(verdict)
+    connection.execute(
+        insert(tables.verdicts).values(
+            run=run, attempt=attempt, time=now, health=verdict.health, action=verdict.action, rule=verdict.rule,
+            step=step, reason=verdict.reason, findings=document["findings"], as_of=document["as_of"],
+        )
+    )  # fmt: skip
+    connection.execute(
+        update(tables.runs).where(tables.runs.c.run == run).values(health=verdict.health, verdict=document)
+    )
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as plain JSON values."""
+    return {
+        "health": str(verdict.health),
+        "action": verdict.action,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
+        "as_of": dict(verdict.as_of),
+        "findings": [
+            {
+                "detector": finding.detector,
+                "severity": str(finding.severity),
+                "step": finding.step,
+                "summary": finding.summary,
+                "evidence": json_ready(finding.evidence),
+            }
+            for finding in verdict.findings
+        ],
+    }
+
+
+def answer(connection: Connection, request: int, accepted: bool, message: str, now: float) -> None:
+    """Say what became of a request; a second answer to the same one changes nothing."""
+    connection.execute(
+        upsert(tables.answers)
+        .values(request=request, time=now, accepted=accepted, message=message)
+        .on_conflict_do_nothing()
+    )
+
+
+def json_ready(value: Any) -> Any:
+    """The same value with nan and the infinities as the words that every JSON reader accepts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    return value

@@ -1,0 +1,97 @@
+"""The one view of a run's metrics: its attempts joined into one curve per name.
+
+An attempt that resumed at step N replaces what earlier attempts wrote behind N: of the earlier ones the points up to N
+count, of the resumed one those behind N, and its points at or before N only where nothing was there yet (a validation
+that was cut short, or the full validation of an earlier best checkpoint). An attempt without a resume starts at 0.
+Judge, status and report read nothing but this view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from runner.records import AttemptKind, Series
+from runner.store import tables
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPoints:
+    """The points of one attempt under one name: step -> (value, time). `resumed_from` is 0 for a fresh start."""
+
+    attempt: int
+    resumed_from: int
+    points: Mapping[int, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One curve over all attempts: strictly increasing steps with value, time and attempt of each."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    times: tuple[float, ...]
+    attempts: tuple[int, ...]
+
+
+def join(attempts: Iterable[AttemptPoints]) -> Joined:
+    """Join the attempts of one name in their order (see the head of this file)."""
+    merged: dict[int, tuple[float, float, int]] = {}
+    for part in attempts:
+        merged = {step: point for step, point in merged.items() if step <= part.resumed_from}
+        for step, (value, time) in part.points.items():
+            if step > part.resumed_from or step not in merged:
+                merged[step] = (value, time, part.attempt)
+    steps = sorted(merged)
+    return Joined(
+        tuple(steps),
+        tuple(merged[step][0] for step in steps),
+        tuple(merged[step][1] for step in steps),
+        tuple(merged[step][2] for step in steps),
+    )
+
+
+def read_curves(connection: Connection, run: str, names: Sequence[str] | None = None) -> dict[str, Joined]:
+    """Every curve of a run, or those named. An evaluation cuts nothing off: it only adds what was missing."""
+    resumed = _starting_steps(connection, run)
+    query = (
+        select(tables.series.c.name, tables.series.c.attempt, tables.points.c.step, tables.points.c.value,
+               tables.points.c.time)
+        .join(tables.points, tables.points.c.series == tables.series.c.id)
+        .where(tables.series.c.run == run)
+        .order_by(tables.series.c.attempt, tables.points.c.step)
+    )  # fmt: skip
+    if names is not None:
+        query = query.where(tables.series.c.name.in_(list(names)))
+    parts: dict[str, dict[int, dict[int, tuple[float, float]]]] = {}
+    for name, attempt, step, value, time in connection.execute(query):
+        value_or_nan = float("nan") if value is None else value
+        parts.setdefault(name, {}).setdefault(attempt, {})[step] = (value_or_nan, time)
+    return {
+        name: join(AttemptPoints(attempt, resumed[attempt], found.get(attempt, {})) for attempt in sorted(resumed))
+        for name, found in sorted(parts.items())
+    }
+
+
+def as_series(curves: Mapping[str, Joined]) -> dict[str, Series]:
+    """The curves as the judge wants them, without those of the machine."""
+    return {
+        name: Series(name, curve.steps, curve.values)
+        for name, curve in curves.items()
+        if not name.startswith(("sys/", "memory/"))
+    }
+
+
+def _starting_steps(connection: Connection, run: str) -> dict[int, int]:
+    """Attempt -> the step up to which earlier attempts still count."""
+    attempts = tables.attempts
+    rows = connection.execute(
+        select(attempts.c.attempt, attempts.c.kind, attempts.c.resumed_from).where(attempts.c.run == run)
+    )
+    everything = 2**62
+    return {
+        attempt: everything if kind == AttemptKind.EVALUATE else (resumed_from or 0)
+        for attempt, kind, resumed_from in rows
+    }

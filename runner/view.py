@@ -1,0 +1,109 @@
+"""Looks on while runs go: a live table on a terminal, a line for each change elsewhere. Changes nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED
+from runner.home import Home
+from runner.live import lines, render
+from runner.records import ENDED
+from runner.screen import printable
+from runner.store.database import reading
+from runner.store.status import read_status
+
+REFRESH_S = 1.0
+SECOND_PRESS_S = 3.0
+_ENDED_WORDS = frozenset(str(state) for state in ENDED)
+
+
+def watch(
+    home: Home,
+    console: Console,
+    *,
+    study: str | None = None,
+    runs: Sequence[str] | None = None,
+    each_round: Callable[[], None] = lambda: None,
+    until_ended: bool = True,
+) -> dict[str, Any]:
+    """Show the status until every chosen run has ended, and return the last document.
+
+    `runs` narrows the view to some run folders, `study` to one study. Raises KeyboardInterrupt on Ctrl-C.
+    """
+    wanted = None if runs is None else frozenset(runs)
+    if not console.is_terminal:
+        return _watch_lines(home, study, wanted, each_round)
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            each_round()
+            document = _chosen(home, study, wanted)
+            live.update(render(document, console.width), refresh=True)
+            if until_ended and all_ended(document):
+                return document
+            time.sleep(REFRESH_S)
+
+
+def _watch_lines(
+    home: Home, study: str | None, wanted: frozenset[str] | None, each_round: Callable[[], None]
+) -> dict[str, Any]:
+    """A line whenever a run's state or health changes."""
+    said: dict[str, tuple[str, str]] = {}
+    while True:
+        each_round()
+        document = _chosen(home, study, wanted)
+        runs = [run for entry in document["studies"] for run in entry["runs"]]
+        for run, line in zip(runs, lines(document), strict=True):
+            now = (run["state"], run["health"])
+            if said.get(run["run_dir"]) != now:
+                said[run["run_dir"]] = now
+                print(line, flush=True)
+        if all_ended(document):
+            return document
+        time.sleep(REFRESH_S)
+
+
+def all_ended(document: dict[str, Any]) -> bool:
+    """Whether nothing in the document is waiting or running any more."""
+    return all(run["state"].split("(")[0] in _ENDED_WORDS for entry in document["studies"] for run in entry["runs"])
+
+
+def exit_code(document: dict[str, Any]) -> int:
+    """The highest exit code over the runs: a run that failed or was lost is 1, everything else went as ordered."""
+    states = [run["state"].split("(")[0] for entry in document["studies"] for run in entry["runs"]]
+    return EXIT_RUN_FAILED if any(state in ("failed", "lost", "preempted") for state in states) else EXIT_OK
+
+
+def _chosen(home: Home, study: str | None, wanted: frozenset[str] | None) -> dict[str, Any]:
+    with reading(home) as connection:
+        document = read_status(connection, time.time(), study)
+    if wanted is not None:
+        for entry in document["studies"]:
+            entry["runs"] = [run for run in entry["runs"] if run["run_dir"] in wanted]
+        document["studies"] = [entry for entry in document["studies"] if entry["runs"]]
+    return document
+
+
+def leave_or_stop(console: Console, stop: Callable[[], None], wait_s: float = SECOND_PRESS_S) -> int:
+    """After Ctrl-C: leave the view, unless a second press within `wait_s` asks to stop the runs."""
+    console.print(
+        f"\nstill running: `runner status --watch`; stop with `runner stop --all` (or Ctrl-C again within {wait_s:.0f} s)",
+        markup=False,
+        highlight=False,
+    )
+    try:
+        time.sleep(wait_s)
+    except KeyboardInterrupt:
+        stop()
+        console.print("stop requested: each run writes a checkpoint and ends", markup=False, highlight=False)
+    return EXIT_INTERRUPTED
+
+
+def say(message: str) -> None:
+    """One line to a person on stderr, so that stdout stays clean for documents."""
+    print(printable(message, keep_newlines=True), file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""The trainer's commands. Torch is imported only by a command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from trainer.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, TrainerError
+
+_USAGE = """usage: python -m trainer COMMAND …
+
+  train CONFIG --run-dir DIR [--attempt N] [--resume] [--stop-after N]   train one run
+  check CONFIG | check --json                                            is a configuration usable, how large is it
+  evaluate RUN_DIR …                                                     full validation of a checkpoint
+  sample RUN_DIR …                                                       draw an image from a checkpoint
+
+COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
+70 internal, 2 command line."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one command and turn its errors into exit codes."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE)
+        return EXIT_DONE if argv else EXIT_USAGE
+    name, arguments = argv[0], argv[1:]
+    if name not in _COMMANDS:
+        print(f"trainer: {name!r} is not in this version; commands: {', '.join(_COMMANDS)}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return _COMMANDS[name](arguments)
+    except TrainerError as error:
+        print(f"trainer {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return EXIT_INTERNAL
+
+
+def _train(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer train", description="Train one run.")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a resolved configuration: trainer, seed, run")
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run; everything is written there")
+    parser.add_argument("--attempt", type=int, help="number of this process (default: one more than the last)")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
+    parser.add_argument("--stop-after", type=int, metavar="N", help="stop after step N with a checkpoint, exit code 75")
+    arguments = parser.parse_args(argv)
+    from trainer.train import train
+
+    return train(arguments.config, arguments.run_dir, arguments.attempt, arguments.resume, arguments.stop_after)
+
+
+def _check(argv: list[str]) -> int:
+    from trainer.check import main as check
+
+    return check(argv)
+
+
+def _evaluate(argv: list[str]) -> int:
+    from trainer.evaluate.command import main as evaluate
+
+    return evaluate(argv)
+
+
+def _sample(argv: list[str]) -> int:
+    from trainer.sample import main as sample
+
+    return sample(argv)
+
+
+_COMMANDS = {"train": _train, "check": _check, "evaluate": _evaluate, "sample": _sample}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

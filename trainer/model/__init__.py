@@ -1,0 +1,1 @@
+"""The pixel-space diffusion transformer, one part per file."""

@@ -1,0 +1,40 @@
+"""Initial weights: every parameter is drawn from a counter stream keyed by its own name.
+
+So a module that is added or left out changes the initial weights of no other one, and arms of one seed start alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from trainer import randomness
+
+EMBEDDING_STD = 0.02
+
+
+def initialise(module: nn.Module, run_seed: int, prefix: str = "") -> None:
+    """Draw all parameters of `module` in place.
+
+    Zero: all biases, modulation (adaLN-Zero), head and the closing convolution, so that blocks start as identities and
+    the first prediction is 0. One: query gains. Normal with std 0.02: null tokens, type and joint embeddings. All other
+    matrices: Xavier uniform.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(_initial(prefix + name, parameter, run_seed))
+
+
+def _initial(name: str, parameter: Tensor, run_seed: int) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    if leaf == "bias" or owner.split(".")[-1] in ("modulation", "head", "smooth"):
+        return torch.zeros(parameter.shape)
+    if leaf == "gain_D":
+        return torch.ones(parameter.shape)
+    if leaf != "weight":
+        return EMBEDDING_STD * randomness.normal(parameter.shape, run_seed, "init", name)
+    fan_out, fan_in = parameter.shape[0], parameter[0].numel()
+    bound = math.sqrt(6.0 / (fan_in + fan_out))
+    return (2.0 * randomness.uniform(parameter.shape, run_seed, "init", name) - 1.0) * bound

@@ -1,0 +1,125 @@
+"""NanoDiT: a diffusion transformer on pixels that predicts the clean image.
+
+Shapes: B samples, C image channels, H x W pixels, N image tokens, K kept tokens, D channels, S condition tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from trainer.config import ModelConfig
+from trainer.data.sample import Conditions, StreamShapes
+from trainer.model.block import Block, modulate
+from trainer.model.conditioning import Conditioning, Group, long_first
+from trainer.model.embeddings import TimeEmbedding, from_patches, positions_2d, to_patches
+from trainer.model.initial import initialise
+from trainer.model.tread import Route, gather_tokens, scatter_tokens
+
+
+class Output(NamedTuple):
+    """The predicted clean image, not clamped, and the hidden state of the tapped block.
+
+    `hidden_BND` is None without a tap; inside the routed blocks it holds the kept tokens only.
+    """
+
+    x_BCHW: Tensor
+    hidden_BND: Tensor | None
+
+
+class NanoDiT(nn.Module):
+    """Pixel DiT with cross-attention to text, image CLS, image patches and pose; a stream of width 0 is off."""
+
+    def __init__(self, config: ModelConfig, streams: StreamShapes, image_channels: int = 3) -> None:
+        super().__init__()
+        self.patch = config.patch
+        features = image_channels * config.patch**2
+        self.patches = nn.Linear(features, config.width)
+        self.time = TimeEmbedding(config.width)
+        self.conditioning = Conditioning(streams, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.modulation = nn.Linear(config.width, 2 * config.width)
+        self.head = nn.Linear(config.width, features)
+        self.smooth = nn.Conv2d(image_channels, image_channels, 3, padding=1)
+
+    def forward(
+        self,
+        z_BCHW: Tensor,
+        t_B: Tensor,
+        conditions: Conditions,
+        present: Mapping[str, Tensor] | None = None,
+        route: Route | None = None,
+        tap: int | None = None,
+    ) -> Output:
+        """Predict the clean image from the noisy one at times `t_B` in [0, 1], 1 being noise.
+
+        `present` maps a stream to booleans (B,); a stream that is not named is present wherever `conditions` has it.
+        `route` sends only the kept tokens through the routed blocks. `tap` asks for the output of that block.
+        """
+        present = present or {}
+        packing = long_first(conditions, present)
+        if packing is None:
+            return self._predict(z_BCHW, t_B, conditions, present, route, tap, (len(t_B),))
+        order, sizes = packing
+        there = order.to(z_BCHW.device, non_blocking=True)
+        output = self._predict(
+            z_BCHW[there],
+            t_B[there],
+            conditions.select(there),
+            {name: mask[order] for name, mask in present.items()},
+            None if route is None else route.select(there),
+            tap,
+            sizes,
+        )
+        back = there.argsort()
+        return Output(output.x_BCHW[back], None if output.hidden_BND is None else output.hidden_BND[back])
+
+    def _predict(
+        self,
+        z_BCHW: Tensor,
+        t_B: Tensor,
+        conditions: Conditions,
+        present: Mapping[str, Tensor],
+        route: Route | None,
+        tap: int | None,
+        sizes: tuple[int, ...],
+    ) -> Output:
+        """The prediction for samples that already stand group by group; `sizes` counts the samples of each group."""
+        grid = (z_BCHW.shape[2] // self.patch, z_BCHW.shape[3] // self.patch)
+        context = self.conditioning(conditions, present, sizes)
+        time_BD = self.time(t_B)
+        drive_BD = silu(time_BD if context.cls_BD is None else time_BD + context.cls_BD)
+        x_BND = self.patches(to_patches(z_BCHW, self.patch))
+        # Positions are added before routing, so they travel with their tokens.
+        x_BND = x_BND + positions_2d(grid, x_BND.shape[-1], x_BND.device)
+        x_BND, hidden_BND = self._blocks(x_BND, drive_BD, context.groups, route, tap)
+        shift_B1D, scale_B1D = self.modulation(drive_BD).unsqueeze(1).chunk(2, dim=-1)
+        image_BCHW = from_patches(self.head(modulate(x_BND, shift_B1D, scale_B1D)), grid, self.patch)
+        return Output(image_BCHW + self.smooth(image_BCHW), hidden_BND)
+
+    def _blocks(
+        self, x_BND: Tensor, drive_BD: Tensor, groups: tuple[Group, ...], route: Route | None, tap: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        hidden_BND, skipped_BND = None, x_BND
+        for index, block in enumerate(self.blocks):
+            if route is not None and index == route.first:
+                skipped_BND, x_BND = x_BND, gather_tokens(x_BND, route.keep_BK)
+            x_BND = block(x_BND, drive_BD, groups)
+            if index == tap:
+                hidden_BND = x_BND
+            if route is not None and index == route.last:
+                x_BND = scatter_tokens(skipped_BND, x_BND, route.keep_BK)
+        return x_BND, hidden_BND
+
+
+def build(config: ModelConfig, streams: StreamShapes, run_seed: int, device: torch.device | str = "cpu") -> NanoDiT:
+    """A NanoDiT with the initial weights of `run_seed` on `device`."""
+    with torch.device("meta"):
+        model = NanoDiT(config, streams)
+    model.to_empty(device="cpu")
+    initialise(model, run_seed)
+    return model.to(device)

@@ -1,0 +1,32 @@
+"""Times of the training samples, and the shift that training and sampler share. t = 1 is noise.
+
+Shapes: B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer import randomness
+from trainer.config import ObjectiveConfig
+
+
+def shift_timesteps(t: Tensor, shift: float) -> Tensor:
+    """t' = k t / (1 + (k - 1) t): k > 1 moves times towards noise; 0 and 1 stay where they are."""
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def draw_timesteps(config: ObjectiveConfig, run_seed: int, step: int, positions: Sequence[int]) -> Tensor:
+    """Training times (B,) in (0, 1) for the given positions of the effective batch, on the CPU."""
+    return shift_timesteps(torch.cat([_draw(config, run_seed, step, position) for position in positions]), config.shift)
+
+
+def _draw(config: ObjectiveConfig, run_seed: int, step: int, position: int) -> Tensor:
+    source = randomness.generator(run_seed, "timestep", step, position)
+    t = torch.sigmoid(config.timestep_mean + config.timestep_std * torch.randn(1, generator=source))
+    # Drawn in any case, so that the share changes no other time.
+    choice, uniform = torch.rand(2, generator=source)
+    return uniform[None] if choice < config.uniform_share else t

@@ -1,0 +1,49 @@
+"""Averages of the weights whose memory is a share of the run, unbiased from the first update on."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from trainer.config import EmaConfig
+
+
+def decay(half_life: float, every: int, steps: int) -> float:
+    """Factor per update for a half-life given as a share of a run of `steps`: 0.5^(every / (half_life steps))."""
+    return 0.5 ** (every / (half_life * steps))
+
+
+class Ema:
+    """One averaged copy of the model per half-life, in fp32; `models` maps a half-life to it, the first is "the" EMA.
+
+    n-th update: average += (1 - d) / (1 - d^n) (weights - average). The first update copies the weights, and after n
+    updates the weights of update i count d^(n - i), normalised: no warm-up is needed. Before the first update the
+    copies hold the initial weights.
+    """
+
+    def __init__(self, config: EmaConfig, model: nn.Module, steps: int) -> None:
+        self._every = config.every
+        self._decays = {half_life: decay(half_life, config.every, steps) for half_life in config.half_lives}
+        self.models: dict[float, nn.Module] = {half_life: _frozen_copy(model) for half_life in config.half_lives}
+
+    @property
+    def first(self) -> nn.Module:
+        """The model that validation calls "ema"."""
+        return next(iter(self.models.values()))
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after `step` optimizer steps; does nothing unless `step` is a multiple of `every`."""
+        updates, rest = divmod(step, self._every)
+        if rest:
+            return
+        weights = [parameter.detach() for parameter in model.parameters()]
+        for half_life, average in self.models.items():
+            d = self._decays[half_life]
+            alpha = (1.0 - d) / (1.0 - d**updates)
+            torch._foreach_lerp_(list(average.parameters()), weights, alpha)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).requires_grad_(False).eval()

@@ -1,0 +1,34 @@
+"""Which parameter is moved by which optimizer, decided by name and kind of module."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from torch import nn
+
+_MUON_NAME = re.compile(r"blocks\.\d+\.((self|cross)\.(q|k|v|out)|mlp\.(fc1|fc2))\.weight")
+
+
+class ParameterGroups(NamedTuple):
+    """Names of all trained parameters, in the order of the modules; each name is in exactly one group.
+
+    `muon`: matrices inside the blocks. `decayed`: other 2-D weights of linear maps. `plain`: everything else (norms,
+    biases, null tokens, embeddings, convolutions), never decayed. With AdamW alone `muon` is empty.
+    """
+
+    muon: tuple[str, ...]
+    decayed: tuple[str, ...]
+    plain: tuple[str, ...]
+
+
+def parameter_groups(module: nn.Module, use_muon: bool) -> ParameterGroups:
+    """Sort the parameters of `module` into groups."""
+    matrices = {
+        f"{name}.weight" if name else "weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)
+    }
+    names = [name for name, _ in module.named_parameters()]
+    muon = tuple(name for name in names if use_muon and _MUON_NAME.search(name))
+    decayed = tuple(name for name in names if name in matrices and name not in muon)
+    plain = tuple(name for name in names if name not in matrices)
+    return ParameterGroups(muon, decayed, plain)

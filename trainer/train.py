@@ -1,0 +1,357 @@
+"""Train one run, from top to bottom: configuration, data, model, loop, end.
+
+Step k means "after k optimizer steps". Smallest run on a CPU:
+
+    python -m trainer train config.yaml --run-dir runs/try      # config.yaml: {seed: 0, trainer: {steps: 20}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from trainer import checkpoint
+from trainer.config import TrainerConfig
+from trainer.control import Control, StopRequest
+from trainer.data import open_source
+from trainer.data.batches import Batches
+from trainer.data.sample import Source
+from trainer.document import Document, load_document
+from trainer.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, Issue, UsageError
+from trainer.evaluate.suite import Validation
+from trainer.meter import Meter
+from trainer.model.nanodit import NanoDiT
+from trainer.rules import is_validation_step
+from trainer.scores import Scores
+from trainer.step import Learner, StepResult
+from trainer.telemetry import Telemetry
+
+
+@dataclass
+class Session:
+    """One attempt at work: everything the loop touches."""
+
+    document: Document
+    run_dir: Path
+    source: Source
+    learner: Learner
+    batches: Batches
+    validation: Validation
+    scores: Scores
+    meter: Meter
+    telemetry: Telemetry
+    control: Control
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def config(self) -> TrainerConfig:
+        """The trainer block."""
+        return self.document.config
+
+
+def train(
+    config_path: Path,
+    run_dir: Path,
+    attempt: int | None = None,
+    resume: bool = False,
+    stop_after: int | None = None,
+    stop: StopRequest | None = None,
+) -> int:
+    """Train the run of `config_path` in `run_dir`; returns the exit code, 0 (all steps) or 75 (stopped on request).
+
+    `attempt` defaults to one more than the last. `resume` continues from the newest complete checkpoint. `stop_after`
+    ends the process after that step. Raises ConfigError, DataError, UsageError and CheckpointError.
+    """
+    document = load_document(config_path)
+    stop = stop or _listening()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device = _device(document.config)
+    _claim(config_path, run_dir, document, resume)
+    source = open_source(document.config, document.seed)
+    number = _next_attempt(run_dir) if attempt is None else attempt
+    with Telemetry(run_dir / f"attempt-{number}") as telemetry:
+        session = _open(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
+        _announce(session, number)
+        step = _restore(session) if resume else 0
+        _start_point(session, step)
+        step = _loop(session, step, stop_after)
+        return _end(session, step)
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------------
+
+
+def _listening() -> StopRequest:
+    stop = StopRequest()
+    stop.listen()
+    return stop
+
+
+def _device(config: TrainerConfig) -> torch.device:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ConfigError([Issue("device", "this process sees no CUDA device", ("auto", "cpu"))])
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def _claim(config_path: Path, run_dir: Path, document: Document, resume: bool) -> None:
+    """Make the run directory ours; refuse to train over another run."""
+    steps = checkpoint.list_steps(run_dir)
+    if steps and not resume:
+        raise UsageError(
+            f"{run_dir} holds checkpoints up to step {steps[-1]}; add --resume or choose another --run-dir"
+        )
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    own = run_dir / "config.yaml"
+    if not own.exists():
+        shutil.copyfile(config_path, own)
+    elif not own.samefile(config_path) and load_document(own) != document:
+        raise UsageError(f"{own} differs from {config_path}; use it, or choose another --run-dir")
+
+
+def _next_attempt(run_dir: Path) -> int:
+    taken = [int(path.name[8:]) for path in run_dir.glob("attempt-*") if path.name[8:].isdigit()]
+    return max(taken, default=0) + 1
+
+
+# ---- data, model -----------------------------------------------------------------------------------------------------
+
+
+def _open(
+    document: Document,
+    run_dir: Path,
+    source: Source,
+    device: torch.device,
+    telemetry: Telemetry,
+    control: Control,
+    stop: StopRequest,
+) -> Session:
+    config = document.config
+    return Session(
+        document=document,
+        run_dir=run_dir,
+        source=source,
+        learner=Learner(config, source.streams, document.seed, device),
+        batches=Batches(source, document.seed, config.samples_per_step),
+        validation=Validation(config, source, device, document.run, run_dir),
+        scores=Scores(run_dir, config),
+        meter=Meter(config, device),
+        telemetry=telemetry,
+        control=control,
+        stop=stop,
+    )
+
+
+def _announce(session: Session, attempt: int) -> None:
+    """The first line of the attempt: what it runs on and what it trains."""
+    config, learner = session.config, session.learner
+    session.telemetry.event(
+        0,
+        "started",
+        attempt=attempt,
+        device=str(learner.device),
+        gpu_uuids=_gpu_uuids(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
+        optimizer_groups=learner.optimizer.groups._asdict(),
+        train_images=len(session.source.train_ids),
+        held_out_images=len(session.source.held_out_ids),
+        epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
+        kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
+        tokens=config.tokens,
+        notes=list(session.source.notes),
+        rejected=[list(entry) for entry in session.source.rejected[:20]],
+        rejected_total=len(session.source.rejected),
+    )
+
+
+def _gpu_uuids() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    properties = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return [f"GPU-{device.uuid}" for device in properties]
+
+
+def _restore(session: Session) -> int:
+    """Continue where the newest complete checkpoint ends; step 0 when there is none."""
+    steps = checkpoint.list_steps(session.run_dir)
+    step = steps[-1] if steps else 0
+    if steps:
+        checkpoint.require_same_run(checkpoint.read_state(session.run_dir, step), session.document)
+        learner = session.learner
+        optimizer, state = checkpoint.load(session.run_dir, step, _modules(learner), learner.device)
+        learner.optimizer.load_state_dict(optimizer["optimizer"])
+        learner.repa.load_state_dict(optimizer["repa"])
+        session.meter.load_state_dict(optimizer["meter"])
+        session.meter.train_s, session.meter.eval_s = state["train_s"], state["eval_s"]
+        session.scores.restore(until=step)
+    session.telemetry.event(step, "resumed", from_step=step)
+    return step
+
+
+# ---- loop ------------------------------------------------------------------------------------------------------------
+
+
+def _start_point(session: Session, step: int) -> None:
+    """Checkpoint and validation of the step from which this attempt starts, unless an earlier one left them."""
+    _save(session, step)
+    scored = step in session.scores and _validation_kind(session, step) is not None
+    if step < session.config.steps and not scored:
+        _validate(session, step)
+
+
+def _loop(session: Session, step: int, stop_after: int | None) -> int:
+    """Train until the last step or until somebody asks for a stop; the number of finished steps."""
+    config = session.config
+    while step < config.steps:
+        _look_outside(session, step, stop_after)
+        if session.stop:
+            break
+        started = time.perf_counter()
+        result = session.learner.step(session.batches, step, session.stop)
+        if result is None:
+            break
+        step += 1
+        session.meter.add(result, time.perf_counter() - started)
+        if step % config.log_every == 0 or step == config.steps:
+            session.telemetry.metrics("train", step, session.meter.line())
+        _announce_changes(session, step, result)
+        if is_validation_step(config, step):
+            _save(session, step)
+            if step < config.steps:
+                _validate(session, step)
+    return step
+
+
+def _look_outside(session: Session, step: int, stop_after: int | None) -> None:
+    """Take in control.json and --stop-after."""
+    wish = session.control.poll()
+    if wish is not None:
+        session.telemetry.event(step, "control_ack", seq=wish.seq)
+        if wish.stop:
+            session.stop.ask("control.json")
+    if stop_after is not None and step >= stop_after:
+        session.stop.ask("--stop-after")
+
+
+def _announce_changes(session: Session, step: int, result: StepResult) -> None:
+    """Events for techniques that end with the update just made."""
+    config = session.config
+    if step == config.steps:
+        return
+    if step == config.routed_steps:
+        session.telemetry.event(step, "routing_off")
+    if result.repa_weight > 0 and session.learner.repa.weight(step) == 0:
+        session.telemetry.event(step, "repa_off")
+
+
+def _save(session: Session, step: int) -> None:
+    """A complete checkpoint of `step`, unless it has one."""
+    if checkpoint.folder(session.run_dir, step).exists():
+        return
+    learner, meter = session.learner, session.meter
+    contents = checkpoint.Contents(
+        modules=_modules(learner),
+        optimizer={
+            "optimizer": learner.optimizer.state_dict(),
+            "repa": learner.repa.state_dict(),
+            "meter": meter.state_dict(),
+        },
+        state={
+            "step": step,
+            "samples_seen": step * session.config.samples_per_step,
+            "finite": learner.is_finite(),
+            "train_s": meter.train_s,
+            "eval_s": meter.eval_s,
+            **checkpoint.describe(session.document, session.source.streams),
+        },
+    )
+    checkpoint.save(session.run_dir, step, contents)
+    session.telemetry.event(step, "checkpoint", finite=contents.state["finite"])
+
+
+def _modules(learner: Learner) -> dict[str, torch.nn.Module]:
+    """What a checkpoint stores, by file stem."""
+    averages = {checkpoint.ema_name(half_life): model for half_life, model in learner.ema.models.items()}
+    projector = {"projector": learner.modules["repa"]} if "repa" in learner.modules else {}
+    return {"model": learner.model, **averages, **projector}
+
+
+def _validate(session: Session, step: int) -> None:
+    """Light validation of the current weights, then tidy up."""
+    weights = {"raw": session.learner.model, "ema": session.learner.ema.first}
+    _score(session, step, lambda: session.validation.light(step, weights).metrics)
+    _prune(session)
+
+
+def _score(session: Session, step: int, run: Callable[[], Mapping[str, float]]) -> None:
+    """Run one validation, count its time, and write down what is new."""
+    started = time.perf_counter()
+    metrics = run()
+    session.meter.eval_s += time.perf_counter() - started
+    session.telemetry.metrics("val", step, session.scores.unknown(step, metrics))
+    session.scores.add(step, metrics)
+
+
+def _prune(session: Session) -> None:
+    """Remove checkpoints that nothing needs any more; the newest one and its scores are on disk by now."""
+    session.telemetry.sync()
+    keep = session.config.checkpoint.keep
+    steps = checkpoint.list_steps(session.run_dir)
+    kept = {*steps[-keep.last :], *keep.milestones}
+    best = _best(session)
+    checkpoint.prune(session.run_dir, kept if best is None else {*kept, best})
+
+
+def _best(session: Session) -> int | None:
+    """The best step among the checkpoints whose weights are finite."""
+    steps = checkpoint.list_steps(session.run_dir)
+    return session.scores.best([step for step in steps if checkpoint.read_state(session.run_dir, step)["finite"]])
+
+
+# ---- end -------------------------------------------------------------------------------------------------------------
+
+
+def _end(session: Session, step: int) -> int:
+    """After the last step the full validations; after a stop a checkpoint."""
+    _save(session, step)
+    best = None
+    if step == session.config.steps:
+        learner = session.learner
+        _full(session, step, lambda: {"raw": learner.model, "ema": learner.ema.first})
+        best = _best(session)
+        if best is not None and best != step:
+            _full(session, best, lambda: _kept_weights(session, best))
+    if session.stop:
+        session.telemetry.event(step, "stopped", reason=session.stop.reason)
+        return EXIT_STOPPED
+    _prune(session)
+    session.telemetry.event(step, "finished", best_step=best)
+    return EXIT_DONE
+
+
+def _full(session: Session, step: int, weights: Callable[[], dict[str, NanoDiT]]) -> None:
+    """Full validation of a step, unless it has one or a stop was asked for; `weights` are loaded only if needed."""
+    if session.stop or _validation_kind(session, step) == "full":
+        return
+    _score(session, step, lambda: session.validation.full(step, weights(), session.config.sampler.native).metrics)
+
+
+def _kept_weights(session: Session, step: int) -> dict[str, NanoDiT]:
+    device = session.learner.device
+    names = ("raw", "ema")
+    return {name: checkpoint.load_for_evaluation(session.run_dir, step, name, device)[0] for name in names}
+
+
+def _validation_kind(session: Session, step: int) -> str | None:
+    """light or full for a complete validation of a step, else None."""
+    meta = session.run_dir / "validation" / f"step_{step:06d}" / "meta.json"
+    return json.loads(meta.read_bytes())["kind"] if meta.exists() else None
