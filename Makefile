@@ -54,7 +54,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 accept: $(INSTALLED)
-	@$(BIN)/python tests/accept.py
+	@$(BIN)/python tests/accept.py $(LINES)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache

@@ -75,7 +75,9 @@ def usable_gpus(driver: GpuDriver, mask: str | None) -> GpuSurvey:
         gpus = tuple(gpu for gpu in gpus if gpu in named)
         if unknown is not None:
             notes.append(f"{MASK}={mask}: {unknown!r} names no GPU here; it and what follows it are left out")
-    notes += [f"GPU {gpu.index} ({gpu.name}) is split into MIG instances; left out" for gpu in gpus if gpu.is_partitioned]
+    notes += [
+        f"GPU {gpu.index} ({gpu.name}) is split into MIG instances; left out" for gpu in gpus if gpu.is_partitioned
+    ]
     return GpuSurvey(tuple(gpu for gpu in gpus if not gpu.is_partitioned), tuple(notes))
 
 
@@ -133,4 +135,4 @@ def _words(mask: str) -> list[str]:
 
 
 def _is_named(gpu: Gpu, word: str) -> bool:
-    return word.isdecimal() and int(word) == gpu.index or word.startswith("GPU-") and gpu.uuid.startswith(word)
+    return (word.isdecimal() and int(word) == gpu.index) or (word.startswith("GPU-") and gpu.uuid.startswith(word))

@@ -61,7 +61,6 @@ def _check_cores(request: Request, cores: Sequence[int]) -> None:
 def _share(cores: Sequence[int], count: int, each: int) -> tuple[list[tuple[int, ...]], bool]:
     """`count` sets of `each` cores, dealt out in turn, and whether some core is in two of them."""
     shares = [
-        tuple(sorted({cores[(number * each + place) % len(cores)] for place in range(each)}))
-        for number in range(count)
+        tuple(sorted({cores[(number * each + place) % len(cores)] for place in range(each)})) for number in range(count)
     ]
     return shares, count * each > len(cores)

@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import IO, Any
 
 from provisioning.base import HostLost
@@ -42,10 +41,10 @@ class Spawner:
         line = (json.dumps(dict(spec)) + "\n").encode()
         try:
             answer = json.loads(self._exchange(self._running(), line))
-        except (OSError, ValueError) as error:
-            raise HostLost(f"no answer from `{' '.join(self._argv)}`: {error}{self._last_words()}") from error
-        if not isinstance(answer, dict):
-            raise HostLost(f"`{' '.join(self._argv)}` answered something that is no JSON object")
+            if not isinstance(answer, dict):
+                raise ValueError("it answered something that is no JSON object")
+        except (OSError, EOFError, ValueError) as error:
+            raise HostLost(f"no answer from `{' '.join(self._argv)}`: {error}{self._end()}") from error
         return answer
 
     def close(self) -> None:
@@ -57,7 +56,7 @@ class Spawner:
             return self._process
         self._end()
         # Its errors go to a file: nobody reads a pipe that the spawner might fill.
-        self._complaints = tempfile.TemporaryFile()
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._process = subprocess.Popen(
             self._argv,
             bufsize=0,
@@ -68,28 +67,26 @@ class Spawner:
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             start_new_session=True,  # Ctrl-C in our terminal is not meant for it
         )
-        assert self._process.stdin is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
+        os.set_blocking(_pipes(self._process)[0].fileno(), False)
         return self._process
 
     def _exchange(self, process: subprocess.Popen[bytes], line: bytes) -> bytes:
         """Write one line, read one line, both within the deadline."""
-        assert process.stdin is not None and process.stdout is not None
+        stdin, stdout = _pipes(process)
         until = time.monotonic() + self._answer_s
         answer = b""
         with selectors.DefaultSelector() as selector:
-            selector.register(process.stdin, selectors.EVENT_WRITE)
-            selector.register(process.stdout, selectors.EVENT_READ)
+            selector.register(stdin, selectors.EVENT_WRITE)
+            selector.register(stdout, selectors.EVENT_READ)
             while not answer.endswith(b"\n"):
                 ready = selector.select(max(0.0, until - time.monotonic()))
                 if not ready:
-                    self._end()
                     raise TimeoutError(f"nothing within {self._answer_s:g} s")
                 for key, _ in ready:
-                    if key.fileobj is process.stdin:
+                    if key.fileobj is stdin:
                         line = line[os.write(key.fd, line) :]
                         if not line:
-                            selector.unregister(process.stdin)
+                            selector.unregister(stdin)
                         continue
                     piece = os.read(key.fd, 65536)
                     if not piece:
@@ -97,19 +94,28 @@ class Spawner:
                     answer += piece
         return answer
 
-    def _end(self, patience_s: float = 0.0) -> None:
+    def _end(self, patience_s: float = 0.0) -> str:
+        """End the process; returns the last of what it said on its error stream."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        assert process.stdin is not None and process.stdout is not None
-        with suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        complaints, self._complaints = self._complaints, None
+        if process is not None:
+            stdin, stdout = _pipes(process)
+            stdin.close()
+            try:
+                process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            stdout.close()
+        if complaints is None:
+            return ""
+        with complaints:
+            complaints.seek(0)
+            words = complaints.read().decode(errors="replace").strip()[-400:]
+        return f"; it said: {words}" if words else ""
 
-    def _last_words(self) -> str:
-        return ""
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from matplotlib.axes import Axes
@@ -11,11 +10,12 @@ from matplotlib.figure import Figure
 from reports.budgets import samples_seen
 from reports.contention import CONTENDED, Busyness, busyness, hardware
 from reports.contrasts import Contrast, contrasts
+from reports.figure_plan import arms_of
 from reports.figure_style import arm_styles, late_limits, mark_end, metric_label, new_figure
-from reports.findings import better_is, ended_early, short_ending
-from reports.readings import as_line, curve, run_label, train_seconds
+from reports.findings import MOST_NUMBERS, better_is, ended_early, short_ending, some
+from reports.readings import as_line, curve, is_drawable, run_label, train_seconds
 from reports.study import RunView, StudyView
-from reports.wording import label, listed, signed
+from reports.wording import label, signed
 
 Cost = Callable[[RunView, int], float | None]
 
@@ -26,7 +26,9 @@ def draw_costs(study: StudyView, question: str) -> Figure:
     assert primary is not None, "planned only with a primary"
     busy = busyness(study)
     timed = _timed_runs(study, busy)
-    figure = new_figure(question, _finding(study, timed), 3.5)
+    columns = _legend_columns([label(arm, 16) for arm in arms_of(study)])
+    legend_in = 0.2 * (len(arms_of(study)) // columns)
+    figure = new_figure(question, _finding(study, timed), 3.4 + legend_in)
     panels: tuple[tuple[str, Cost], ...] = (
         ("optimizer steps", lambda _run, step: float(step)),
         ("training samples (thousands)", _thousands),
@@ -35,16 +37,14 @@ def draw_costs(study: StudyView, question: str) -> Figure:
     row = figure.subplots(1, len(panels), sharey=True)
     for axes, (title, cost) in zip(row, panels, strict=True):
         _draw_panel(axes, study, primary.metric, title, cost)
-    for run in study.runs:
-        if ended_early(run):
-            told = f"{label(run_label(run), 20)} {label(short_ending(run), 30)}"
-            row[0].plot([], [], marker="X", color="black", linestyle="none", label=told)
+    if any(ended_early(run) for run in study.runs):
+        row[0].plot([], [], marker="X", color="black", linestyle="none", label="ended early")
     limits = late_limits([(run, as_line(curve(run, primary.metric))) for run in study.runs])
     if limits is not None:
         row[0].set_ylim(*limits)
-    row[0].set_ylabel(f"{metric_label(primary.metric)}\n{better_is(primary.direction)}")
+    row[0].set_ylabel(f"{metric_label(primary.metric, chr(10))}\n{better_is(primary.direction)}")
     handles, names = row[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6) or 1)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -63,10 +63,21 @@ def _timed_runs(study: StudyView, busy: Busyness) -> frozenset[str]:
 
 
 def _finding(study: StudyView, timed: frozenset[str]) -> str:
-    told = [_three(contrast) for contrast in contrasts(study) if contrast.delta is not None]
-    withheld = [label(run_label(run)) for run in study.runs if run.run not in timed]
-    note = f" Third panel without {listed(withheld)} ({CONTENDED})." if withheld else ""
-    return (f"Difference at equal steps / samples / seconds: {' · '.join(told)}." if told else "") + note
+    found = [contrast for contrast in contrasts(study) if contrast.delta is not None]
+    withheld = [label(run_label(run), 20) for run in study.runs if run.run not in timed]
+    early = [f"{label(run_label(run), 20)} {label(short_ending(run), 40)}" for run in study.runs if ended_early(run)]
+    ends = f" {some(early)}." if early else ""
+    note = f"{ends} Third panel without {some(withheld)} ({CONTENDED})." if withheld else ends
+    if len(found) > MOST_NUMBERS:
+        return f"The differences of all {len(found)} contrasts are in the table of budgets.{note}"
+    told = " · ".join(_three(contrast) for contrast in found)
+    return (f"Difference at equal steps / samples / seconds: {told}." if told else "") + note
+
+
+def _legend_columns(names: list[str]) -> int:
+    """As many columns as fit the width of the figure."""
+    longest = max((len(name) for name in names), default=0)
+    return max(1, min(7, 100 // (longest + 6)))
 
 
 def _three(contrast: Contrast) -> str:
@@ -98,4 +109,4 @@ def _draw_panel(axes: Axes, study: StudyView, metric: str, title: str, cost: Cos
 def _costed(run: RunView, metric: str, cost: Cost) -> list[tuple[float, float]]:
     found = curve(run, metric)
     points = [(cost(run, step), value) for step, value in zip(found.steps, found.values, strict=True)]
-    return [(x, y) for x, y in points if x is not None and math.isfinite(y)]
+    return [(x, y) for x, y in points if x is not None and is_drawable(y)]

@@ -6,11 +6,11 @@ validation panels share theirs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from reports.contrasts import contrasts
 from reports.figure_plan import arms_of, loss_name
@@ -24,11 +24,12 @@ from reports.figure_style import (
     mark_levels,
     metric_label,
     new_figure,
+    warn_inside,
 )
 from reports.findings import ended_early, short_ending, short_findings
 from reports.pairing import baseline_arms, baseline_of
 from reports.protocols import Line, averaged_and_raw
-from reports.readings import as_line, calibration, curve, mean
+from reports.readings import as_line, calibration, curve, is_drawable, mean
 from reports.study import RunView, StudyView
 from reports.wording import counted, label
 
@@ -56,7 +57,8 @@ def draw_curves(study: StudyView, question: str) -> Figure:
             _draw_validation(row[1], study, runs, metric, styles[arm], limits)
     for axes in grid[-1]:
         axes.set_xlabel("optimizer step")
-    grid[0][0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.1, fontsize=8.5)
+    if grid[0][0].get_legend_handles_labels()[0]:
+        grid[0][0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.1, fontsize=8.5)
     if validated:
         if len(arms) > 1 and baseline_arms(study):
             grid[0][1].plot([], [], color=_REFERENCE, linewidth=2.6, label="baseline EMA")
@@ -65,8 +67,8 @@ def draw_curves(study: StudyView, question: str) -> Figure:
 
 
 def finite(line: Mapping[int, float]) -> Line:
-    """The finite points of a line in the order of steps."""
-    return {step: line[step] for step in sorted(line) if math.isfinite(line[step])}
+    """The points of a line that an axis can show, in the order of steps."""
+    return {step: line[step] for step in sorted(line) if is_drawable(line[step])}
 
 
 def smoothed(line: Mapping[int, float]) -> Line:
@@ -123,13 +125,15 @@ def _draw_loss(axes: Axes, runs: list[RunView], style: ArmStyle) -> None:
             list(smooth), list(smooth.values()), color=style.colour, linewidth=1.7, label=_once(index, "moving mean")
         )
         if missing:
-            axes.set_title(f"{counted(missing, 'value')} not finite", loc="right", color="#b00000", fontsize=8.5)
+            warn_inside(axes, f"{counted(missing, 'value')} not finite (or beyond 1e100)", 0.98, "right")
         if line and ended_early(run):
             axes.axvline(run.step, color="black", linewidth=1, linestyle=":")
         _mark_events(axes, run)
         axes.set_ylabel(f"{label(runs[0].arm, 16)}\n{label(name)}")
     if shown and min(shown) > 0 and max(shown) / min(shown) > _LOG_RATIO:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_validation(
@@ -156,7 +160,7 @@ def _draw_validation(
             mark_end(axes, run, max(shown), shown[max(shown)])
         lost = len(averaged) - len(finite(averaged))
         if lost:
-            axes.set_title(f"{counted(lost, 'validation')} not finite", loc="left", color="#b00000", fontsize=8.5)
+            warn_inside(axes, f"{counted(lost, 'validation')} not finite", 0.6, "center")
     ends = [shown[max(shown)] for run in runs if (shown := finite(averaged_and_raw(run, metric)[0]))]
     mark_levels(axes, calibration(runs[0], metric), limits, left_below=max(ends, default=limits[1]))
     axes.set_ylabel(metric_label(metric, "\n"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from reports.contrasts import Contrast, contrasts
 from reports.pairing import baseline_arms
 from reports.protocols import protocol_step
-from reports.readings import curve, last, scores_at
+from reports.readings import curve, is_drawable, last, scores_at
 from reports.study import RunView, StudyView
 
 SHOWN_VARIANT = "ema_common"
@@ -70,7 +69,7 @@ def last_values(study: StudyView) -> list[tuple[RunView, float]]:
     if study.primary is None:
         return []
     found = [(run, last(run, study.primary.metric)) for run in study.runs]
-    return [(run, end[1]) for run, end in found if end is not None and end[0] > 0 and math.isfinite(end[1])]
+    return [(run, end[1]) for run, end in found if end is not None and end[0] > 0 and is_drawable(end[1])]
 
 
 def contrast_scores(contrast: Contrast) -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], float]]:
@@ -129,13 +128,14 @@ def _no_course(study: StudyView) -> str:
     if study.primary is None:
         return NO_PRIMARY
     for run in study.runs:
-        if sum(math.isfinite(value) for value in curve(run, study.primary.metric).values) >= 2:
+        if sum(is_drawable(value) for value in curve(run, study.primary.metric).values) >= 2:
             return ""
     return f"no run has two finite values of {study.primary.metric}"
 
 
 def _no_delta(found: tuple[Contrast, ...]) -> str:
-    return "" if any(contrast.delta is not None for contrast in found) else "no arm can be compared with a baseline"
+    drawable = any(contrast.delta is not None and is_drawable(contrast.delta) for contrast in found)
+    return "" if drawable else "no arm can be compared with a baseline"
 
 
 def _no_curves(study: StudyView) -> str:

@@ -3,8 +3,6 @@ and over samples (paired scatter)."""
 
 from __future__ import annotations
 
-import math
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,7 +11,7 @@ from reports.figure_plan import arms_of, contrast_scores
 from reports.figure_style import ArmStyle, arm_styles, metric_label, new_figure, padded
 from reports.findings import better_is, ended_early
 from reports.protocols import protocol_step, protocol_values
-from reports.readings import run_label
+from reports.readings import is_drawable, run_label
 from reports.study import RunView, StudyView
 from reports.wording import label, number, signed
 
@@ -35,7 +33,7 @@ def draw_protocols(study: StudyView, question: str) -> Figure:
     styles = arm_styles(study)
     for place, (run, values, _, _) in enumerate(found):
         for value, (marker, filled) in zip(values, _SHAPES, strict=True):
-            if value is not None and math.isfinite(value):
+            if value is not None and is_drawable(value):
                 # Native marks stand a little below the common ones, so that equal values do not cover each other.
                 _mark(axes, value, place + (0.14 if marker == "D" else -0.14), marker, filled, styles[run.arm].colour)
     titles = [
@@ -84,7 +82,7 @@ def _order_finding(study: StudyView, found: list[tuple[RunView, list[float | Non
     firsts = {run.arm: (run, values) for run, values, _, _ in reversed(found) if not ended_early(run)}
     for index, name in enumerate(_NAMES):
         pairs = [(values[index], arm) for arm, (_, values) in firsts.items()]
-        scored = [(value, arm) for value, arm in pairs if value is not None and math.isfinite(value)]
+        scored = [(value, arm) for value, arm in pairs if value is not None and is_drawable(value)]
         if len(scored) == len(firsts) >= 2:
             ordered = sorted(scored, reverse=direction == "max")
             orders[name] = " ".join(label(arm, 16) for _, arm in ordered)

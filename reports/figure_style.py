@@ -6,7 +6,6 @@ switched off, so a dollar sign is a dollar sign.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from reports.figure_plan import arms_of
 from reports.findings import ended_early, short_ending
 from reports.pairing import baseline_arms
+from reports.readings import is_drawable
 from reports.study import RunView, StudyView
 from reports.wording import label, number
 
@@ -25,6 +25,7 @@ WIDTH_IN = 8.0
 DOTS_PER_INCH = 150
 BAND = "#d9d9d9"
 FAINT = "#767676"
+ON_WHITE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
@@ -76,7 +77,7 @@ def arm_styles(study: StudyView) -> dict[str, ArmStyle]:
 
 def new_figure(question: str, finding: str, height_in: float) -> Figure:
     """An empty figure with its question in bold and its finding below, and room left for both."""
-    lines = textwrap.wrap(finding, _TEXT_COLUMNS)[:4]
+    lines = textwrap.wrap(finding, _TEXT_COLUMNS, max_lines=4, placeholder=" …")
     head_in = 0.36 + _LINE_IN * len(lines)
     figure = Figure(figsize=(WIDTH_IN, height_in + head_in), layout="constrained")
     total_in = height_in + head_in
@@ -96,14 +97,21 @@ def metric_label(metric: str, join: str = " ") -> str:
 
 
 def mark_end(axes: Axes, run: RunView, x: float, y: float, with_text: bool = True) -> None:
-    """Where and why a run ended early; nothing for a run that did not."""
+    """Where and why a run ended early; nothing for a run that did not. With text, `x` is a step."""
     if not ended_early(run):
         return
     axes.plot([x], [y], marker="X", color="black", markersize=9, markeredgecolor="white", linestyle="none", zorder=6)
     if with_text:
+        late = x > 0.5 * run.steps_total
         axes.annotate(
-            label(short_ending(run), 40), (x, y), xytext=(-6, 7), textcoords="offset points", fontsize=8.5, ha="right"
-        )
+            label(short_ending(run), 40), (x, y), xytext=(-6 if late else 8, 7), textcoords="offset points",
+            fontsize=8.5, ha="right" if late else "left",
+        )  # fmt: skip
+
+
+def warn_inside(axes: Axes, text: str, x: float, align: str) -> None:
+    """A short warning inside the upper edge of a panel; `x` is a share of its width."""
+    axes.text(x, 0.95, text, transform=axes.transAxes, ha=align, va="top", color="#b00000", fontsize=8.5, bbox=ON_WHITE)
 
 
 def mark_levels(axes: Axes, levels: Mapping[str, float], limits: tuple[float, float], left_below: float) -> None:
@@ -131,7 +139,7 @@ def levels_outside(levels: Mapping[str, float], limits: tuple[float, float]) -> 
 def late_limits(lines: Sequence[tuple[RunView, Mapping[int, float]]]) -> tuple[float, float] | None:
     """Limits for all points of the lines from a tenth of the run on, so that the start does not flatten the end;
     for all points where there are fewer than two such; None without any finite value."""
-    finite = [(run, step, value) for run, line in lines for step, value in line.items() if math.isfinite(value)]
+    finite = [(run, step, value) for run, line in lines for step, value in line.items() if is_drawable(value)]
     late = [value for run, step, value in finite if step >= 0.1 * run.steps_total]
     values = late if len(late) >= 2 else [value for _, _, value in finite]
     return padded(values, 0.1) if values else None

@@ -12,13 +12,14 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from reports.figure_contrasts import draw_contrasts
 from reports.figure_costs import draw_costs
 from reports.figure_curves import draw_curves
 from reports.figure_plan import figure_plan
+from reports.figure_primary import draw_primary
 from reports.figure_protocols import draw_pairs, draw_protocols
 from reports.figure_samples import draw_samples
 from reports.figure_style import STYLE
-from reports.figure_values import draw_contrasts, draw_primary
 from reports.study import StudyView
 
 DRAWN_BY: Mapping[str, Callable[[StudyView, str], Figure]] = {

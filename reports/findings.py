@@ -15,6 +15,7 @@ from reports.study import RunView, StudyView
 from reports.wording import counted, label, listed, number, signed
 
 SIGNIFICANT = 0.05
+MOST_NUMBERS = 4  # contrasts that the line above a figure tells one by one
 ENDED_EARLY = frozenset({"aborted", "failed", "lost", "preempted", "cancelled"})
 
 
@@ -80,10 +81,15 @@ def short_findings(found: Sequence[Contrast]) -> str:
     """All contrasts in the line above a figure, with how much their seeds can carry; empty when there are none."""
     if not found:
         return ""
-    told = " · ".join(label(short_reading(contrast), 70) for contrast in found)
+    told = " · ".join(_short_list(found))
     words = {contrast.word: contrast.paired_seeds for contrast in found if contrast.delta is not None}
     carried = listed([f"{word} ({counted(seeds, 'paired seed')})" for word, seeds in sorted(words.items())])
     return f"{told}. " + (f"Evidence: {carried}. " if carried else "")
+
+
+def some(names: list[str]) -> str:
+    """All of a few names, the first four of many."""
+    return listed(names) if len(names) <= 5 else f"{', '.join(names[:4])} and {len(names) - 4} more"
 
 
 def sentence(contrast: Contrast) -> str:
@@ -145,3 +151,14 @@ def headline(study: StudyView, found: tuple[Contrast, ...]) -> list[str]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _short_list(found: Sequence[Contrast]) -> list[str]:
+    """Each contrast with its number, or, when they are many, the arms by what is said of them."""
+    if len(found) <= MOST_NUMBERS:
+        return [label(short_reading(contrast), 70) for contrast in found]
+    groups: dict[str, list[str]] = {}
+    for contrast in found:
+        told = "not comparable" if contrast.delta is None else reading(contrast).rpartition(": ")[2]
+        groups.setdefault(told, []).append(label(contrast.arm, 16))
+    return [f"{told}: {some(arms)}" for told, arms in groups.items()]

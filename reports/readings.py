@@ -17,6 +17,7 @@ PROTOCOLS: Mapping[str, tuple[str, str]] = {
     "val_raw_native": ("raw", "native"),
 }
 PREFIXES = {protocol: prefix for prefix, protocol in PROTOCOLS.items()}
+LARGEST_DRAWN = 1e100
 EMPTY_CURVE = Curve((), (), (), ())
 
 
@@ -118,6 +119,11 @@ def paired_differences(
     for key in sorted(minuend.keys() & subtrahend.keys()):
         by_sample.setdefault(key[0], []).append(minuend[key] - subtrahend[key])
     return {sample_id: math.fsum(values) / len(values) for sample_id, values in by_sample.items()}
+
+
+def is_drawable(value: float) -> bool:
+    """Whether an axis can show a value: finite, and not so large that the arithmetic of ticks overflows."""
+    return math.isfinite(value) and abs(value) < LARGEST_DRAWN
 
 
 def mean(values: list[float]) -> float:

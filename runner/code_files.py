@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from runner.errors import SpecError, Where
 from runner.spec.schema import TOP_LEVEL_KEYS
 
 MAX_FILE_BYTES = 10 * 1024 * 1024
@@ -38,6 +37,16 @@ _TOP_LEVEL_KEY = re.compile(rb"^([A-Za-z_]\w*)[ \t]*:", re.MULTILINE)
 _GIT_TIMEOUT_S = 60.0
 # A YAML file is in the arm format when it has one of these and no key that the format lacks.
 _TELLING_KEYS = frozenset({"arm", "study", "extends", "changes", "trainer", "command", "policy", "primary"})
+
+
+class UnusableCode(Exception):
+    """The code cannot be frozen. `key` is the dotted key of the arm that decides about it."""
+
+    def __init__(self, key: str, problem: str, allowed: str) -> None:
+        self.key = key
+        self.problem = problem
+        self.allowed = allowed
+        super().__init__(problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,7 @@ def code_files(
     """The files below the first of `roots` and in `includes`; the other roots only need a place in the snapshot.
 
     What is included by name may also be text, an arm file or ignored by git, never a secret or too large. Raises
-    SpecError for such an include and for more than MAX_FILES files.
+    UnusableCode for such an include, for a folder that cannot be read and for more than MAX_FILES files.
     """
     folder = roots[0]
     anchor = (
@@ -81,7 +90,7 @@ def code_files(
     )
     if os.path.realpath(folder) == os.path.realpath(home):
         allowed = "a home elsewhere (--home or $RUNNER_HOME), or a code.root below it"
-        raise SpecError(Where(str(folder), None, "code.root"), "is the home of the runner itself", allowed=allowed)
+        raise UnusableCode("code.root", f"{folder} is the home of the runner itself", allowed)
     search = _Search(anchor, frozenset(map(os.path.realpath, arm_files)), os.path.realpath(home))
     if respect_git:
         search.ask_git(folder)
@@ -133,13 +142,11 @@ class _Search:
         self.ignored = frozenset(os.path.join(folder, name) for name in names)
 
     def include(self, path: Path) -> None:
-        """Take what the arm names itself. Raises SpecError when a file named so cannot be taken."""
+        """Take what the arm names itself. Raises UnusableCode when a file named so cannot be taken."""
         if path.is_dir():
             self.walk(path, named=True)
         elif reason := self._reason(path, path.lstat(), named=True):
-            raise SpecError(
-                Where(str(path), None, "code.include"), f"cannot be included: {reason}", allowed="other files"
-            )
+            raise UnusableCode("code.include", f"{path} cannot be included: {reason}", "other files")
         else:
             self._take(path)
 
@@ -157,9 +164,8 @@ class _Search:
     def _take(self, path: Path) -> None:
         self.files.append(CodeFile(self._name(path), path, path.stat().st_size))
         if len(self.files) > MAX_FILES:
-            where = Where(str(path.parent), None, "code.root")
-            problem = f"more than {MAX_FILES} files to freeze"
-            raise SpecError(where, problem, allowed="a smaller code.root, or a .gitignore for data")
+            problem = f"more than {MAX_FILES} files to freeze, the last one in {path.parent}"
+            raise UnusableCode("code.root", problem, "a smaller code.root, or a .gitignore for data")
 
     def _reason(self, path: Path, status: os.stat_result, named: bool) -> str | None:
         """Why an entry stays behind, or None. `named`: the arm itself includes it or a folder above it."""
@@ -225,7 +231,8 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise SpecError(Where(str(folder), None, "code.root"), f"cannot be read: {error.strerror}") from None
+        problem = f"{folder} cannot be read: {error.strerror}"
+        raise UnusableCode("code.root", problem, "folders that you may read") from None
     for name in names:
         path = folder / name
         yield path, path.lstat()

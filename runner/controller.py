@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -37,7 +38,16 @@ from runner.store.facts import StoredAttempt, StoredRun, open_runs
 from runner.store.session import Session
 
 ROUND_S = 0.5
+BUSY_ROUND_S = 0.1
 Report = Callable[[Home, str], "subprocess.Popen[bytes]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round found: whether anything is left to wait for, and whether something was done just now."""
+
+    open: bool
+    acted: bool
 
 
 class Controller:
@@ -64,8 +74,8 @@ class Controller:
         self._troubles: set[tuple[str, str]] = set()
         self._repeat_stops()
 
-    def step(self) -> bool:
-        """One round; says whether there is anything left to wait for."""
+    def step(self) -> Round:
+        """One round: answer, look, decide, act."""
         asked = self._answer_requests()
         for run in self._open_runs():
             if run.attempt is not None and run.attempt.phase in (Phase.INTENDED, Phase.LIVE):
@@ -74,10 +84,11 @@ class Controller:
         facts = [self._facts(run) for run in runs]
         by_id = {run.run: run for run in runs}
         slots = self._places.slots(fact.shape for fact in facts) if facts else {}
-        for action in schedule(facts, slots):
+        actions = schedule(facts, slots)
+        for action in actions:
             self._guarded(by_id[action.run], self._carrying_out(action))
         reporting = self._write_reports()
-        return bool(asked or runs or reporting)
+        return Round(open=bool(asked or runs or reporting), acted=bool(asked or actions))
 
     def _carrying_out(self, action: Action) -> Callable[[StoredRun], None]:
         return lambda _run: self._perform(action)
@@ -211,9 +222,10 @@ def run_rounds(controller: Controller, home: Home, clock: Clock, wants_to_stop: 
     while not wants_to_stop():
         if not home.database.exists():
             raise HomeError(f"{home.root}: the home vanished; what is running goes on without a controller")
-        if not controller.step() and controller.let_go():
+        found = controller.step()
+        if not found.open and controller.let_go():
             return
-        clock.sleep(ROUND_S)
+        clock.sleep(BUSY_ROUND_S if found.acted else ROUND_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ generation, and the older one is superseded.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -149,11 +150,16 @@ def _require_slots(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
                 arm.where("resources.gpus"),
                 problem,
                 allowed="resources.gpus: 0 for a CPU slot, or a host with enough free GPUs",
-                next_command="runner doctor",
+                next_command=f"runner check {shlex.quote(arm.file)}",
             )
         if not arm.resources.gpus and not capacity.cpu_slots:
             problem = f"asks for {arm.resources.cpus} CPU core(s), and this host has fewer"
-            raise SpecError(arm.where("resources.cpus"), problem, allowed="fewer cores", next_command="runner doctor")
+            raise SpecError(
+                arm.where("resources.cpus"),
+                problem,
+                allowed="fewer cores",
+                next_command=f"runner check {shlex.quote(arm.file)}",
+            )
 
 
 def _planned(

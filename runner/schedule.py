@@ -182,7 +182,7 @@ def _after_end(run: RunFacts, attempt: AttemptFacts) -> Action:
     assert attempt.exit is not None
     if attempt.kind is AttemptKind.EVALUATE:
         return _settle_stopped(run, _evaluation_note(attempt.exit))
-    if attempt.exit.code == 0 and attempt.exit.cause == "exited" or _is_complete(run, attempt.exit):
+    if (attempt.exit.code == 0 and attempt.exit.cause == "exited") or _is_complete(run, attempt.exit):
         return _settle_zero(run)
     if attempt.stop_sent:
         return _after_stop(run, attempt)

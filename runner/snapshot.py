@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from runner.code_files import CodeFile, LeftOut, code_files
+from runner.code_files import CodeFile, LeftOut, UnusableCode, code_files
 from runner.errors import HomeError, InfrastructureError, SpecError
 from runner.home import Home
 from runner.spec.command import script_of
@@ -45,8 +46,10 @@ def preview(arm: ResolvedArm, home: Home) -> Snapshot:
 
     Raises SpecError when the code is too large, cannot be read, or lacks the script that the command starts.
     """
-    snapshot, _ = _look(arm, home)
-    return snapshot
+    try:
+        return _look(arm, home)[0]
+    except UnusableCode as error:
+        raise _located(arm, error) from None
 
 
 def take(arm: ResolvedArm, home: Home) -> Snapshot:
@@ -55,14 +58,21 @@ def take(arm: ResolvedArm, home: Home) -> Snapshot:
     Atomic: the folder is complete or not there. Raises SpecError as `preview` does, HomeError when it cannot be
     written, InfrastructureError when an existing copy was tampered with.
     """
-    snapshot, files = _look(arm, home)
     try:
+        snapshot, files = _look(arm, home)
         if (home.root / snapshot.root).is_dir():
             _verify(home, snapshot, files)
             return snapshot
-        return _copy(arm, home, snapshot, files)
+        return _copy(home, snapshot, files)
+    except UnusableCode as error:
+        raise _located(arm, error) from None
     except OSError as error:
         raise HomeError(f"{home.snapshots}: the code cannot be stored: {error.strerror or error}") from error
+
+
+def _located(arm: ResolvedArm, error: UnusableCode) -> SpecError:
+    again = f"runner check {shlex.quote(arm.file)}"
+    return SpecError(arm.where(error.key), error.problem, allowed=error.allowed, next_command=again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +86,8 @@ class _Hashed:
 
 def _look(arm: ResolvedArm, home: Home) -> tuple[Snapshot, tuple[_Hashed, ...]]:
     found = code_files(_roots(arm), _includes(arm), arm.sources, home.root, respect_git=arm.kind != TRAINER)
-    _refuse_too_large(arm, found.files)
-    hashed = tuple(_Hashed(file, *_digest_of(arm, file)) for file in found.files)
+    _refuse_too_large(found.files)
+    hashed = tuple(_Hashed(file, *_digest_of(file)) for file in found.files)
     code_hash = _code_hash(hashed)
     arm_dir = "." if arm.kind == TRAINER else PurePosixPath(os.path.relpath(arm.folder, found.anchor)).as_posix()
     snapshot = Snapshot(
@@ -100,22 +110,22 @@ def _roots(arm: ResolvedArm) -> tuple[Path, ...]:
     folder = Path(arm.folder)
     root = Path(os.path.normpath(folder / (arm.code["root"] or ".")))
     if not root.is_dir():
-        raise SpecError(arm.where("code.root"), f"{root} is not a folder", allowed="a folder, relative to the arm file")
+        raise UnusableCode("code.root", f"{root} is not a folder", "a folder, relative to the arm file")
     return (root, folder)
 
 
 def _includes(arm: ResolvedArm) -> tuple[Path, ...]:
     included: list[Path] = []
     for index, pattern in enumerate(arm.code["include"]):
-        where = arm.where(f"code.include[{index}]")
+        key = f"code.include[{index}]"
         allowed = "a file, folder or pattern, relative to the arm file"
         try:
             found = sorted(Path(arm.folder).glob(pattern)) if _is_pattern(pattern) else [Path(arm.folder, pattern)]
         except (ValueError, NotImplementedError) as error:
-            raise SpecError(where, f"{pattern!r} is no pattern: {error}", allowed=allowed) from None
+            raise UnusableCode(key, f"{pattern!r} is no pattern: {error}", allowed) from None
         existing = [Path(os.path.normpath(path)) for path in found if path.exists()]
         if not existing:
-            raise SpecError(where, f"{pattern!r} names nothing that exists", allowed=allowed)
+            raise UnusableCode(key, f"{pattern!r} names nothing that exists", allowed)
         included.extend(existing)
     return tuple(included)
 
@@ -124,12 +134,12 @@ def _is_pattern(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
-def _digest_of(arm: ResolvedArm, file: CodeFile) -> tuple[str, int]:
+def _digest_of(file: CodeFile) -> tuple[str, int]:
     try:
         content = file.source.read_bytes()
     except OSError as error:
         problem = f"{file.source} cannot be read: {error.strerror}"
-        raise SpecError(arm.where("code.root"), problem, allowed="readable files, or a code.root without it") from None
+        raise UnusableCode("code.root", problem, "readable files, or a code.root without it") from None
     return hashlib.sha256(content).hexdigest(), len(content)
 
 
@@ -141,14 +151,14 @@ def _code_hash(files: Sequence[_Hashed]) -> str:
     return whole.hexdigest()
 
 
-def _refuse_too_large(arm: ResolvedArm, files: Sequence[CodeFile]) -> None:
+def _refuse_too_large(files: Sequence[CodeFile]) -> None:
     total = sum(file.size_bytes for file in files)
     if total > MAX_TOTAL_BYTES:
         largest = sorted(files, key=lambda file: -file.size_bytes)[:5]
         shown = ", ".join(f"{file.name} ({file.size_bytes / _MIB:.1f} MiB)" for file in largest)
         problem = f"the code to freeze is {total / _MIB:.0f} MiB in {len(files)} files; the largest: {shown}"
         allowed = f"at most {MAX_TOTAL_BYTES // _MIB} MiB; a smaller code.root, or a .gitignore"
-        raise SpecError(arm.where("code.root"), problem, allowed=allowed)
+        raise UnusableCode("code.root", problem, allowed)
 
 
 def _require_script(arm: ResolvedArm, snapshot: Snapshot) -> None:
@@ -161,7 +171,7 @@ def _require_script(arm: ResolvedArm, snapshot: Snapshot) -> None:
         return
     reason = next((left.reason for left in snapshot.left_out if left.path == name), "there is no such file")
     problem = f"{{arm_dir}}/{script} is not in the code that will run: {reason}"
-    raise SpecError(arm.where("command"), problem, allowed="a script below code.root (default: the arm's folder)")
+    raise UnusableCode("command", problem, "a script below code.root (default: the arm's folder)")
 
 
 def _verify(home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> None:
@@ -175,13 +185,13 @@ def _verify(home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> None:
             )
 
 
-def _copy(arm: ResolvedArm, home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> Snapshot:
+def _copy(home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> Snapshot:
     home.snapshots.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=home.snapshots))
     try:
         (temporary / snapshot.arm_dir).mkdir(parents=True, exist_ok=True)
         for each in files:
-            _copy_file(arm, each, temporary / each.file.name)
+            _copy_file(each, temporary / each.file.name)
         os.replace(temporary, home.root / snapshot.root)
     except OSError:
         # Another launch may have stored the same content meanwhile: rename cannot replace a folder with files in it.
@@ -193,11 +203,11 @@ def _copy(arm: ResolvedArm, home: Home, snapshot: Snapshot, files: Sequence[_Has
     return snapshot
 
 
-def _copy_file(arm: ResolvedArm, each: _Hashed, target: Path) -> None:
+def _copy_file(each: _Hashed, target: Path) -> None:
     content = each.file.source.read_bytes()
     if hashlib.sha256(content).hexdigest() != each.digest:
         problem = f"{each.file.source} was changed while it was being copied"
-        raise SpecError(arm.where("code.root"), problem, allowed="files at rest", next_command="the same launch again")
+        raise UnusableCode("code.root", problem, "files at rest while a launch is being prepared")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
     # The mode follows from the content, so that equal hashes mean equal behaviour.

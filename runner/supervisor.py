@@ -137,7 +137,7 @@ def _become_supervisor(spec: dict[str, Any], claimed: int) -> None:
         existing = supervisor.claim()
         answer = identity_of(os.getpid()) if existing is None else {**existing, "existing": True}
     except OSError as error:
-        existing, answer = {}, {"error": f"cannot claim the attempt: {error}"}
+        existing, answer = {}, {"error": f"cannot claim {spec['attempt_dir']}: {error}"}
     with contextlib.suppress(BrokenPipeError):  # the spawner is gone; the claim stands
         write_all(claimed, json_line(answer))
     os.close(claimed)
@@ -164,7 +164,6 @@ class Supervisor:
         self.started, self._clock = time.time(), time.monotonic()
         self.max_rss_mib = self._next_beat = 0.0
         self._beats = self._missed = 0
-        self._stop_stamp: tuple[int, int] | None = None
         self._signals: set[int] = set()
         self._wakeup = _wakeup_pipe(self._signals)
 
@@ -237,29 +236,28 @@ class Supervisor:
 
     def _must_stop(self) -> bool:
         self._read_stop()
+        if self.cause:
+            return True
         if self._signals & {signal.SIGTERM, signal.SIGINT}:
             self._ask_stop("SIGTERM to the supervisor")
         elif self._missed >= VANISHED_HEARTBEATS:
             self._ask_stop(f"the folder {self.spec['attempt_dir']} is gone")
         elif self.spec["deadline_s"] is not None and time.monotonic() - self._clock >= self.spec["deadline_s"]:
-            self.cause = self.cause or "deadline"
+            self.cause = "deadline"
         return bool(self.cause)
 
     def _read_stop(self) -> None:
-        """Take over stop.json when it is new. One that cannot be read stops too, with the times of the spec."""
-        stamp = stamp_of(self._path("stop.json"))
-        if stamp is None or stamp == self._stop_stamp:
-            return
-        self._stop_stamp = stamp
-        request = read_object(self._path("stop.json"))
-        self.grace_s = request["grace_s"] if is_duration(request.get("grace_s")) else self.grace_s
-        self.term_s = request["term_s"] if is_duration(request.get("term_s")) else self.term_s
-        self.stop_request = None
-        self._ask_stop(str(request.get("reason", "stop.json gives no reason"))[:1000])
+        """Obey stop.json, the latest one. One that cannot be read stops too, with the times of the launch spec."""
+        path = self._path("stop.json")
+        if os.path.exists(path):
+            request = read_object(path)
+            self.grace_s = request["grace_s"] if is_duration(request.get("grace_s")) else self.grace_s
+            self.term_s = request["term_s"] if is_duration(request.get("term_s")) else self.term_s
+            self._ask_stop(str(request.get("reason", "stop.json gives no reason"))[:1000])
 
     def _ask_stop(self, reason: str) -> None:
         self.cause = self.cause or "stopped"
-        self.stop_request = self.stop_request or {"reason": reason, "grace_s": self.grace_s}
+        self.stop_request = {"reason": reason, "grace_s": self.grace_s}
 
     def _wait(self, is_done: Callable[[], bool], limit_s: Callable[[], float] = lambda: float("inf")) -> bool:
         """Wait until `is_done`, at most `limit_s()` seconds in all, with heartbeats; returns whether it was done."""
@@ -472,15 +470,6 @@ def prctl(option: int, value: int) -> None:
 def is_duration(value: Any) -> bool:
     """Whether a JSON value is a number of seconds."""
     return type(value) in (int, float) and 0 <= value < float("inf")
-
-
-def stamp_of(path: str) -> tuple[int, int] | None:
-    """(inode, modification time in ns), or None when there is no such file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def read_object(path: str) -> dict[str, Any]:

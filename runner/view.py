@@ -18,7 +18,7 @@ from runner.screen import printable
 from runner.store.database import reading
 from runner.store.status import read_status
 
-REFRESH_S = 1.0
+REFRESH_S = 0.5
 SECOND_PRESS_S = 3.0
 _ENDED_WORDS = frozenset(str(state) for state in ENDED)
 
@@ -38,7 +38,7 @@ def watch(
     """
     wanted = None if runs is None else frozenset(runs)
     if not console.is_terminal:
-        return _watch_lines(home, study, wanted, each_round)
+        return _watch_lines(home, study, wanted, each_round, console.quiet)
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             each_round()
@@ -50,9 +50,9 @@ def watch(
 
 
 def _watch_lines(
-    home: Home, study: str | None, wanted: frozenset[str] | None, each_round: Callable[[], None]
+    home: Home, study: str | None, wanted: frozenset[str] | None, each_round: Callable[[], None], quiet: bool
 ) -> dict[str, Any]:
-    """A line whenever a run's state or health changes."""
+    """A line whenever a run's state or health changes; none when `quiet`."""
     said: dict[str, tuple[str, str]] = {}
     while True:
         each_round()
@@ -62,7 +62,8 @@ def _watch_lines(
             now = (run["state"], run["health"])
             if said.get(run["run_dir"]) != now:
                 said[run["run_dir"]] = now
-                print(line, flush=True)
+                if not quiet:
+                    print(line, flush=True)
         if all_ended(document):
             return document
         time.sleep(REFRESH_S)

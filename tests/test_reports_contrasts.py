@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from tests.fakes.studies import PLANS, PRIMARY, made_run, quickstart, seeded_study, with_curve, without_points
 
 from reports.budgets import times_to_quality
 from reports.contention import CONTENDED, busyness
@@ -14,6 +13,7 @@ from reports.contrasts import Contrast, contrasts, word
 from reports.findings import reading
 from reports.pairing import seed_floor
 from reports.study import AttemptView, Curve, NeighbourView, RunView, StudyView
+from tests.fakes.studies import PLANS, PRIMARY, made_run, quickstart, seeded_study, with_curve, without_points
 
 
 def by_arm(study: StudyView) -> dict[str, Contrast]:

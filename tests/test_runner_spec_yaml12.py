@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -152,15 +153,12 @@ def test_what_is_written_means_the_same_to_readers_of_both_versions(values: dict
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
-    try:
+    with contextlib.suppress(SpecError):
         assert isinstance(yaml12.parse(data, "f").values, dict)
-    except SpecError as error:
-        assert error.where.file == "f"
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_value_or_refused(text: str) -> None:
-    try:
-        yaml12.parse_value(text, "--set x")
-    except SpecError as error:
-        assert error.where.file == "--set x"
+    with contextlib.suppress(SpecError):
+        value = yaml12.parse_value(text, "--set x")
+        assert value is None or isinstance(value, bool | int | float | str | list | dict)

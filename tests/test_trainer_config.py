@@ -42,7 +42,8 @@ def test_only_steps_has_no_default() -> None:
 def test_a_wrong_word_names_its_place_and_the_nearest_allowed_one(block: dict, path: str, nearest: str | None) -> None:
     (issue,) = issues(**block)
     assert (issue.path, issue.nearest) == (path, nearest)
-    assert issue.allowed and (nearest is None or nearest in issue.allowed)
+    assert issue.allowed
+    assert nearest is None or nearest in issue.allowed
 
 
 @pytest.mark.parametrize(
@@ -210,5 +211,5 @@ def test_unusable_documents_are_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read"):
         load_document(tmp_path / "absent.yaml")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -106,8 +107,8 @@ def load(run_dir: Path, step: int, modules: Mapping[str, nn.Module], device: tor
         _load_module(source / f"{stem}.safetensors", module, device)
     try:
         optimizer = torch.load(source / "optimizer.pt", map_location=device, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{source / 'optimizer.pt'} cannot be read: {error}") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{source / 'optimizer.pt'} is damaged or holds more than plain data: {error}") from error
     return optimizer, read_state(run_dir, step)
 
 

@@ -11,7 +11,7 @@ D channels, F teacher features.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Batch, StreamShapes, to_unit_range
+from trainer.model.conditioning import is_long
 from trainer.model.nanodit import Output, build
 from trainer.model.tread import Route
 from trainer.objective import repa
@@ -85,10 +86,11 @@ class Learner:
 
     def step(self, batches: Batches, step: int, stop: StopRequest) -> StepResult | None:
         """Make the update that follows `step` finished steps. None, and no trace, if a stop was asked for meanwhile."""
-        alignment = self._alignment(step)
+        present = present_streams(draw_categories(self.run_seed, step, range(self.config.samples_per_step)))
+        alignment = self._alignment(step, present)
         losses = torch.zeros(4, device=self.device)
         cosine, data_s = None, 0.0
-        for positions in self._micro_batches():
+        for positions in self._micro_batches(present):
             if stop:
                 self.optimizer.clear()
                 return None
@@ -114,19 +116,21 @@ class Learner:
         share = (last - first + 1) / self.config.model.depth
         return share * self.config.kept_tokens + (1.0 - share) * self.config.tokens
 
-    def _micro_batches(self) -> Iterator[range]:
-        """Positions of the effective batch, one range per micro-batch."""
-        for start in range(0, self.config.samples_per_step, self.config.batch):
-            yield range(start, start + self.config.batch)
+    def _micro_batches(self, present: Mapping[str, Tensor]) -> Iterator[list[int]]:
+        """Positions of the effective batch, one list per micro-batch.
 
-    def _alignment(self, step: int) -> Alignment:
+        Long sequences come first, which spares the model the sorting; nothing depends on the order in a micro-batch.
+        """
+        short = (~is_long(present)).tolist()
+        for start in range(0, self.config.samples_per_step, self.config.batch):
+            yield sorted(range(start, start + self.config.batch), key=short.__getitem__)
+
+    def _alignment(self, step: int, present: Mapping[str, Tensor]) -> Alignment:
         weight = self.repa.weight(step)
         if weight == 0:
             return Alignment(0.0, 0, False)
-        samples = self.config.samples_per_step
-        if self.config.repa.samples == "patches_dropped":
-            present = present_streams(draw_categories(self.run_seed, step, range(samples)))
-            samples = int((~present["patches"]).sum())
+        is_all = self.config.repa.samples == "all"
+        samples = self.config.samples_per_step if is_all else int((~present["patches"]).sum())
         return Alignment(weight, samples, self.repa.wants_probe(step))
 
     def _losses(self, batch: Batch, draws: Draws, alignment: Alignment) -> MicroLosses:

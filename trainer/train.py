@@ -8,7 +8,6 @@ Step k means "after k optimizer steps". Smallest run on a CPU:
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,8 +22,9 @@ from trainer.control import Control, StopRequest
 from trainer.data import open_source
 from trainer.data.batches import Batches
 from trainer.data.sample import Source
+from trainer.device import cap_threads, choose_device, gpu_uuids
 from trainer.document import Document, load_document
-from trainer.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, Issue, UsageError
+from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.evaluate.suite import Validation
 from trainer.meter import Meter
 from trainer.model.nanodit import NanoDiT
@@ -70,9 +70,9 @@ def train(
     ends the process after that step. Raises ConfigError, DataError, UsageError and CheckpointError.
     """
     document = load_document(config_path)
-    stop = stop or _listening()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    device = _device(document.config)
+    stop = _listening() if stop is None else stop
+    cap_threads()
+    device = choose_device(document.config)
     _claim(config_path, run_dir, document, resume)
     source = open_source(document.config, document.seed)
     number = _next_attempt(run_dir) if attempt is None else attempt
@@ -92,13 +92,6 @@ def _listening() -> StopRequest:
     stop = StopRequest()
     stop.listen()
     return stop
-
-
-def _device(config: TrainerConfig) -> torch.device:
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ConfigError([Issue("device", "this process sees no CUDA device", ("auto", "cpu"))])
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
 def _claim(config_path: Path, run_dir: Path, document: Document, resume: bool) -> None:
@@ -157,7 +150,7 @@ def _announce(session: Session, attempt: int) -> None:
         "started",
         attempt=attempt,
         device=str(learner.device),
-        gpu_uuids=_gpu_uuids(),
+        gpu_uuids=gpu_uuids(),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
@@ -171,13 +164,6 @@ def _announce(session: Session, attempt: int) -> None:
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),
     )
-
-
-def _gpu_uuids() -> list[str]:
-    if not torch.cuda.is_available():
-        return []
-    properties = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
-    return [f"GPU-{device.uuid}" for device in properties]
 
 
 def _restore(session: Session) -> int:

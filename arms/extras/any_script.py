@@ -16,9 +16,9 @@ def main():
     ys = [3.0 * x - 1.0 + draw.gauss(0.0, 0.1) for x in xs]
     slope = offset = 0.0
     for step in range(1, options.steps + 1):
-        errors = [slope * x + offset - y for x, y in zip(xs, ys)]
+        errors = [slope * x + offset - y for x, y in zip(xs, ys, strict=True)]
         loss = sum(error * error for error in errors) / len(errors)
-        slope -= options.lr * 2.0 * sum(error * x for error, x in zip(errors, xs)) / len(xs)
+        slope -= options.lr * 2.0 * sum(error * x for error, x in zip(errors, xs, strict=True)) / len(xs)
         offset -= options.lr * 2.0 * sum(errors) / len(xs)
         print(f"step {step}/{options.steps} loss={loss:.6g}")
     print(f"fitted y = {slope:.4g} x + {offset:.4g}")

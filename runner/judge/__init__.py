@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from runner.judge import explosion, non_finite, regress
 from runner.judge.curves import Curves
+from runner.judge.explosion import detect as detect_explosion
+from runner.judge.non_finite import detect as detect_non_finite
 from runner.judge.policy import decide
+from runner.judge.regress import detect as detect_regress
 from runner.records import DeclaredEvent, Finding, Policy, Primary, Series, Verdict
 
 __all__ = ["DETECTORS", "judge"]
 
 DETECTORS: Mapping[str, Callable[[Curves], tuple[Finding, ...]]] = MappingProxyType(
     {
-        "non_finite": non_finite.detect,
-        "explosion": explosion.detect,
-        "regress": regress.detect,
+        "non_finite": detect_non_finite,
+        "explosion": detect_explosion,
+        "regress": detect_regress,
     }
 )
 
@@ -39,10 +41,10 @@ def judge(
 ) -> Verdict:
     """What to make of one run, from everything it reported so far.
 
-    `series` maps names to curves; `steps_total` is the budget in optimizer steps (None: unknown, then nothing that needs a
-    share of the budget is held back and there is no tail); `primary` is the only metric whose decline may abort;
-    `events` are what the trainer declared about itself; `loss_name` is the loss of a command arm; `overridden` are
-    detectors whose abort a person has overruled for this run. A warning stays in the verdict after the curve recovered.
+    `series` maps names to curves; `steps_total` is the budget in optimizer steps (None: unknown, then no rule waits for
+    a share of it and there is no tail); `primary` is the only metric whose decline may abort; `events` are what the
+    trainer declared about itself; `loss_name` is the loss of a command arm; `overridden` are detectors whose abort a
+    person has overruled for this run. A warning stays in the verdict after the curve recovered.
     Raises ValueError for a policy value other than shadow, warn or abort.
     """
     curves = Curves(series, steps_total, primary, events, loss_name)

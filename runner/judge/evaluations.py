@@ -15,6 +15,8 @@ from statistics import median
 from runner.records import Series
 
 POOL_SHARE = 0.01
+# Distances between validations vary a little; a pool may close one point early, but should not miss its last.
+LONGEST_GAP = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Evaluation:
 def evaluations(series: Series, steps_total: int | None) -> Iterator[Evaluation]:
     """The finite points of a series, pooled; without a budget a pool spans a hundredth of its own step.
 
-    A pool closes with the point after which the next, at the same distance again, would fall outside. That is known at
-    its arrival, so what is yielded for a prefix of the series never changes later.
+    A pool closes with the point after which the next, half as far away again as the last, would fall outside. That is
+    known at its arrival, so what is yielded for a prefix of the series never changes later.
     """
     steps, values = _finite(series)
     count, at = len(steps), 0
@@ -38,7 +40,7 @@ def evaluations(series: Series, steps_total: int | None) -> Iterator[Evaluation]
         end_step = steps[at] + POOL_SHARE * (steps[at] if steps_total is None else steps_total)
         after = bisect_left(steps, end_step, at + 1)
         inside = range(max(at, 1), after)
-        closing = next((k for k in inside if 2 * steps[k] - steps[k - 1] >= end_step), None)
+        closing = next((k for k in inside if steps[k] + LONGEST_GAP * (steps[k] - steps[k - 1]) >= end_step), None)
         if closing is not None:
             yield Evaluation(steps[closing], median(values[at : closing + 1]), is_decided=True)
         elif after < count:

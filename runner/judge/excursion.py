@@ -1,7 +1,7 @@
 """The fast rule: a loss that leaves the level of the forty samples before, and stays away.
 
-The baseline is frozen when the excursion begins, so that a bad level never becomes its own norm. The level is the median
-of the last ten samples: single spikes, four times the running median at small batches, do not move it.
+The baseline is frozen when the excursion begins, so that a bad level never becomes its own norm. The level is the
+median of the last ten samples: single spikes, four times the running median at small batches, do not move it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.judge.recovery import is_recovering
-from runner.judge.robust import mad, median
+from runner.judge.recovery import Spike, is_recovering
+from runner.judge.robust import MAD_TO_SIGMA, mad, median
 from runner.judge.samples import Samples
 
 BASELINE = 40
@@ -25,7 +25,8 @@ DEVIATIONS = 4.0
 LARGE_RATIO = 2.5
 PATIENCE_LARGE = 10
 PATIENCE = 20
-# Six samples past its peak a curve shows whether it falls; one that rises for thirty is no spike.
+# Six samples past its peak a curve shows whether it falls; one that rises for thirty, or for a quarter of the time that
+# a spike may take, is no spike.
 PAST_PEAK = 6
 GROWING = 30
 # Whoever stays at three quarters of the peak has not fallen; the rest has fallen and stopped half-way.
@@ -44,15 +45,14 @@ class Unrecovered:
 
 
 @dataclass(frozen=True, slots=True)
-class _Baseline:
+class Baseline:
+    """What an excursion is measured against; `scale` is the unit of ratios, `allowed` how far above is still normal,
+    `noise` the relative scatter of its samples."""
+
     level: float
     scale: float
-    deviation: float
-
-    @property
-    def allowed(self) -> float:
-        """How far above the baseline is still normal, in the unit of the loss."""
-        return max((RATIO - 1) * self.scale, DEVIATIONS * self.deviation)
+    allowed: float
+    noise: float
 
 
 def first_unrecovered(samples: Samples) -> Unrecovered | None:
@@ -61,19 +61,46 @@ def first_unrecovered(samples: Samples) -> Unrecovered | None:
     while at < len(values):
         baseline = _baseline(samples, at)
         until = min(at + REFRESH, len(values))
-        begins = None if baseline is None else _crossing(values, at, until, baseline)
+        begins = None if baseline is None else crossing(values, at, until, baseline)
         if baseline is None or begins is None:
             at = until
             continue
-        outcome = _follow(samples, begins, baseline)
+        outcome = follow(samples, begins, baseline, not_before=begins)
         if isinstance(outcome, Unrecovered):
             return outcome
         at = outcome
     return None
 
 
-def _baseline(samples: Samples, at: int) -> _Baseline | None:
-    """The forty samples before `at`; None if nothing in the next ones can exceed it, which is the usual, cheap answer."""
+def crossing(values: Sequence[float], at: int, until: int, baseline: Baseline) -> int | None:
+    """The first sample from `at` (at least nine) up to `until` whose level is no longer normal."""
+    bar = baseline.level + baseline.allowed
+    return next((k for k in range(at, until) if median(values[k - LEVEL + 1 : k + 1]) > bar), None)
+
+
+def follow(samples: Samples, begins: int, baseline: Baseline, *, not_before: int) -> Unrecovered | int:
+    """Where the excursion that shows at sample `begins` is judged lost, or the sample after its end.
+
+    Nothing is judged before sample `not_before`.
+    """
+    values, allowed = samples.values, baseline.allowed
+    first = next(k for k in range(begins - LEVEL + 1, begins + 1) if values[k] > baseline.level + allowed)
+    spike = Spike(began=first, peak_at=begins)
+    for index in range(begins, len(values)):
+        excess = median(values[index - LEVEL + 1 : index + 1]) - baseline.level
+        over = index - first + 1
+        if excess < allowed / 2 or (excess <= allowed and over >= SETTLED):
+            return index + 1
+        spike.follow(index, excess, rise=allowed)
+        if excess <= allowed or index < not_before or not samples.may_act(index):
+            continue
+        if _is_look(index - spike.began + 1, excess, baseline) and not _comes_back(samples, index, baseline, spike):
+            return Unrecovered(index, _shape(excess, spike, index), _evidence(samples, first, index, baseline, spike))
+    return len(values)
+
+
+def _baseline(samples: Samples, at: int) -> Baseline | None:
+    """The forty samples before `at`; None, the usual and cheap answer, if nothing in the next ones can exceed it."""
     before = samples.values[at - BASELINE : at]
     level = median(before)
     scale = samples.scale(level)
@@ -82,66 +109,45 @@ def _baseline(samples: Samples, at: int) -> _Baseline | None:
     # A median of ten exceeds a bar only if five of the ten do: the fifth largest value decides, before any deviation.
     reach = samples.values[at - LEVEL + 1 : at + REFRESH]
     bar = level + (RATIO - 1) * scale
-    if max(reach) <= bar or sorted(reach)[-min(5, len(reach))] <= bar:
+    if max(reach) <= bar or sorted(reach)[-5] <= bar:
         return None
-    return _Baseline(level, scale, mad(before, level))
+    deviation = mad(before, level)
+    return Baseline(level, scale, max((RATIO - 1) * scale, DEVIATIONS * deviation), MAD_TO_SIGMA * deviation / scale)
 
 
-def _crossing(values: Sequence[float], at: int, until: int, baseline: _Baseline) -> int | None:
-    bar = baseline.level + baseline.allowed
-    return next((k for k in range(at, until) if median(values[k - LEVEL + 1 : k + 1]) > bar), None)
+def _is_look(over: int, excess: float, baseline: Baseline) -> bool:
+    """Whether to judge now: after the patience, then each time the excursion has grown by a tenth."""
+    patience = PATIENCE_LARGE if excess >= (LARGE_RATIO - 1) * baseline.scale else PATIENCE
+    return over >= patience and over % max(1, over // 10) == 0
 
 
-def _follow(samples: Samples, begins: int, baseline: _Baseline) -> Unrecovered | int:
-    """Where the excursion that shows at sample `begins` is judged lost, or the sample after its end."""
-    values, allowed = samples.values, baseline.allowed
-    bar = baseline.level + allowed
-    first = next(k for k in range(begins - LEVEL + 1, begins + 1) if values[k] > bar)
-    peak, peak_at = float("-inf"), begins
-    for index in range(begins, len(values)):
-        level = median(values[index - LEVEL + 1 : index + 1])
-        over = index - first + 1
-        if level < baseline.level + allowed / 2 or (level <= bar and over >= SETTLED):
-            return index + 1
-        if level > peak:
-            peak, peak_at = level, index
-        patience = PATIENCE_LARGE if level - baseline.level >= (LARGE_RATIO - 1) * baseline.scale else PATIENCE
-        if level <= bar or over < patience or not samples.may_act(index) or over % max(1, over // 10):
-            continue
-        if not _comes_back(samples, index, baseline, over=over, past_peak=index - peak_at):
-            shape = _shape(level - baseline.level, peak - baseline.level, past_peak=index - peak_at)
-            return Unrecovered(index, shape, _evidence(samples, first, over, baseline, level, peak))
-    return len(values)
-
-
-def _comes_back(samples: Samples, index: int, baseline: _Baseline, *, over: int, past_peak: int) -> bool:
+def _comes_back(samples: Samples, index: int, baseline: Baseline, spike: Spike) -> bool:
+    over, past_peak = index - spike.began + 1, index - spike.peak_at
     horizon = samples.horizon(index)
     longest = max(GROWING, horizon // 4)
     if past_peak >= PAST_PEAK:
-        window = min(past_peak + LEVEL // 2, longest)  # the level's peak lags the samples' by half its width
-    elif over >= GROWING:
-        window = min(over, longest)
+        window = min(past_peak + 1, longest)
+    elif over >= longest:
+        window = longest
     else:
         return True
     excess = [value - baseline.level for value in samples.values[index - window + 1 : index + 1]]
-    return is_recovering(excess, allowed=baseline.allowed, horizon=horizon, over=over)
+    return is_recovering(excess, allowed=baseline.allowed, horizon=horizon, over=over, noise=baseline.noise)
 
 
-def _shape(excess: float, peak_excess: float, *, past_peak: int) -> str:
-    if past_peak < PAST_PEAK:
+def _shape(excess: float, spike: Spike, index: int) -> str:
+    if index - spike.peak_at < PAST_PEAK:
         return "growing"
-    return "plateau" if excess >= PLATEAU_SHARE * peak_excess else "no_recovery"
+    return "plateau" if excess >= PLATEAU_SHARE * spike.peak else "no_recovery"
 
 
-def _evidence(
-    samples: Samples, first: int, over: int, baseline: _Baseline, level: float, peak: float
-) -> Mapping[str, Any]:
+def _evidence(samples: Samples, first: int, index: int, baseline: Baseline, spike: Spike) -> Mapping[str, Any]:
+    level = median(samples.values[index - LEVEL + 1 : index + 1])
     return {
-        "baseline": baseline.level,
-        "baseline_deviation": baseline.deviation,
+        "reference_level": baseline.level,
         "level": level,
-        "peak_level": peak,
+        "peak_level": baseline.level + spike.peak,
         "ratio": level / baseline.level if baseline.level > 0 else None,
         "first_step": samples.steps[first],
-        "samples_over": over,
+        "samples_over": index - first + 1,
     }

@@ -1,8 +1,8 @@
 """A training loss that went up and does not come back.
 
-Three rules read the same samples, counted as logged (an arm that logs every tenth step has a tenth of them):
-`excursion` sees a rise above the forty samples before it, `slow` a climb that no forty samples show, and `above_start` a
-run that broke before there was a baseline. A spike is not death: none of them acts while the curve is on its way back.
+Three rules read the same samples, counted as logged (an arm that logs every tenth step has a tenth of them): one sees
+a rise above the forty samples before it, `slow` a climb that no forty samples show, and `above_start` a run that broke
+before there was a baseline. A spike is not death: none of them acts while the curve is on its way back.
 Only ratios to the run's own curve are used, so losses of different formulas or scales are never compared.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from runner.judge.curves import Curves
-from runner.judge.excursion import first_unrecovered
-from runner.judge.recovery import is_recovering, log_noise
+from runner.judge.excursion import LEVEL, Baseline, Unrecovered, crossing, first_unrecovered, follow
+from runner.judge.recovery import Spike, is_recovering, log_noise
 from runner.judge.robust import difference_mad, median
 from runner.judge.samples import Samples
 from runner.records import Finding, Series, Severity
@@ -23,26 +23,26 @@ from runner.records import Finding, Series, Severity
 # Events after which the loss is another quantity: its level before says nothing about its level after.
 NEW_REGIMES = frozenset({"repa_off", "routing_off", "resolution", "lr_restart"})
 
-# slow: three blocks of twenty samples (sixty in all) with their medians 1.5 x above the best sixty.
+# slow: blocks of twenty samples, for sixty samples or half the time that a spike may take, 1.5 x above the best sixty.
 BLOCK = 20
-BLOCKS_OVER = 3
+BEST_BLOCKS = 3
 SLOW_RATIO = 1.5
-# The best of many noisy levels is too low by luck; eight standard errors keep a flat noisy curve below its own bar.
-SLOW_NOISE = 8.0
+# The best of many noisy levels is too low by luck; ten standard errors keep a flat noisy curve below its own bar.
+SLOW_NOISE = 10.0
 # Standard deviation of a median of three relative to that of one.
 MEDIAN_OF_THREE = 0.67
 
-# above_start: the last twenty against the first five, after as many samples as show whether it comes back.
+# above_start: the last twenty against the first five, once there are as many samples as the fast rule needs to exist.
 START = 5
 START_LEVEL = 20
-START_CONFIRM = 40
 START_RATIO = 2.5
+START_CONFIRM = 45
 # Warm-up may lift a healthy loss above its start; it is over by then.
 START_SHARE = 0.05
-# Five noisy samples are a poor start level: the rise must also be four standard errors of the two medians apart.
+# Five noisy samples are a poor start level: the rise must also be four standard errors of the two medians.
 START_NOISE = 4.0
-# Looks at every fifth sample are enough for a level over twenty.
-START_STRIDE = 5
+# exp() of more than this overflows.
+LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Trigger:
 
     index: int
     rule: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any]
 
 
 def detect(curves: Curves) -> tuple[Finding, ...]:
@@ -78,83 +78,88 @@ def _excursion(samples: Samples) -> Trigger | None:
     return None if found is None else Trigger(found.index, found.shape, found.evidence)
 
 
+def _above_start(samples: Samples) -> Trigger | None:
+    """A run that broke before it had a baseline: the median of the last twenty at 2.5 x the median of the first five.
+
+    From there on it is an excursion like any other, measured against the start; once it has come back below, the rules
+    that compare with a baseline are in charge.
+    """
+    values = samples.values
+    if len(values) < START_CONFIRM or samples.start_level <= 0:
+        return None
+    start = samples.start_level
+    noise = log_noise(values[:START_CONFIRM], floor=start / 10)
+    error = 1.25 * noise * math.sqrt(1 / START + 1 / START_LEVEL)  # a median's error is 1.25 times a mean's
+    ratio = max(START_RATIO, math.exp(min(START_NOISE * error, LARGEST_EXPONENT)))
+    if median(values[START_CONFIRM - START_LEVEL : START_CONFIRM]) < ratio * start:
+        return None
+    baseline = Baseline(start, start, (ratio - 1) * start, noise)
+    late = next((k for k in range(START_CONFIRM - 1, len(values)) if samples.has_passed(START_SHARE, k)), len(values))
+    at = LEVEL - 1
+    while at < START_CONFIRM and (begins := crossing(values, at, START_CONFIRM, baseline)) is not None:
+        outcome = follow(samples, begins, baseline, not_before=late)
+        if isinstance(outcome, Unrecovered):
+            return Trigger(outcome.index, "above_start", outcome.evidence)
+        at = outcome
+    return None
+
+
 def _slow(samples: Samples) -> Trigger | None:
-    """A level held for sixty samples at 1.5 x the lowest level held before."""
+    """A level held at 1.5 x the lowest level of sixty samples held before."""
     values = samples.values
     blocks = [median(values[end - BLOCK : end]) for end in range(BLOCK, len(values) + 1, BLOCK)]
-    levels = [median(blocks[max(0, k - BLOCKS_OVER + 1) : k + 1]) for k in range(len(blocks))]
-    best, best_block, over = math.inf, 0, 0
-    for block in range(2 * BLOCKS_OVER - 1, len(blocks)):
-        if levels[block - BLOCKS_OVER] < best:
-            best, best_block = levels[block - BLOCKS_OVER], block - BLOCKS_OVER
+    levels = [median(blocks[k - BEST_BLOCKS + 1 : k + 1]) for k in range(BEST_BLOCKS - 1, len(blocks))]
+    best, best_at, spike = math.inf, 0, None
+    for at in range(BEST_BLOCKS, len(blocks)):
+        if levels[at - BEST_BLOCKS] < best:
+            best, best_at = levels[at - BEST_BLOCKS], at - 1
         rise = (SLOW_RATIO - 1) * samples.scale(best)
-        over = over + 1 if blocks[block] >= best + rise > best else 0
-        index = (block + 1) * BLOCK - 1
-        if over < BLOCKS_OVER or not samples.may_act(index):
+        excess = blocks[at] - best
+        if not excess >= rise > 0:
+            spike = None
             continue
-        error = MEDIAN_OF_THREE * difference_mad(blocks[max(0, best_block - BLOCK) : best_block + BLOCKS_OVER], 1)
-        if levels[block] < best + SLOW_NOISE * error:
-            continue
-        if not _comes_back(samples, index, reference=best, allowed=rise, over=over * BLOCK):
-            return Trigger(
-                index,
-                "slow",
-                {
-                    "best_level": best,
-                    "best_step": samples.steps[(best_block + 1) * BLOCK - 1],
-                    "level": levels[block],
-                    "samples_over": over * BLOCK,
-                },
-            )
+        spike = spike or Spike(began=at, peak_at=at)
+        spike.follow(at, excess, rise=rise)
+        index = (at + 1) * BLOCK - 1
+        if _is_held(samples, index, at, spike) and excess >= SLOW_NOISE * _level_error(blocks, best_at):
+            over = (at - spike.began + 1) * BLOCK
+            window = min(over, (at - spike.peak_at + 1) * BLOCK, max(2 * BLOCK, samples.horizon(index) // 4))
+            tail = [value - best for value in values[index + 1 - window : index + 1]]
+            if not is_recovering(tail, allowed=rise, horizon=samples.horizon(index), over=over):
+                return Trigger(index, "slow", _slow_evidence(samples, best, best_at, blocks[at], over))
     return None
 
 
-def _above_start(samples: Samples) -> Trigger | None:
-    """The median of the last twenty at 2.5 x the median of the first five, and not falling back."""
-    values = samples.values
-    start = median(values[:START]) if len(values) >= START + START_CONFIRM else 0.0
-    if start <= 0:
-        return None
-    bar = START_RATIO * start
-    for first in range(START + START_CONFIRM - 1, len(values), BLOCK):
-        # Half of the twenty must reach the bar, so a stretch whose maximum does not can be passed over.
-        if max(values[first - START_LEVEL + 1 : first + BLOCK]) < bar:
-            continue
-        for index in range(first, min(first + BLOCK, len(values)), START_STRIDE):
-            level = median(values[index - START_LEVEL + 1 : index + 1])
-            if level >= bar and _is_above_start(samples, index, start, level):
-                return Trigger(index, "above_start", {"start_level": start, "level": level, "ratio": level / start})
-    return None
+def _is_held(samples: Samples, index: int, at: int, spike: Spike) -> bool:
+    """Whether the level has been too high for long enough to judge it."""
+    needed = max(BEST_BLOCKS * BLOCK, samples.horizon(index) // 2)
+    return (at - spike.began + 1) * BLOCK >= needed and samples.may_act(index)
 
 
-def _is_above_start(samples: Samples, index: int, start: float, level: float) -> bool:
-    if not samples.has_passed(START_SHARE, index):
-        return False
-    noise = log_noise(samples.values[index - START_CONFIRM + 1 : index + 1], floor=start / 10)
-    error = 1.25 * noise * math.sqrt(1 / START + 1 / START_LEVEL)  # a median's error is 1.25 times a mean's
-    if math.log(level / start) < START_NOISE * error:
-        return False
-    return not _comes_back(samples, index, reference=start, allowed=(START_RATIO - 1) * start, over=index + 1 - START)
+def _level_error(blocks: Sequence[float], best_at: int) -> float:
+    """Standard error of a level of sixty samples, from how the blocks around the best one scatter."""
+    return MEDIAN_OF_THREE * difference_mad(blocks[max(0, best_at - BLOCK) : best_at + 1], 1)
 
 
-def _comes_back(samples: Samples, index: int, *, reference: float, allowed: float, over: int) -> bool:
-    horizon = samples.horizon(index)
-    window = min(over, max(START_CONFIRM, horizon // 4))
-    excess = [value - reference for value in samples.values[index - window + 1 : index + 1]]
-    return is_recovering(excess, allowed=allowed, horizon=horizon, over=over)
+def _slow_evidence(samples: Samples, best: float, best_at: int, level: float, over: int) -> Mapping[str, Any]:
+    return {
+        "reference_level": best,
+        "reference_step": samples.steps[(best_at + 1) * BLOCK - 1],
+        "level": level,
+        "ratio": level / best if best > 0 else None,
+        "samples_over": over,
+    }
 
 
 def _finding(metric: str, samples: Samples, trigger: Trigger) -> Finding:
     step = samples.steps[trigger.index]
     level = trigger.evidence["level"]
-    reference = next(
-        trigger.evidence[key] for key in ("baseline", "best_level", "start_level") if key in trigger.evidence
-    )
+    reference = trigger.evidence["reference_level"]
     return Finding(
         detector="explosion",
         severity=Severity.ABORT,
         step=step,
-        summary=f"{metric} rose from {reference:.4g} to {level:.4g} and does not come back (step {step}, {trigger.rule})",
+        summary=f"{metric} rose from {reference:.4g} to {level:.4g} and stays up (step {step}, {trigger.rule})",
         evidence={"metric": metric, "rule": trigger.rule, **_json_numbers(trigger.evidence)},
     )
 

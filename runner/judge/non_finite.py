@@ -1,8 +1,8 @@
 """A value that is not a number, or infinite, in any reported metric: abort at once.
 
-That is settled practice in the field: such a value never comes back to the same run, and every further step may carry it
-into the weights that a checkpoint would keep. With fp16 loss scaling a gradient norm may be infinite in a healthy run:
-there the policy should say `non_finite: warn`.
+That is settled practice in the field: a run rarely recovers from such a value, and every further step may carry it into
+the weights that a checkpoint would keep. With fp16 loss scaling a gradient norm may be infinite in a healthy run: there
+the policy should say `non_finite: warn`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def decide(
 ) -> Verdict:
     """The verdict on `findings`, given in the order of the detector table.
 
-    The strongest action wins, then the earliest step, then the table's order. Once something asks for an abort, what was
-    seen after that step is left out: a controller that looks late concludes the same as one that looked at once.
+    The strongest action wins, then the earliest step, then the table's order. Once something asks for an abort, what
+    was seen after that step is left out: a controller that looks late concludes the same as one that looked at once.
     A detector that the policy does not list may warn; one in `overridden` may not abort any more.
     """
     ruled = [(action_for(finding, policy, steps_total, overridden), finding) for finding in findings]

@@ -2,8 +2,8 @@
 
 One level cannot tell sick from healthy: in the published arms of prx-tg the first bad checkpoint of the arm that
 collapsed lies 1.70 % above its best, the last one of a healthy arm 1.79 %. Rate, persistence and what is left of the
-budget decide. Only the declared primary metric may abort; the healthy arms' other metrics drift by up to 4 % (text LPIPS)
-and 17 % (text manipulation), so they warn at most.
+budget decide. Only the declared primary metric may abort; the healthy arms' other metrics drift by up to 4 % (text
+LPIPS) and 17 % (text manipulation), so they warn at most.
 
 Everything is relative to the run's own curve: r = (value - best) / |median value|, with best = minimum + one jitter
 (the minimum of noisy values is biased low) and jitter the noise of the curve around its own trend.
@@ -27,11 +27,9 @@ LOWER_IS_BETTER = frozenset({"text_lpips", "text_rmse", "loss"})
 FEWEST = 3
 # No validation is quieter than this (relative): repeated evaluations of one checkpoint differ by as much.
 JITTER_FLOOR = 0.0022
-# Noise is read from differences of this many points at most; fewer than six up to the best say too little alone.
+# Noise is read from the differences of at most forty points; when fewer than six come before the rise, from all there are.
 JITTER_POINTS = 40
 JITTER_FEWEST = 6
-# With an early best the first points of the run stand in, the ones after the best among them.
-JITTER_EARLY_POINTS = 24
 
 WARN = 0.010
 WARN_JITTERS = 2.5
@@ -41,6 +39,8 @@ AHEAD_SHARE = 0.30
 PROJECTED, PROJECTED_END = 0.021, 0.055
 PERSISTENT = 0.030
 SEVERE = 0.080
+# A severe rise that has eased by less than a tenth is not on its way back.
+EASED_SHARE = 0.10
 FINAL = 0.042
 THREE_POINTS_SPAN = 0.034
 TWO_CHECKPOINTS_SPAN = 0.09
@@ -76,6 +76,10 @@ class _Rise:
     def held(self, count: int, level: float) -> bool:
         """Whether each of the last `count` points lies at or above the relative `level`."""
         return len(self.values) >= count and all(self.relative(value) >= level for value in self.values[-count:])
+
+    def is_near_peak(self, tolerance: float) -> bool:
+        """Whether the newest value has come down by no more than `tolerance` from the highest of the rise."""
+        return self.values[-1] >= max(self.values) - tolerance
 
     def spans(self, share: float) -> bool:
         """Whether the rise covers this share of the budget (of the steps so far, when the budget is unknown)."""
@@ -166,11 +170,11 @@ def _scale(ordered: Sequence[float]) -> float:
 
 
 def _noise(values: Sequence[float], best_at: int) -> float:
-    """Noise of the curve up to its best: a collapse after it must not hide itself by looking noisy."""
-    if best_at + 1 >= JITTER_FEWEST:
-        known = values[max(0, best_at + 1 - JITTER_POINTS) : best_at + 1]
-    else:
-        known = values[:JITTER_EARLY_POINTS]
+    """Noise of the curve up to its best, or up to its last three points: a collapse must not hide by looking noisy."""
+    end = max(best_at + 1, len(values) - FEWEST)
+    known = values[max(0, end - JITTER_POINTS) : end]
+    if len(known) < JITTER_FEWEST:
+        known = values[-JITTER_POINTS:]
     return min((difference_mad(known, order) for order in (2, 3) if len(known) >= order + 3), default=0.0)
 
 
@@ -182,13 +186,13 @@ def _is_in_event_window(steps: Sequence[int], events: Sequence[DeclaredEvent]) -
 
 def _abort_rule(rise: _Rise, gap_steps: int) -> str | None:
     """The name of the abort rule that holds, the gravest first."""
-    if rise.z < ABORT_Z or rise.values[-1] < max(rise.values) - rise.jitter:
+    if rise.z < ABORT_Z:
+        return None
+    if rise.held(2, SEVERE) and rise.is_near_peak(EASED_SHARE * (max(rise.values) - rise.best)):
+        return "severe"
+    if rise.in_event_window or not rise.is_near_peak(rise.jitter):
         return None
     if theil_sen([rise.best_step, *rise.steps], [rise.best, *rise.values]) <= 0:
-        return None
-    if rise.held(2, SEVERE):
-        return "severe"
-    if rise.in_event_window:
         return None
     has_three = len(rise.values) >= FEWEST and rise.spans(THREE_POINTS_SPAN)
     if has_three and rise.held(FEWEST, PERSISTENT):

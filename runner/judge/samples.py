@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from runner.judge.curves import Curves
 from runner.judge.robust import median
@@ -13,7 +14,8 @@ from runner.records import Series
 
 # The first steps of a run are noise in any training.
 QUIET_SHARE = 0.02
-# How long a spike may take to come back: a tenth of the budget, and never fewer than sixty samples.
+# How long a spike may take to come back: a tenth of the budget (of the run so far, when nobody told the budget), and
+# never fewer than sixty samples.
 HORIZON_SHARE = 0.10
 HORIZON_SAMPLES = 60
 
@@ -41,11 +43,11 @@ class Samples:
         return cls(steps, values, steps_total, median(values[:5]) if values else 0.0)
 
     def split_after(self, changes: Sequence[int]) -> list[Samples]:
-        """One part per stretch between `changes` (ascending steps); a sample at a change still belongs to what was before."""
+        """One part per stretch between `changes` (ascending steps); a sample at a change belongs to what was before."""
         cuts = [0, *(bisect_right(self.steps, step) for step in changes), len(self.steps)]
         return [
             self._of(self.steps[left:right], self.values[left:right], self.steps_total)
-            for left, right in zip(cuts, cuts[1:], strict=False)
+            for left, right in pairwise(cuts)
         ]
 
     def has_passed(self, share: float, index: int) -> bool:
@@ -58,10 +60,10 @@ class Samples:
 
     def horizon(self, index: int) -> int:
         """Within how many samples a recovery seen at sample `index` must be over."""
-        if self.steps_total is None or index == 0:
-            return HORIZON_SAMPLES
-        spacing_steps = (self.steps[index] - self.steps[0]) / index
-        return max(HORIZON_SAMPLES, int(HORIZON_SHARE * self.steps_total / spacing_steps))
+        samples_total = float(index)
+        if self.steps_total is not None and index > 0:
+            samples_total *= self.steps_total / (self.steps[index] - self.steps[0])
+        return max(HORIZON_SAMPLES, int(HORIZON_SHARE * samples_total))
 
     def scale(self, level: float) -> float:
         """What "n times `level`" is measured in: the level itself, or for a loss at or below zero, which has no ratios,

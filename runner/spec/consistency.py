@@ -22,7 +22,10 @@ class StoredStudy:
 
 
 def check_names(arms: Sequence[ResolvedArm], stored: Sequence[StoredStudy] = ()) -> None:
-    """Raises SpecError when two arms share a name, or a name differs from another one only in upper and lower case."""
+    """Raises SpecError when two arms share a name, or a name differs from another one only in upper and lower case.
+
+    A baseline that nobody has is fine (it may come with a later launch), unless only its case is wrong.
+    """
     studies = {known.study.lower(): (known.study, known.source) for known in stored}
     taken = {(known.study.lower(), arm.lower()): (arm, known.source) for known in stored for arm in known.arms}
     files: dict[tuple[str, str], str] = {}
@@ -37,6 +40,13 @@ def check_names(arms: Sequence[ResolvedArm], stored: Sequence[StoredStudy] = ())
         known, source = taken.get(key, (arm.arm, arm.file))
         if known != arm.arm:
             raise _clash(arm, "arm", f"{arm.arm!r} differs from {known!r} ({source}) only in case", known)
+    names = {key: name for key, (name, _) in taken.items()} | {
+        (arm.study.lower(), arm.arm.lower()): arm.arm for arm in arms
+    }
+    for arm in arms:
+        close = names.get((arm.study.lower(), (arm.baseline or "").lower()), arm.baseline)
+        if close != arm.baseline:
+            raise _clash(arm, "baseline", f"{arm.baseline!r} differs from the arm {close!r} only in case", close)
 
 
 def check_study_keys(arms: Sequence[ResolvedArm], stored: Sequence[StoredStudy] = ()) -> None:

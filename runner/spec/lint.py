@@ -161,6 +161,9 @@ def _seeds(arms: Sequence[ResolvedArm]) -> Iterator[LintView]:
     noun = "seed" if fewest == 1 else "seeds"
     kind = "paired " if contrasts else ""
     yield LintView("F12", "N", f"{arms[0].study}: {fewest} {kind}{noun}: {seed_word(fewest)}")
+    for arm in arms:
+        if arm.baseline and not _baseline(arm, arms):
+            yield LintView("F12", "N", f"{arm.arm} is read against {arm.baseline}, which is not among these arms")
     for arm, base in contrasts:
         if alone := sorted(set(arm.seeds) - set(base.seeds)):
             listed = ", ".join(map(str, alone))

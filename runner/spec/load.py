@@ -29,17 +29,21 @@ def load_chains(files: Sequence[str | Path]) -> tuple[Chain, ...]:
     Raises SpecError for a file that is missing, no regular file, unreadable or no strict YAML, and for an `extends`
     that leads nowhere or back to itself.
     """
-    unique = {os.path.realpath(file): str(file) for file in reversed(files)}
-    return tuple(_chain(file) for file in reversed(unique.values()))
+    unique: dict[str, str] = {}
+    for file in files:
+        unique.setdefault(_real(str(file), Where(str(file))), str(file))
+    return tuple(_chain(file) for file in unique.values())
 
 
 def _chain(file: str) -> Chain:
     documents: list[Document] = []
     paths: list[str] = []
     origin: Where | None = None
+    seen: set[str] = set()
     while True:
         path = os.path.abspath(file)
-        if os.path.realpath(path) in map(os.path.realpath, paths):
+        real = _real(path, origin or Where(file))
+        if real in seen:
             assert origin is not None
             circle = " -> ".join([*(os.path.basename(each) for each in paths), os.path.basename(path)])
             raise SpecError(origin, f"goes round in a circle: {circle}", allowed="a file that does not extend this one")
@@ -47,6 +51,7 @@ def _chain(file: str) -> Chain:
             raise SpecError(origin or Where(file), f"is a chain of more than {MAX_CHAIN} files", allowed="fewer bases")
         documents.append(parse(_read(file, origin), file))
         paths.append(path)
+        seen.add(real)
         base = documents[-1].values.get("extends")
         if base is None:
             return Chain(tuple(reversed(documents)), tuple(reversed(paths)))
@@ -54,6 +59,13 @@ def _chain(file: str) -> Chain:
         if not isinstance(base, str) or not base:
             raise SpecError(origin, f"{base!r:.60} is not allowed", allowed="a path relative to this file")
         file = os.path.normpath(os.path.join(os.path.dirname(file), base))
+
+
+def _real(file: str, where: Where) -> str:
+    """The path without links, by which one file is recognised under several names."""
+    if "\0" in file:
+        raise SpecError(where, "is no path: it holds a NUL character", allowed="the path of a file")
+    return os.path.realpath(file)
 
 
 def _read(file: str, origin: Where | None) -> bytes:
@@ -74,6 +86,5 @@ def _read(file: str, origin: Where | None) -> bytes:
             return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise SpecError(where, f"{subject}does not exist", next_command=look) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SpecError(where, f"{subject}cannot be read: {reason}", next_command=look) from None
+    except OSError as error:
+        raise SpecError(where, f"{subject}cannot be read: {error.strerror}", next_command=look) from None

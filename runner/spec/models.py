@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.errors import SpecError, Where
+from runner.judge import DETECTORS
 from runner.records import Policy, Primary, Resources
 
 TRAINER = "trainer"
 COMMAND = "command"
 
-DETECTOR_NAMES = ("non_finite", "explosion", "regress")
+DETECTOR_NAMES = tuple(DETECTORS)
 DEFAULT_DETECTORS: Mapping[str, str] = dict.fromkeys(DETECTOR_NAMES, "abort")
 DEFAULT_RESCUE: Mapping[str, Any] = {"from": "best", "changes": {}, "max": 1}
 DEFAULT_AUTOPSY_S = 900

@@ -149,8 +149,9 @@ def validate(values: dict[str, Any]) -> ArmBlock:
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """The allowed word that resembles the given one most, if any does."""
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return close[0] if close else None
+    by_lower = {each.lower(): each for each in allowed}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
 
 
 def allowed_keys(path: Path) -> tuple[str, ...]:

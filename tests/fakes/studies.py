@@ -286,3 +286,95 @@ def _portrait(index: int) -> NDArray[np.float64]:
     pixels[((abs(abs(x - 16) - 3)) < 1) & (abs(y - 16) < 2)] = (40, 40, 60)
     pixels[(abs(x - 16) < 4) & (abs(y - 23) < 1)] = (170, 70, 70)
     return pixels
+
+
+HOSTILE = (
+    "[red]|`x`<script>alert(1)</script>\x1b[31m\u202e$x^2$ ![i](http://e.example/i) <b>&amp; @you #1 __b__ ~~s~~"
+    "\n# head"
+)
+
+
+def hostile_study() -> StudyView:
+    """A study in which every string that others write tries to be markup."""
+    study = quickstart()
+    runs = []
+    for run in study.runs:
+        arm = f"{HOSTILE}{run.arm}"
+        curves = {**run.curves, f"memory/{HOSTILE}": run.curves["memory/rss_gib"]}
+        runs.append(
+            replace(
+                run, run=f"{run.run}{HOSTILE}", arm=arm, title=HOSTILE, hypothesis=HOSTILE, reason=HOSTILE,
+                curves=curves,
+                baseline=None if run.baseline is None else f"{HOSTILE}{run.baseline}", health=HOSTILE,
+                changes=((HOSTILE, HOSTILE),), config={**run.config, HOSTILE: f"{HOSTILE}{run.arm}"},
+                verdicts=(VerdictView(HOSTILE, "abort", 1, HOSTILE, {HOSTILE: HOSTILE}),),
+                events=(EventView(EPOCH, "repa_off", HOSTILE, 100), EventView(EPOCH, HOSTILE, HOSTILE, 1)),
+                attempts=tuple(replace(a, slot=HOSTILE, cause=HOSTILE, host=HOSTILE) for a in run.attempts),
+                provenance={HOSTILE: {HOSTILE: HOSTILE}}, code_hash=HOSTILE,
+                metas={step: {**meta, "labels": [HOSTILE], "lpips": {"net": HOSTILE, "backbone": HOSTILE}}
+                       for step, meta in run.metas.items()},
+            )
+        )  # fmt: skip
+    return replace(
+        study, study=HOSTILE, runs=tuple(runs), superseded=(HOSTILE,), policy={HOSTILE: {HOSTILE: HOSTILE}},
+        lint=(LintView(HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
+    )  # fmt: skip
+
+
+def degenerate_studies() -> dict[str, StudyView]:
+    """Studies that lack something: each must still make a report."""
+    study = quickstart()
+    first = study.runs[0]
+    runs = study.runs
+    broken = {step: math.nan if step > 300 else 0.5 for step in range(0, 801, 100)}
+    huge = {step: 10.0 ** (step / 3) for step in range(1, 801, 10)}
+    return {
+        "no runs": replace(study, runs=()),
+        "one run": replace(study, runs=(first,)),
+        "no seed pair": replace(study, runs=tuple(run for run in runs if run.seed == 0)),
+        "command arms": command_study(),
+        "queued": replace(study, runs=tuple(without_points(run, "queued") for run in runs)),
+        "all failed": replace(study, runs=tuple(without_points(run, "failed", "config: no such key") for run in runs)),
+        "only step 0": replace(study, runs=tuple(_cut(run, 0) for run in runs)),
+        "running": replace(study, runs=tuple(_cut(run, 300) for run in runs)),
+        "primary never reported": replace(study, primary=PrimaryView("val/other", "max", "best")),
+        "no primary": replace(study, primary=None),
+        "ends in nan": replace(study, runs=tuple(with_curve(run, PRIMARY.metric, broken) for run in runs)),
+        "nothing finite": replace(
+            study, runs=tuple(with_curve(r, PRIMARY.metric, {0: math.inf, 800: -math.inf}) for r in runs)
+        ),
+        "loss explodes": replace(study, runs=tuple(with_curve(run, "train/loss", huge) for run in runs)),
+        "primary explodes": replace(study, runs=tuple(with_curve(run, PRIMARY.metric, huge) for run in runs)),
+        "loss never finite": replace(study, runs=tuple(with_curve(run, "train/loss", {1: math.nan}) for run in runs)),
+        "images gone": replace(
+            study, runs=tuple(replace(r, images={(800, "ema_common"): {"x": "/nowhere/x.png"}}) for r in runs)
+        ),
+        "no scores": replace(study, runs=tuple(replace(run, scores=()) for run in runs)),
+        "no metas": replace(study, runs=tuple(replace(run, metas={}, provenance={}) for run in runs)),
+        "no baseline": replace(study, runs=tuple(replace(run, baseline=None) for run in runs)),
+        "many arms": replace(study, runs=tuple(_many(runs))),
+    }
+
+
+def _cut(run: RunView, step: int) -> RunView:
+    """The same run when it had come as far as a step."""
+    curves = {}
+    for name, c in run.curves.items():
+        kept = [index for index, at in enumerate(c.steps) if at <= step]
+        if kept:
+            curves[name] = Curve(
+                *(tuple(column[i] for i in kept) for column in (c.steps, c.values, c.times, c.attempts))
+            )
+    attempts = tuple(replace(attempt, ended=None, exit_code=None, cause="") for attempt in run.attempts)
+    return replace(
+        run, state="running", reason="", health="ok", step=step, curves=curves, verdicts=(), attempts=attempts,
+        best=None,
+        scores=tuple(score for score in run.scores if score.step <= step),
+        metas={at: meta for at, meta in run.metas.items() if at <= step},
+    )  # fmt: skip
+
+
+def _many(runs: tuple[RunView, ...]) -> Iterator[RunView]:
+    yield from runs
+    for index in range(7):
+        yield replace(runs[3], arm=f"arm-with-a-long-name-{index}", run=f"{runs[3].run}-{index}")

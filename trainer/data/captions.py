@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 
 from trainer.data.portraits import CHOICES, Portrait
-from trainer.data.shapes import PORTRAIT_WORDS
 from trainer.data.split import id_hash
 
 TEMPLATES = (
@@ -22,7 +21,7 @@ _PATTERNS = tuple(
     re.compile(re.sub(r"\\{(\w+)\\}", lambda slot: f"(?P<{slot[1]}>{'|'.join(CHOICES[slot[1]])})", re.escape(template)))
     for template in TEMPLATES
 )
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")  # noqa: RUF001 - the typographic apostrophe is meant
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 def phrasing_of(id: str) -> int:
@@ -53,4 +52,3 @@ CLOSED_WORDS = frozenset(
     {word for choices in CHOICES.values() for word in choices}
     | {word for template in TEMPLATES for word in words(re.sub(r"\{\w+\}", "", template))}
 )
-assert all(len(words(template)) <= PORTRAIT_WORDS for template in TEMPLATES)

@@ -138,7 +138,9 @@ def _paint_hair_behind(canvas: _Canvas, portrait: Portrait, anatomy: Anatomy) ->
         canvas.ellipse("hair_shade", Spot(head.x - 0.03 * anatomy.turn, head.y - head.ry - 0.055, 0.105, 0.090))
         canvas.ellipse("hair", Spot(head.x - 0.03 * anatomy.turn, head.y - head.ry - 0.065, 0.080, 0.066))
     elif portrait.hair_style == "long":
-        canvas.ellipse("hair_shade", Spot(head.x - 0.02 * anatomy.turn, head.y - 0.02, head.rx + 0.085, head.ry + 0.065))
+        canvas.ellipse(
+            "hair_shade", Spot(head.x - 0.02 * anatomy.turn, head.y - 0.02, head.rx + 0.085, head.ry + 0.065)
+        )
 
 
 def _paint_locks(canvas: _Canvas, anatomy: Anatomy) -> None:
@@ -157,7 +159,9 @@ def _paint_face(canvas: _Canvas, portrait: Portrait, anatomy: Anatomy) -> None:
         if abs(x - head.x) < head.rx - 0.045:
             canvas.ellipse("cheek", Spot(x, head.y + 0.085, 0.042, 0.030))
     for eye, iris, brow in zip(anatomy.eyes, anatomy.irises, anatomy.brows, strict=True):
-        canvas.ellipse("brow", brow, hole=Spot(brow.x, brow.y + 0.022, brow.rx * 1.02, brow.ry), band=_Band(bottom=brow.y))
+        canvas.ellipse(
+            "brow", brow, hole=Spot(brow.x, brow.y + 0.022, brow.rx * 1.02, brow.ry), band=_Band(bottom=brow.y)
+        )
         canvas.ellipse("eye_white", eye)
         canvas.ellipse("iris", iris)
         canvas.ellipse("glint", Spot(iris.x - 0.008, iris.y - 0.011, 0.008, 0.008))
@@ -190,8 +194,12 @@ def _paint_fringe(canvas: _Canvas, portrait: Portrait, anatomy: Anatomy) -> None
         side = turn or 1.0
         canvas.ellipse("hair", Spot(head.x - side * 0.075, head.y - 0.165, 0.150, 0.062), band=_Band(bottom=head.y))
     shine = Spot(cap.x - 0.05, cap.y - 0.02, cap.rx * 0.72, cap.ry * 0.90)
-    canvas.ellipse("hair_shade", shine, hole=Spot(shine.x + 0.01, shine.y + 0.030, shine.rx, shine.ry), band=_Band(
-        bottom=head.y - 0.17))
+    canvas.ellipse(
+        "hair_shade",
+        shine,
+        hole=Spot(shine.x + 0.01, shine.y + 0.030, shine.rx, shine.ry),
+        band=_Band(bottom=head.y - 0.17),
+    )
 
 
 def _palette(portrait: Portrait) -> np.ndarray:

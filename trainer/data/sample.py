@@ -6,7 +6,7 @@ Pixels are uint8 until `to_unit_range`; features are float16 on the host and flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,7 +54,10 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The conditions of a batch; a stream that is off is None. `text_mask_BT` is true where a caption has a word."""
+    """The conditions of a batch, one row per sample; a stream that is off is None.
+
+    `text_mask_BT` is true where a caption has a word.
+    """
 
     text_BTD: Tensor | None = None
     text_mask_BT: Tensor | None = None
@@ -63,6 +66,12 @@ class Conditions:
     patch_grid: tuple[int, int] = (0, 0)
     pose_BJ3: Tensor | None = None
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams that are there."""
+        values = {"text": self.text_BTD, "cls": self.cls_BD, "patches": self.patches_BPD, "pose": self.pose_BJ3}
+        return tuple(name for name, value in values.items() if value is not None)
+
     def select(self, index: Tensor) -> Conditions:
         """The conditions of some samples: `index` is int64 positions or a bool mask (B,)."""
         return Conditions(
@@ -70,6 +79,18 @@ class Conditions:
                 value[index.to(value.device)] if isinstance(value, Tensor) else value
                 for value in (getattr(self, name) for name in self.__slots__)
             )
+        )
+
+    def keep(self, streams: Collection[str]) -> Conditions:
+        """Only the named streams (text, cls, patches, pose); the others are absent from every sample."""
+        text, patches = "text" in streams, "patches" in streams
+        return Conditions(
+            text_BTD=self.text_BTD if text else None,
+            text_mask_BT=self.text_mask_BT if text else None,
+            cls_BD=self.cls_BD if "cls" in streams else None,
+            patches_BPD=self.patches_BPD if patches else None,
+            patch_grid=self.patch_grid if patches else (0, 0),
+            pose_BJ3=self.pose_BJ3 if "pose" in streams else None,
         )
 
     def to(self, device: torch.device | str) -> Conditions:
@@ -102,7 +123,7 @@ class Batch:
 class Source(Protocol):
     """Images by id. Training and held-out ids are disjoint; held-out ids are in the order of their hashes.
 
-    `notes` tells a reader what was decided about the data, `rejected` names every file that was not used, with a reason.
+    `notes` tells a reader what was decided about the data, `rejected` names every unused file with a reason.
     """
 
     train_ids: tuple[str, ...]

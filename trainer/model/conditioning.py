@@ -119,19 +119,25 @@ class Conditioning(nn.Module):
         return tokens_GTD, torch.where(present_G1, mask_GT, first_T)
 
 
-def long_first(conditions: Conditions, present: Mapping[str, Tensor]) -> tuple[Tensor, tuple[int, int]] | None:
-    """An order of the samples that puts long sequences first, and how many are long and short.
+def is_long(present: Mapping[str, Tensor]) -> Tensor:
+    """Samples whose sequence is long when these streams are present: booleans (B,)."""
+    return torch.stack([present[name] for name in LONG_STREAMS if name in present]).any(dim=0)
+
+
+def long_first(conditions: Conditions, present: Mapping[str, Tensor]) -> tuple[Tensor | None, tuple[int, int]] | None:
+    """An order of the samples that puts long sequences first (None = as they are), and how many are long and short.
 
     None when one group is enough. Looks only at `present` on the CPU, so that no device has to be waited for.
     """
-    masks = [present.get(name) for name in LONG_STREAMS if _features(conditions, name)[0] is not None]
-    if not masks or any(mask is None or mask.device.type != "cpu" for mask in masks):
+    given = {name: present.get(name) for name in LONG_STREAMS if _features(conditions, name)[0] is not None}
+    if not given or any(mask is None or mask.device.type != "cpu" for mask in given.values()):
         return None
-    long_B = torch.stack(masks).any(dim=0)
+    long_B = is_long(given)
     count = int(long_B.sum())
     if count in (0, len(long_B)):
         return None
-    return long_B.logical_not().argsort(stable=True), (count, len(long_B) - count)
+    order = None if long_B[:count].all() else long_B.logical_not().argsort(stable=True)
+    return order, (count, len(long_B) - count)
 
 
 def _features(conditions: Conditions, name: str) -> tuple[Tensor | None, Tensor | None]:

@@ -31,6 +31,7 @@ def from_patches(patches_BNF: Tensor, grid: tuple[int, int], patch: int) -> Tens
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # the cached tensor serves training too, whoever asks first
 def positions_2d(grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
     """Fixed 2-D sine-cosine positions (N, D): first half of the channels for the row, second half for the column."""
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")

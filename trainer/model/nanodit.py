@@ -65,6 +65,8 @@ class NanoDiT(nn.Module):
         if packing is None:
             return self._predict(z_BCHW, t_B, conditions, present, route, tap, (len(t_B),))
         order, sizes = packing
+        if order is None:
+            return self._predict(z_BCHW, t_B, conditions, present, route, tap, sizes)
         there = order.to(z_BCHW.device, non_blocking=True)
         output = self._predict(
             z_BCHW[there],

@@ -15,8 +15,8 @@ from trainer.config import ObjectiveConfig
 
 
 def shift_timesteps(t: Tensor, shift: float) -> Tensor:
-    """t' = k t / (1 + (k - 1) t): k > 1 moves times towards noise; 0 and 1 stay where they are."""
-    return shift * t / (1.0 + (shift - 1.0) * t)
+    """t' = k t / (1 + (k - 1) t): k > 1 moves times towards noise; 0 and 1 stay exactly where they are."""
+    return shift * t / (1.0 - t + shift * t)
 
 
 def draw_timesteps(config: ObjectiveConfig, run_seed: int, step: int, positions: Sequence[int]) -> Tensor:

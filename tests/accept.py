@@ -1,0 +1,390 @@
+"""The long end-to-end checks, from a fresh clone, unattended and resumable: `make accept`, or `make accept LINES="demo seeds"`.
+
+Each line writes one result file to .accept/: what was run, what it printed, what was measured, and the commit. A result
+counts for as long as the files that it covers are unchanged; such a line is not run again. Runs on 2 cores without GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / ".accept"
+PRODUCT = ("runner", "trainer", "provisioning", "reports", "arms", "pyproject.toml", "Makefile")
+SHORT = ("--set", "trainer.steps=200")
+FIGURES = ("primary.png", "curves.png", "contrasts.png", "samples.png", "costs.png")
+QUICKSTART = ("arms/a_baseline.yaml", "arms/b_tread_adamw.yaml", "arms/c_tread_muon.yaml", "arms/d_full_stack.yaml")
+HOT = "arms/extras/hot_lr.yaml"
+SCRIPT = "arms/extras/any_script.yaml"
+
+
+class NotMet(AssertionError):
+    """A line's promise was not kept; the message says which."""
+
+
+@dataclass
+class Bench:
+    """A fresh clone with its own home, and the notes of one line."""
+
+    clone: Path
+    notes: dict[str, Any] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    def run(self, *command: str, limit_s: float = 3600, code: int | None = 0, **options: Any) -> str:
+        """Run a command in the clone; its output is kept."""
+        self.log.append("$ " + " ".join(command))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNNER_")}
+        done = subprocess.run(
+            command,
+            cwd=self.clone,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+            **options,
+        )
+        self.log.append((done.stdout + done.stderr)[-6000:])
+        if code is not None and done.returncode != code:
+            raise NotMet(f"{' '.join(command)}: exit code {done.returncode}, expected {code}")
+        return done.stdout + done.stderr
+
+    def runner(self, *arguments: str, home: str, code: int | None = 0, limit_s: float = 7200) -> str:
+        """Run our command with a home inside the clone."""
+        command, *rest = arguments
+        return self.run(".venv/bin/runner", command, *rest, "--home", home, code=code, limit_s=limit_s)
+
+    def status(self, home: str) -> dict[str, dict[str, Any]]:
+        """Runs by arm and seed."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNNER_")}
+        command = [".venv/bin/runner", "status", "--json", "--home", home]
+        done = subprocess.run(command, cwd=self.clone, env=environment, capture_output=True, text=True, check=True)
+        document = json.loads(done.stdout)
+        return {f"{run['arm']}-s{run['seed']}": run for study in document["studies"] for run in study["runs"]}
+
+    def points(self, home: str, study: str) -> dict[str, list[str]]:
+        """Comparable points by run id: no times, no machine metrics."""
+        self.runner("report", study, home=home)
+        found: dict[str, list[str]] = {}
+        lines = (self.clone / home / study / "report/data/points.csv").read_text().splitlines()[1:]
+        for line in lines:
+            run, attempt, name, step, value, _time = line.split(",")
+            if not name.startswith(("sys/", "memory/")):
+                found.setdefault(run, []).append(f"{attempt},{name},{step},{value}")
+        return {run: sorted(points) for run, points in found.items()}
+
+    def until(self, condition: Callable[[], Any], what: str, limit_s: float = 600) -> Any:
+        """Poll until the condition holds."""
+        end = time.monotonic() + limit_s
+        while not (found := condition()):
+            require(time.monotonic() < end, f"not within {limit_s} s: {what}")
+            time.sleep(0.3)
+        return found
+
+
+def require(kept: Any, promise: str) -> None:
+    """Raises NotMet unless the promise was kept."""
+    if not kept:
+        raise NotMet(promise)
+
+
+@contextmanager
+def peak_memory(clone: Path) -> Iterator[dict[str, float]]:
+    """Highest proportional memory of all processes that run the clone's interpreter, sampled twice a second (MiB)."""
+    measured = {"peak_mib": 0.0}
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.5):
+            measured["peak_mib"] = max(measured["peak_mib"], _tree_mib(clone))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield measured
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _tree_mib(clone: Path) -> float:
+    total = 0
+    for process in psutil.process_iter():
+        try:
+            if any(str(clone) in part for part in process.cmdline()[:3]) or str(clone) == process.cwd():
+                total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total / 2**20
+
+
+def demo(bench: Bench) -> None:
+    """`make demo` on a machine with no .venv."""
+    shutil.rmtree(bench.clone / ".venv", ignore_errors=True)
+    started = time.monotonic()
+    bench.run("make", "setup")
+    bench.notes["install_s"] = round(time.monotonic() - started)
+    with peak_memory(bench.clone) as measured:
+        started = time.monotonic()
+        out = bench.run("make", "demo", limit_s=1800)
+        bench.notes["demo_s"] = round(time.monotonic() - started)
+    bench.notes["peak_mib"] = round(measured["peak_mib"])
+    runs = bench.status("runs")
+    bench.notes["runs"] = {
+        name: [run["state"], run["health"], run["reason"], run["primary"]] for name, run in runs.items()
+    }
+    require(len(runs) == 5, "five runs")
+    require(all(_ended_well(run) for run in runs.values()), "runs finished or were ended by policy with evidence")
+    figures = bench.clone / "runs/portrait-quickstart/report/figures"
+    for name in FIGURES:
+        require((figures / name).is_file(), f"figure {name}")
+    require(
+        "portrait-quickstart/report/report.md" in out and out.count(".venv/bin/runner") >= 3, "path and next commands"
+    )
+    require(bench.notes["demo_s"] <= 480, f"within 8 minutes (took {bench.notes['demo_s']} s)")
+    require(bench.notes["peak_mib"] < 3072, f"under 3 GB (took {bench.notes['peak_mib']} MiB)")
+
+
+def _ended_well(run: dict[str, Any]) -> bool:
+    if run["state"] == "finished":
+        return True
+    return run["state"].startswith("aborted") and bool(run["verdict"]["findings"][0]["evidence"])
+
+
+def check(bench: Bench) -> None:
+    """`make check` on another fresh clone."""
+    shutil.rmtree(bench.clone / ".venv", ignore_errors=True)
+    bench.run("make", "setup")
+    started = time.monotonic()
+    bench.run("make", "check", limit_s=1800)
+    bench.notes["check_s"] = round(time.monotonic() - started)
+    require(bench.notes["check_s"] <= 300, f"within 5 minutes (took {bench.notes['check_s']} s)")
+
+
+def hot_lr(bench: Bench) -> None:
+    """A run that goes wrong is stopped early, harms nobody and gives its slot back."""
+    bench.runner("launch", *QUICKSTART, HOT, *SHORT, home="with")
+    bench.runner("launch", *QUICKSTART, *SHORT, home="without")
+    runs, others = bench.status("with"), bench.status("without")
+    hot = runs.pop("hot_lr-s0")
+    bench.notes["hot_lr"] = {key: hot[key] for key in ("state", "step", "steps_total", "rule", "reason", "slot")}
+    require(hot["state"] == "aborted(explosion)" or hot["state"] == "aborted(non_finite)", "hot_lr is aborted")
+    require(hot["step"] < hot["steps_total"] / 2, f"before half its budget (step {hot['step']})")
+    require(hot["rule"] and hot["verdict"]["findings"][0]["evidence"], "rule and evidence in status --json")
+    report = (bench.clone / "with/portrait-quickstart/report/report.md").read_text().replace("\\", "")
+    require(
+        hot["rule"] in report and hot["rule"] in bench.runner("status", home="with"), "rule in the report and the table"
+    )
+    outcome = {name: (run["run"], run["state"], run["step"]) for name, run in runs.items()}
+    require(
+        outcome == {name: (run["run"], run["state"], run["step"]) for name, run in others.items()}, "other outcomes"
+    )
+    with_hot, without = bench.points("with", "portrait-quickstart"), bench.points("without", "portrait-quickstart")
+    with_hot.pop(hot["run"])
+    require(with_hot == without, "no other arm's points differ")
+    bench.notes["points_compared"] = sum(len(points) for points in without.values())
+    later = [run for run in runs.values() if run["slot"] == hot["slot"] and run["started"] > hot["changed"] - 1]
+    require(later, "its slot was reused")
+
+
+def any_script(bench: Bench) -> None:
+    """A script that knows nothing of us is an arm; an exploding variant is aborted."""
+    bench.runner("launch", SCRIPT, home="script")
+    (run,) = bench.status("script").values()
+    require(run["state"] == "finished" and run["points"] == run["steps_total"], "its metrics are reported")
+    variant = '["python3","{arm_dir}/any_script.py","--lr","2.5","--seed","{seed}"]'
+    bench.runner("launch", SCRIPT, "--set", "arm=too-fast", "--set", f"command={variant}", home="script")
+    exploded = bench.status("script")["too-fast-s0"]
+    bench.notes["exploded"] = {key: exploded[key] for key in ("state", "step", "steps_total", "reason")}
+    require(exploded["state"] in ("aborted(explosion)", "aborted(non_finite)"), "the exploding variant is aborted")
+
+
+def identity(bench: Bench) -> None:
+    """Launching twice starts nothing; words change nothing; one changed arm is one new generation."""
+    bench.runner("launch", *QUICKSTART[:2], *SHORT, home="twice")
+    first = bench.status("twice")
+    again = bench.runner("launch", *QUICKSTART[:2], *SHORT, home="twice")
+    require(again.count("nothing is done") == 3 and bench.status("twice") == first, "the same arms twice start nothing")
+    readme = bench.clone / "README.md"
+    readme.write_text(readme.read_text() + "\nMore words.\n")
+    require(bench.runner("launch", *QUICKSTART[:2], *SHORT, home="twice").count("nothing is done") == 3, "README edits")
+    arm = bench.clone / QUICKSTART[1]
+    arm.write_text(arm.read_text() + "  trainer.tread.ratio: 0.25\n")
+    bench.runner("launch", *QUICKSTART[:2], *SHORT, home="twice")
+    bench.run("git", "checkout", "-q", ".")
+    now = bench.status("twice")
+    require(now["B-s0"]["generation"] == 2, "the changed arm is a new generation")
+    require(all(now[name]["run"] == first[name]["run"] for name in ("A-s0", "A-s1")), "and the others are not")
+
+
+def kill(bench: Bench) -> None:
+    """kill -9 of the controller in mid-run, and a closed terminal, change nothing that is learnt."""
+    bench.runner("launch", *QUICKSTART[2:], *SHORT, home="calm")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNNER_")}
+    viewer = subprocess.Popen(
+        [".venv/bin/runner", "launch", *QUICKSTART[2:], *SHORT, "--home", "killed"],
+        cwd=bench.clone, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    lock = bench.clone / "killed/controller.lock"
+    bench.until(lambda: lock.exists() and lock.read_text().strip(), "a controller")
+    bench.until(lambda: min((run["step"] for run in bench.status("killed").values()), default=0) >= 60, "step 60")
+    os.killpg(viewer.pid, signal.SIGHUP)
+    viewer.wait(timeout=60)
+    os.kill(int(lock.read_text()), signal.SIGKILL)
+    before = bench.status("killed")
+    pids = _training_pids(bench.clone / "killed")
+    time.sleep(5)
+    require(pids and pids == _training_pids(bench.clone / "killed"), "the trainings never stopped")
+    bench.runner("resume", home="killed")
+    bench.until(lambda: all(run["state"] == "finished" for run in bench.status("killed").values()), "the end", 1200)
+    calm, killed = bench.points("calm", "portrait-quickstart"), bench.points("killed", "portrait-quickstart")
+    bench.notes["steps_when_killed"] = {name: run["step"] for name, run in before.items()}
+    bench.notes["points"] = {run: [len(points), len(set(points))] for run, points in killed.items()}
+    require(calm == killed, "every point equals an undisturbed run's")
+    require(all(run["attempts"] == 1 for run in bench.status("killed").values()), "no training was started twice")
+
+
+def _training_pids(home: Path) -> list[int]:
+    records = [json.loads(path.read_text()) for path in home.glob("*/*/attempt-*/supervisor.json")]
+    return sorted(record["child"]["pid"] for record in records if psutil.pid_exists(record["child"]["pid"]))
+
+
+def resume(bench: Bench) -> None:
+    """2N steps at once equal N, a stop and N more, bit for bit; toggles change no other stream."""
+    out = bench.run(
+        ".venv/bin/python", "-m", "pytest", "-q", "tests", "-k", "bit_for_bit or draws or resume or toggl", limit_s=1800
+    )
+    bench.notes["tests"] = out.strip().splitlines()[-1]
+
+
+def seeds(bench: Bench) -> None:
+    """Ten more seeds of the quickstart arms at full size: nobody healthy is aborted."""
+    bench.runner("launch", *QUICKSTART, "--seeds", "100-109", home="seeds", limit_s=14400)
+    runs = bench.status("seeds")
+    bench.notes["states"] = {
+        state: [run["state"] for run in runs.values()].count(state) for state in {run["state"] for run in runs.values()}
+    }
+    warned = {name: run["verdict"]["reason"] for name, run in runs.items() if run["health"] == "warned"}
+    bench.notes["warned"] = warned
+    bench.notes["warnings"] = len(warned)
+    require(len(runs) == 40 and all(run["state"] == "finished" for run in runs.values()), "40 runs, 0 aborts")
+
+
+def startup(bench: Bench) -> None:
+    """The command starts quickly and a status loads nothing heavy."""
+    bench.run(".venv/bin/python", "-m", "pytest", "-q", "tests/test_house.py", "-k", "quick")
+    floor, ours = [], []
+    for _ in range(15):
+        floor.append(_seconds(bench.clone, ".venv/bin/python", "-c", "import typer, rich.table"))
+        ours.append(_seconds(bench.clone, ".venv/bin/runner", "--help"))
+    ratios = sorted(mine / theirs for mine, theirs in zip(ours, floor, strict=True))
+    bench.notes["ratio"] = {"median": round(ratios[7], 2), "min": round(ratios[0], 2), "max": round(ratios[-1], 2)}
+    require(ratios[7] <= 2.5, f"at most 2.5 times the imports (median {ratios[7]:.2f})")
+
+
+def _seconds(clone: Path, *command: str) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=clone, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
+    "startup": (startup, ("runner", "pyproject.toml")),
+    "any_script": (any_script, PRODUCT),
+    "resume": (resume, ("trainer", "pyproject.toml", "tests")),
+    "identity": (identity, PRODUCT),
+    "kill": (kill, PRODUCT),
+    "hot_lr": (hot_lr, PRODUCT),
+    "check": (check, (*PRODUCT, "tests", "README.md", "CONTRIBUTING.md")),
+    "demo": (demo, PRODUCT),
+    "seeds": (seeds, ("trainer", "arms", "runner/judge", "runner/follow.py", "pyproject.toml")),
+}
+
+
+def covered(paths: tuple[str, ...]) -> str:
+    """Hash of the committed content that a line covers."""
+    tree = subprocess.run(
+        ["git", "ls-tree", "-r", "HEAD", *paths], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return hashlib.sha256(tree.stdout.encode()).hexdigest()
+
+
+def still_counts(name: str, paths: tuple[str, ...]) -> bool:
+    """Whether a line passed for exactly this content before."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return False
+    result = json.loads(path.read_text())
+    return bool(result["passed"]) and result["covers"] == covered(paths)
+
+
+def run_line(name: str, clone: Path, commit: str) -> bool:
+    """Run one line and write its result file."""
+    act, paths = LINES[name]
+    bench = Bench(clone)
+    started = time.time()
+    problem = ""
+    try:
+        act(bench)
+    except (NotMet, subprocess.SubprocessError, OSError, KeyError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    result = {
+        "line": name,
+        "says": (act.__doc__ or "").strip(),
+        "passed": not problem,
+        "problem": problem,
+        "commit": commit,
+        "covers": covered(paths),
+        "seconds": round(time.time() - started),
+        "notes": bench.notes,
+        "log": bench.log,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1))
+    print(
+        f"{'ok  ' if not problem else 'FAIL'} {name} ({result['seconds']} s) {problem or json.dumps(bench.notes)[:400]}",
+        flush=True,
+    )
+    return not problem
+
+
+def main(names: list[str]) -> int:
+    """Run the named lines, or all that do not count yet."""
+    unknown = set(names) - set(LINES)
+    if unknown:
+        print(f"no such line: {', '.join(sorted(unknown))}; lines: {', '.join(LINES)}", file=sys.stderr)
+        return 2
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    todo = [name for name in LINES if (name in names if names else not still_counts(name, LINES[name][1]))]
+    for name in [name for name in LINES if name not in todo]:
+        print(f"ok   {name} (counts from before)" if not names else f"     {name} (not asked for)")
+    if not todo:
+        return 0
+    with tempfile.TemporaryDirectory(prefix="armature-accept-") as folder:
+        clone = Path(folder) / "armature"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+        subprocess.run(["make", "-s", "setup"], cwd=clone, check=True)
+        passed = [run_line(name, clone, commit) for name in todo]
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

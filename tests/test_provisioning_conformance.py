@@ -1,0 +1,255 @@
+"""What every provider and every shell must do. A new provider joins with one line in RIGS."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from provisioning import PROVIDERS
+from provisioning.base import (
+    Absent,
+    Handle,
+    NoCapacity,
+    Present,
+    ProcessIdentity,
+    Provider,
+    Released,
+    Request,
+    Shell,
+    SpawnRefused,
+)
+from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
+
+SMALL = Request(slots=None, gpus=0, cpus=1)
+IMPOSSIBLE = Request(slots=None, gpus=0, cpus=100_000)
+HOSTILE_NAMES = ["plain", "a b", "quo'te\"s", "new\nline", "$(touch pwned)", "-rf", "ünï", "*", "%s"]
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A provider to test, a folder on the hosts that it gives, and a Python there."""
+
+    provider: Provider
+    folder: str
+    python: str
+    attempt_dirs: list[str] = field(default_factory=list)
+
+
+def local_rig(tmp_path: Path) -> Rig:
+    return Rig(PROVIDERS["local"](str(SUPERVISOR), {}), str(tmp_path), sys.executable)
+
+
+RIGS: dict[str, Callable[[Path], Rig]] = {
+    "local": local_rig,
+}
+
+
+@pytest.fixture(params=sorted(RIGS))
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
+    return RIGS[request.param](tmp_path)
+
+
+@pytest.fixture
+def handle(rig: Rig) -> Handle:
+    held = rig.provider.create(rig.provider.offers(SMALL)[0], "armature/test/1")
+    assert isinstance(held, Handle)
+    return held
+
+
+@pytest.fixture
+def shell(rig: Rig, handle: Handle) -> Iterator[Shell]:
+    opened = rig.provider.shell(handle)
+    yield opened
+    opened.close()
+    last = rig.provider.shell(handle)
+    for folder in rig.attempt_dirs:
+        last.write(f"{folder}/stop.json", b'{"reason": "the test is over", "grace_s": 0, "term_s": 0}')
+        until(lambda folder=folder: last.read(f"{folder}/exit.json"))
+    last.close()
+
+
+def launch_spec(rig: Rig, program: str, number: int = 1, **other: Any) -> dict[str, Any]:
+    return {
+        "attempt": f"{rig.folder}/{number}",
+        "argv": [rig.python, "-I", "-S", "-c", program],
+        "cwd": "/",
+        "env": {"TOKEN": "s3cret"},
+        "run_dir": rig.folder,
+        "attempt_dir": f"{rig.folder}/attempt-{number}",
+        "cores": [],
+        "deadline_s": None,
+        "grace_s": 10,
+        "term_s": 1,
+        "heartbeat_s": 0.05,
+        **other,
+    }
+
+
+def spawn(rig: Rig, shell: Shell, spec: dict[str, Any]) -> ProcessIdentity:
+    (spawned,) = shell.spawn([spec])
+    rig.attempt_dirs.append(spec["attempt_dir"])
+    assert spawned.attempt == spec["attempt"]
+    assert spawned.existing is False
+    return spawned.identity
+
+
+def exit_record(shell: Shell, spec: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(until(lambda: shell.read(f"{spec['attempt_dir']}/exit.json")))
+    return found
+
+
+class TestProvider:
+    def test_it_says_the_name_of_its_line_in_the_table(self, rig: Rig) -> None:
+        assert rig.provider.name in PROVIDERS
+
+    def test_offers_fit_the_request(self, rig: Rig) -> None:
+        offers = rig.provider.offers(SMALL)
+        assert offers
+        for offer in offers:
+            assert offer.provider == rig.provider.name
+            assert offer.cores >= SMALL.cpus
+            assert offer.price_usd_per_h >= 0
+        assert [offer.price_usd_per_h for offer in offers] == sorted(offer.price_usd_per_h for offer in offers)
+
+    def test_nothing_is_offered_for_what_does_not_exist(self, rig: Rig) -> None:
+        assert rig.provider.offers(IMPOSSIBLE) == ()
+
+    def test_a_label_is_present_from_create_to_release(self, rig: Rig, handle: Handle) -> None:
+        assert (handle.provider, handle.label) == (rig.provider.name, "armature/test/1")
+        assert isinstance(until(lambda: rig.provider.observe([handle.label])[handle.label]), Present)
+        released = rig.provider.release(handle)
+        assert isinstance(released, Released)
+        assert released.proof
+        assert rig.provider.observe([handle.label]) == {handle.label: Absent()}
+
+    def test_releasing_twice_is_fine(self, rig: Rig, handle: Handle) -> None:
+        rig.provider.release(handle)
+        assert isinstance(rig.provider.release(handle), Released)
+
+    def test_creating_a_label_twice_is_one_host(self, rig: Rig, handle: Handle) -> None:
+        assert rig.provider.create(rig.provider.offers(SMALL)[0], handle.label) == handle
+
+    def test_slots_are_apart_unless_they_say_so(self, rig: Rig, handle: Handle) -> None:
+        slots = rig.provider.slots(handle, SMALL)
+        assert slots
+        assert len({slot.name for slot in slots}) == len(slots)
+        cores = [core for slot in slots for core in slot.cores]
+        assert len(set(cores)) == len(cores)
+        assert not any(slot.shares_cores for slot in slots)
+        assert rig.provider.slots(handle, SMALL) == slots
+
+    def test_no_slot_at_all_is_no_capacity(self, rig: Rig, handle: Handle) -> None:
+        with pytest.raises(NoCapacity, match="100000 CPU cores"):
+            rig.provider.slots(handle, IMPOSSIBLE)
+
+
+class TestShellFiles:
+    @pytest.mark.parametrize("name", HOSTILE_NAMES)
+    def test_what_is_written_is_read(self, rig: Rig, shell: Shell, name: str) -> None:
+        path = f"{rig.folder}/{name}/{name}"
+        data = bytes(range(256)) * 300
+        shell.write(path, data)
+        assert shell.read(path) == data
+        assert shell.read(path, 76_799) == b"\xff"
+        assert shell.read(path, 255, 2) == b"\xff\x00"
+        assert shell.read(path, len(data) + 5) == b""
+        assert shell.names(f"{rig.folder}/{name}") == (name,)
+
+    def test_what_is_not_there_is_none(self, rig: Rig, shell: Shell) -> None:
+        shell.write(f"{rig.folder}/file", b"")
+        for path in (f"{rig.folder}/none", f"{rig.folder}/no/folder", f"{rig.folder}/file/below"):
+            assert shell.read(path) is None
+            assert shell.stamp(path) is None
+            assert shell.names(path) == ()
+
+    def test_a_write_replaces_the_file_at_once(self, rig: Rig, shell: Shell) -> None:
+        path = f"{rig.folder}/new/control.json"
+        shell.write(path, b"one")
+        before = shell.stamp(path)
+        shell.write(path, b"two and more")
+        after = shell.stamp(path)
+        assert before is not None
+        assert after is not None
+        assert (before[1], after[1]) == (3, 12)
+        assert before[0] != after[0]
+        assert before[2] <= after[2]
+        assert shell.names(f"{rig.folder}/new") == ("control.json",)
+
+    def test_new_folders_and_files_are_private(self, rig: Rig, shell: Shell) -> None:
+        shell.write(f"{rig.folder}/a/b/file", b"")
+        paths = [f"{rig.folder}/{name}" for name in ("a", "a/b", "a/b/file")]
+        program = f"import os; print(*(os.stat(path).st_mode for path in {paths}))"
+        spec = launch_spec(rig, program)
+        spawn(rig, shell, spec)
+        exit_record(shell, spec)
+        modes = (shell.read(f"{spec['attempt_dir']}/stdout.log") or b"").split()
+        assert [stat.S_IMODE(int(mode)) for mode in modes] == [0o700, 0o700, 0o600]
+
+    def test_free_disk_is_that_of_the_nearest_folder(self, rig: Rig, shell: Shell) -> None:
+        here, below = shell.free_disk_mib(rig.folder), shell.free_disk_mib(f"{rig.folder}/not/yet/there")
+        assert here > 0
+        assert abs(here - below) < 1024
+
+
+class TestShellProcesses:
+    def test_an_attempt_lives_and_leaves_its_record(self, rig: Rig, shell: Shell) -> None:
+        spec = launch_spec(rig, "import sys; print('hello'); sys.exit(3)")
+        identity = spawn(rig, shell, spec)
+        ended = exit_record(shell, spec)
+        assert (ended["attempt"], ended["code"], ended["cause"]) == (spec["attempt"], 3, "exited")
+        assert shell.read(f"{spec['attempt_dir']}/stdout.log") == b"hello\n"
+        until(lambda: not shell.is_alive(identity))
+
+    def test_a_stop_file_stops_it(self, rig: Rig, shell: Shell) -> None:
+        spec = launch_spec(rig, SAVES_ON_SIGTERM)
+        identity = spawn(rig, shell, spec)
+        until(lambda: shell.read(f"{spec['attempt_dir']}/stdout.log"))
+        assert shell.is_alive(identity)
+        shell.write(f"{spec['attempt_dir']}/stop.json", b'{"reason": "enough", "grace_s": 10}')
+        assert exit_record(shell, spec)["code"] == 75
+        until(lambda: not shell.is_alive(identity))
+
+    def test_nothing_starts_twice(self, rig: Rig, shell: Shell) -> None:
+        spec = launch_spec(rig, IGNORES_SIGTERM)
+        identity = spawn(rig, shell, spec)
+        (again,) = shell.spawn([spec])
+        assert (again.identity, again.existing) == (identity, True)
+
+    def test_several_are_spawned_in_order(self, rig: Rig, shell: Shell) -> None:
+        specs = [launch_spec(rig, "", number) for number in (1, 2, 3)]
+        assert [spawned.attempt for spawned in shell.spawn(specs)] == [spec["attempt"] for spec in specs]
+        assert {exit_record(shell, spec)["code"] for spec in specs} == {0}
+
+    def test_a_refusal_names_the_attempt_and_no_value(self, rig: Rig, shell: Shell) -> None:
+        spec = launch_spec(rig, "", grace_s="long")
+        with pytest.raises(SpawnRefused, match="grace_s") as refusal:
+            shell.spawn([spec])
+        assert refusal.value.attempt == spec["attempt"]
+        assert "s3cret" not in str(refusal.value)
+        assert shell.names(spec["attempt_dir"]) == ()
+
+    def test_closing_leaves_the_processes_alone(self, rig: Rig, handle: Handle, shell: Shell) -> None:
+        spec = launch_spec(rig, IGNORES_SIGTERM)
+        identity = spawn(rig, shell, spec)
+        shell.close()
+        other = rig.provider.shell(handle)
+        assert other.is_alive(identity)
+        other.close()
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"boot_id": "of-an-earlier-boot"}, {"init_start_ticks": 1 << 60}, {"start_ticks": 1}, {"pid": 1 << 22}],
+    )
+    def test_only_the_very_same_process_is_alive(self, rig: Rig, shell: Shell, change: dict[str, Any]) -> None:
+        spec = launch_spec(rig, IGNORES_SIGTERM)
+        identity = spawn(rig, shell, spec)
+        known = {name: getattr(identity, name) for name in ("boot_id", "init_start_ticks", "pid", "start_ticks")}
+        assert shell.is_alive(ProcessIdentity(**known))
+        assert not shell.is_alive(ProcessIdentity(**{**known, **change}))

@@ -1,0 +1,154 @@
+"""Figures: each is a PNG of a sane size that shows something, and a failing report leaves the old one alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import reports.figures
+import reports.write
+from reports.figure_plan import figure_plan, sample_ids, sample_rows
+from reports.figure_samples import read_image
+from reports.figures import DRAWN_BY, draw
+from reports.markdown import render
+from reports.write import write
+from tests.fakes.studies import PRIMARY, degenerate_studies, hostile_study, quickstart, seeded_study
+
+NAMES = ["primary", "contrasts", "curves", "costs", "protocols", "pairs", "samples"]
+
+
+def check(path: Path) -> None:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert 1100 <= image.width <= 1300
+        assert 250 <= image.height <= 4000
+        pixels = np.asarray(image.convert("L"))
+    assert 0.005 < float((pixels < 128).mean()) < 0.6
+
+
+def test_every_named_figure_is_drawn(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    paths = draw(quickstart(tmp_path / "images"), tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [f"figures/{name}.png" for name in NAMES]
+    for path in paths:
+        check(path)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_plan_and_drawings_have_the_same_names() -> None:
+    assert [planned.name for planned in figure_plan(quickstart())] == list(DRAWN_BY)
+
+
+# Where a study differs from the whole one in what a few figures show, only those are drawn again.
+TOUCHED = {
+    "loss explodes": ["curves"],
+    "loss never finite": ["curves"],
+    "images gone": ["samples"],
+    "no scores": ["contrasts", "curves", "protocols"],
+    "no metas": ["primary", "curves"],
+    "no seed pair": ["primary", "contrasts"],
+    "no baseline": ["primary", "curves", "costs"],
+    "ends in nan": ["primary", "curves", "costs", "protocols"],
+    "running": ["primary", "contrasts", "curves", "costs"],
+    "many arms": ["primary", "contrasts", "curves", "pairs"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(degenerate_studies()))
+def test_a_study_that_lacks_something_draws_what_it_planned(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = degenerate_studies()[name]
+    touched = [f"figures/{short}.png" for short in TOUCHED.get(name, NAMES)]
+    planned = tuple(figure for figure in figure_plan(study) if figure.name in touched)
+    monkeypatch.setattr(reports.figures, "figure_plan", lambda _: planned)
+    paths = draw(study, tmp_path)
+    expected = [figure.name for figure in planned if not figure.why_not]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == expected
+    for path in paths:
+        check(path)
+
+
+def test_command_arms_have_loss_curves_only() -> None:
+    drawn = [figure.name for figure in figure_plan(degenerate_studies()["command arms"]) if not figure.why_not]
+    assert drawn == ["figures/curves.png"]
+
+
+def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
+    for path in draw(hostile_study(), tmp_path):
+        check(path)
+
+
+def test_six_seeds_are_drawn(tmp_path: Path) -> None:
+    for path in draw(seeded_study(6, -0.02), tmp_path):
+        check(path)
+
+
+def test_samples_are_chosen_by_their_id_alone(tmp_path: Path) -> None:
+    study = quickstart(tmp_path)
+    rows = sample_rows(study)
+    ids = sample_ids(rows)
+    assert [row.run.arm for row in rows] == ["A", "B", "C", "D"]
+    assert [row.run.seed for row in rows] == [0, 0, 0, 0]
+    assert sample_ids(tuple(reversed(rows))) == ids
+    assert list(ids) != sorted(ids)
+    fewer = replace(rows[0], paths={key: path for key, path in rows[0].paths.items() if key in ids[2:5]})
+    assert sample_ids((fewer, *rows[1:])) == ids[2:5]
+
+
+def test_an_image_that_cannot_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.png").write_bytes(b"not an image")
+    Image.new("RGB", (64, 48), (9, 8, 7)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    assert read_image(str(tmp_path / "text.png")) is None
+    assert read_image(str(tmp_path / "half.png")) is None
+    assert read_image(str(tmp_path / "missing.png")) is None
+    whole = read_image(str(tmp_path / "whole.png"))
+    assert whole is not None
+    assert (whole.shape, whole[0, 0].tolist()) == ((48, 64, 3), [9, 8, 7])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_image(str(tmp_path / "whole.png")) is None
+
+
+def test_write_makes_the_whole_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
+    study = quickstart(tmp_path / "images")
+    folder = tmp_path / "report"
+    assert write(study, folder) == folder / "report.md"
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == set(render(study)) | {f"figures/{name}.png" for name in NAMES}
+    assert (folder / "report.md").read_text() == render(study)["report.md"]
+
+
+def test_write_again_removes_what_the_study_no_longer_has(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    write(replace(quickstart(), primary=None), folder)
+    (folder / "figures" / "primary.png").write_bytes(b"of an earlier study")
+    (folder / "data" / "old.csv").write_text("a")
+    (folder / "notes.txt").write_text("mine")
+    write(degenerate_studies()["command arms"], folder)
+    assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png"}
+    assert {path.name for path in (folder / "data").iterdir()} == {
+        name[5:] for name in render(quickstart()) if "/" in name
+    }
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_failure_leaves_the_report_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "report"
+    write(degenerate_studies()["command arms"], folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(reports.write, "draw", full)
+    with pytest.raises(OSError, match="no space left"):
+        write(replace(quickstart(), primary=replace(PRIMARY, direction="max")), folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert sorted(os.listdir(folder)) == ["data", "figures", "report.md"]

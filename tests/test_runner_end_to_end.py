@@ -1,0 +1,219 @@
+"""From arm files to a report with real processes: the command line, the controller, supervisors and small scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.lab import Lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    found = Lab(tmp_path)
+    yield found
+    found.clean_up()
+
+
+def gated(lab: Lab, arm: str, step: int) -> Path:
+    """Launch an arm that stands still at a step, and return the gate that holds it there."""
+    planned = json.loads(lab.run("launch", arm, "--dry-run", "--json").stdout)["runs"][0]
+    gate = lab.home / planned["run_dir"] / f"wait-at-{step}"
+    gate.parent.mkdir(parents=True)
+    gate.touch()
+    return gate
+
+
+def test_a_script_becomes_a_run_with_metrics_and_a_report(lab: Lab) -> None:
+    arm = lab.arm("talker")
+    done = lab.run("launch", arm)
+    document = json.loads(lab.run("status", "--json").stdout)
+    (run,) = document["studies"][0]["runs"]
+    assert (run["state"], run["points"], run["step"], run["health"]) == ("finished", 20, 20, "ok")
+    assert "report of lab: written to" in done.stderr
+    assert (lab.home / "lab" / "report" / "report.md").exists()
+    assert len(lab.points()) == 20
+    before = (lab.home / "lab" / "report" / "report.md").read_bytes()
+    lab.run("report", "lab")
+    assert (lab.home / "lab" / "report" / "report.md").read_bytes() == before
+
+
+def test_launching_twice_starts_nothing_and_a_change_makes_a_generation(lab: Lab) -> None:
+    one, two = lab.arm("one"), lab.arm("two")
+    lab.run("launch", one, two)
+    first = lab.status()
+    again = lab.run("launch", one, two)
+    assert again.stdout.count("is finished already, so nothing is done") == 2
+    assert lab.status() == first
+    (one.parent / "README.md").write_text("words change nothing")
+    assert "is finished already" in lab.run("launch", one).stdout
+    (one.parent / "train.py").write_text("print('step 1/20 loss=5')\n")
+    changed = lab.run("launch", one, two)
+    assert f"supersedes {first['one-s0']['run']}" in changed.stdout
+    now = lab.status()
+    assert now["one-s0"]["generation"] == 2
+    assert now["two-s0"]["run"] == first["two-s0"]["run"]
+    fresh = lab.run("launch", two, "--fresh", "--json")
+    assert json.loads(fresh.stdout)["studies"][0]["runs"][0]["generation"] == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "reason"),
+    [
+        ("import sys; sys.exit(3)", "failed(exit 3)", "exit code 3"),
+        ("import os; os.kill(os.getpid(), 9)", "failed(killed)", "SIGKILL"),
+        ("raise ValueError('the data is gone')", "failed(exit 1)", "the data is gone"),
+        ("print('\\x00\\xff garbage ' * 50)", "finished", "steps done"),
+        ("import sys; sys.stdout.write('step 1/20 loss=1\\nstep 2/20 lo')", "finished", "steps done"),
+        ("print('step 1/20 loss=1'); print('x' * 200_000); print('step 2/20 loss=1')", "finished", "steps done"),
+    ],
+)
+def test_odd_scripts_end_in_a_clear_state_and_leave_others_alone(
+    lab: Lab, script: str, state: str, reason: str
+) -> None:
+    odd, good = lab.arm("odd", script), lab.arm("good")
+    done = lab.run("launch", odd, good, code=None)
+    runs = lab.status()
+    assert runs["odd-s0"]["state"] == state
+    assert reason in runs["odd-s0"]["reason"]
+    assert (runs["good-s0"]["state"], runs["good-s0"]["points"]) == ("finished", 20)
+    assert done.returncode == (1 if state.startswith("failed") else 0)
+
+
+def test_a_command_that_does_not_exist_is_a_failed_run(lab: Lab) -> None:
+    missing = lab.arm("missing", command=["/nowhere/train", "--now"])
+    lab.run("launch", missing, code=1)
+    run = lab.status()["missing-s0"]
+    assert run["state"] == "failed(spawn_failed)"
+    assert "/nowhere/train" in run["reason"]
+
+
+def test_values_that_explode_or_are_not_finite_abort_with_evidence(lab: Lab) -> None:
+    slow = """
+import time
+for step in range(1, 400):
+    print(f"step {step}/400 loss={LOSS}", flush=True)
+    time.sleep(0.02)
+"""
+    nan = lab.arm("nan", slow.replace("{LOSS}", "{'1e400' if step > 5 else 1.0}"), steps=400)
+    hot = lab.arm("hot", slow.replace("{LOSS}", "{1.0 * 1.2 ** max(0, step - 8)}"), steps=400)
+    lab.run("launch", nan, hot)
+    runs = lab.status()
+    assert runs["nan-s0"]["state"] == "aborted(non_finite)"
+    assert runs["hot-s0"]["state"] == "aborted(explosion)"
+    for run in runs.values():
+        assert run["health"] == "diverged"
+        assert run["verdict"]["findings"][0]["evidence"]
+        assert run["step"] < 200
+    text = (lab.home / "lab" / "report" / "report.md").read_text()
+    assert "non_finite" in text.replace("\\", "")
+    resumed = lab.run("resume", runs["nan-s0"]["run"])
+    assert "queued again" in resumed.stdout
+    lab.until(lambda: lab.status()["nan-s0"]["state"] != "aborted(non_finite)", "the resumed run to move")
+
+
+def test_more_runs_than_slots_wait_for_their_turn(lab: Lab) -> None:
+    arms = [lab.arm(f"a{index}") for index in range(3)]
+    lab.run("launch", *arms, "--slots", "1", "--seeds", "0-1")
+    runs = lab.status()
+    assert {run["state"] for run in runs.values()} == {"finished"}
+    assert {run["slot"] for run in runs.values()} == {"cpu0"}
+    order = sorted(runs, key=lambda name: runs[name]["started"])
+    assert order == ["a0-s0", "a1-s0", "a2-s0", "a0-s1", "a1-s1", "a2-s1"]
+
+
+def test_a_killed_controller_is_replaced_and_no_point_is_lost_or_doubled(lab: Lab) -> None:
+    arm = lab.arm("talker", steps=30)
+    gate = gated(lab, str(arm), 15)
+    lab.run("launch", arm, "--detach")
+    lab.until(lambda: lab.status()["talker-s0"]["points"] == 15, "fifteen points")
+    child = json.loads((gate.parent / "attempt-1" / "supervisor.json").read_text())["child"]["pid"]
+    lab.kill_controller()
+    gate.unlink()
+    lab.until(lambda: (gate.parent / "attempt-1" / "exit.json").exists(), "the training to end by itself")
+    assert lab.status()["talker-s0"]["points"] == 15
+    assert json.loads((gate.parent / "attempt-1" / "supervisor.json").read_text())["child"]["pid"] == child
+    lab.run("resume")
+    run = lab.until_state("talker-s0", "finished")
+    assert (run["points"], run["attempts"], run["rejected_lines"]) == (30, 1, 0)
+    assert len(set(lab.points())) == len(lab.points()) == 30
+
+
+def test_stop_resume_and_logs(lab: Lab) -> None:
+    arm = lab.arm("talker", steps=30)
+    gate = gated(lab, str(arm), 15)
+    lab.run("launch", arm, "--detach")
+    lab.until(lambda: lab.status()["talker-s0"]["points"] == 15, "fifteen points")
+    assert "ambiguous" not in lab.run("stop", "lab/talker-s0", "--wait").stderr
+    assert lab.status()["talker-s0"]["state"] == "cancelled"
+    assert "nothing to stop" in lab.run("stop", "--all").stdout
+    gate.unlink()
+    lab.run("resume", "lab/talker-s0")
+    run = lab.until_state("talker-s0", "finished")
+    assert (run["attempts"], run["step"]) == (2, 30)
+    assert "step 30/30" in lab.run("logs", run["run"][:4]).stdout
+    lab.until(lambda: lab.controller_pid() is None, "the controller to end")
+    assert "finished all its steps" in lab.run("resume", "lab/talker-s0", code=2).stdout
+    assert "no run" in lab.run("logs", "nobody", code=2).stderr
+    assert "there is no study" in lab.run("report", "nobody", code=2).stderr
+
+
+def test_closing_the_terminal_or_ctrl_c_leaves_the_runs_alone(lab: Lab) -> None:
+    arm = lab.arm("talker", steps=30)
+    gate = gated(lab, str(arm), 15)
+    leader, follower = pty.openpty()
+    viewer = lab.start("launch", arm, stdin=follower, start_new_session=True)
+    lab.until(
+        lambda: (lab.home / "runner.db").exists() and lab.status().get("talker-s0", {}).get("points") == 15, "points"
+    )
+    os.killpg(viewer.pid, signal.SIGHUP)
+    os.close(leader)
+    os.close(follower)
+    viewer.communicate(timeout=30)
+    second = lab.start("launch", arm)
+    lab.until(lambda: second.stdout is not None and "watched" in second.stdout.readline(), "the viewer to watch")
+    lab.until(lambda: second.stdout is not None and "running" in second.stdout.readline(), "the viewer to show the run")
+    second.send_signal(signal.SIGINT)
+    out, err = second.communicate(timeout=30)
+    assert second.returncode == 130
+    assert "still running" in out + err
+    assert lab.status()["talker-s0"]["state"] == "running"
+    gate.unlink()
+    assert lab.until_state("talker-s0", "finished")["points"] == 30
+
+
+def test_secrets_reach_the_process_and_no_file(lab: Lab) -> None:
+    lab.extra_environment["LAB_SECRET"] = "hunter2-hunter2"
+    script = "import os; print('step 1/1 loss=%d' % len(os.environ['TOKEN']), flush=True)"
+    arm = lab.arm("secret", script, steps=1, env={"TOKEN": {"from": "LAB_SECRET"}, "PLAIN": "text"})
+    lab.run("launch", arm)
+    assert lab.status()["secret-s0"]["latest"]["loss"] == 15
+    holders = [path for path in lab.home.rglob("*") if path.is_file() and b"hunter2-hunter2" in path.read_bytes()]
+    assert holders == []
+    del lab.extra_environment["LAB_SECRET"]
+    refused = lab.run("launch", arm, "--fresh", code=2)
+    assert "LAB_SECRET" in refused.stderr
+
+
+def test_what_cannot_be_written_is_exit_three_and_starts_nothing(lab: Lab) -> None:
+    arm = lab.arm("talker")
+    lab.home.write_text("a file where the home should be")
+    refused = lab.run("launch", arm, code=3)
+    assert str(lab.home) in refused.stderr
+    lab.home.unlink()
+    assert str(lab.home) in lab.run("status", code=3).stderr
+
+
+def test_later_commands_and_values_are_not_in_this_version(lab: Lab) -> None:
+    for command in ("doctor", "gc", "backtest"):
+        assert "not in this version" in lab.run(command, code=2).stderr
+    arm = lab.arm("talker")
+    assert "not in this version" in lab.run("launch", arm, "--provider", "vast", code=2).stderr
+    assert "not in this version" in lab.run("check", arm, "--set", "retries=5", code=2).stderr
+    assert not lab.home.exists()

@@ -1,0 +1,307 @@
+"""The database: its schema, its guards, and points that are there exactly once, joined into one view."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, insert, select
+
+from runner.errors import Fenced, HomeError, StoreTooNew
+from runner.home import Home
+from runner.ingest import Position, Taken
+from runner.lock import HomeLock, is_held
+from runner.memory import CurveMemory
+from runner.metric_formats import Record
+from runner.records import AttemptKind, Health, RunState, Verdict
+from runner.store import changes, requests, tables
+from runner.store.curves import AttemptPoints, as_series, join, read_curves
+from runner.store.database import REVISION, check_revision, create_or_upgrade, reading, revision
+from runner.store.points import read_position, write_taken
+from runner.store.session import Session
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    found = Home(tmp_path)
+    create(found)
+    return found
+
+
+@pytest.fixture
+def session(home: Home) -> Any:
+    opened = Session(home.database, pid=1, now=1.0)
+    yield opened
+    opened.close()
+
+
+def create(home: Home) -> None:
+    lock = HomeLock(home.lock)
+    create_or_upgrade(home, lock)
+    lock.release()
+
+
+def add_run(session: Session, run: str = "s/A-s0-00000001", state: RunState = RunState.QUEUED) -> str:
+    with session.transaction() as connection:
+        connection.execute(
+            insert(tables.studies)
+            .prefix_with("OR IGNORE")
+            .values(study="s", document={}, source="a", lint=[], created=0.0)
+        )
+        connection.execute(
+            insert(tables.runs).values(
+                run=run, id=run[-8:], study="s", arm="A", seed=int(run[-1]), generation=1, arm_order=0, launch=1,
+                identity="i", arm_document={}, snapshot={}, provenance={}, state=state, overridden=[], created=0.0,
+                changed=0.0, health=Health.UNKNOWN,
+            )
+        )  # fmt: skip
+    return run
+
+
+def add_attempt(session: Session, run: str, number: int, resumed_from: int | None = None, kind: str = "train") -> None:
+    with session.transaction() as connection:
+        if not connection.execute(select(tables.leases)).first():
+            connection.execute(
+                insert(tables.leases).values(
+                    id=1, provider="local", label="l", host="h", state="owned", price_usd_per_h=0.0, created=0.0
+                )
+            )
+        changes.add_attempt(connection, run, number, AttemptKind(kind), 1, {"name": "cpu0"}, 1.0)
+        changes.set_attempt(connection, run, number, resumed_from=resumed_from)
+
+
+def taken(points: list[tuple[int, float]], name: str = "loss", path: str = "m", offset: int = 1) -> Taken:
+    records = tuple(Record(step, {name: value}, 100.0 + step) for step, value in points)
+    return Taken(records, Position(path, 7, offset))
+
+
+def write(session: Session, run: str, attempt: int, what: Taken) -> Any:
+    with session.transaction() as connection:
+        return write_taken(connection, run, attempt, what, 5.0)
+
+
+def test_the_migrations_make_exactly_the_tables_of_this_version(home: Home) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    engine = create_engine(f"sqlite:///{home.database}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.METADATA) == []
+        sql = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'points'").scalar_one()
+    engine.dispose()
+    assert "WITHOUT ROWID" in sql
+    assert revision(home.database) == REVISION
+    assert home.database.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_database_of_a_newer_version_is_refused_and_left_alone(home: Home) -> None:
+    with sqlite3.connect(home.database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    before = home.database.read_bytes()
+    with pytest.raises(StoreTooNew, match=r"runner\.db.*9999"):
+        check_revision(home.database)
+    with pytest.raises(StoreTooNew), reading(home):
+        pass
+    lock = HomeLock(home.lock)
+    with pytest.raises(StoreTooNew):
+        create_or_upgrade(home, lock)
+    assert home.database.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 100, b"SQLite format 3\x00" + b"\xff" * 4000])
+def test_a_damaged_database_is_named_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    home = Home(tmp_path)
+    home.database.write_bytes(content)
+    with pytest.raises(HomeError, match=r"runner\.db"):
+        check_revision(home.database)
+    assert home.database.read_bytes() == content
+
+
+def test_a_read_only_home_can_still_be_read(home: Home, session: Session) -> None:
+    add_run(session)
+    session.close()
+    connection = sqlite3.connect(home.database)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.close()
+    for path in home.root.iterdir():
+        path.chmod(0o444)
+    home.root.chmod(0o555)
+    pid = os.fork()
+    if pid == 0:  # root reads and writes everything: another user must look
+        code = 9
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            with reading(home) as connection:
+                code = 0 if connection.execute(select(tables.runs.c.run)).scalar_one() else 8
+        finally:
+            os._exit(code)
+    for parent in [home.root, *home.root.parents][:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    _, status = os.waitpid(pid, 0)
+    home.root.chmod(0o755)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_an_older_controller_can_no_longer_write(home: Home, session: Session) -> None:
+    newer = Session(home.database, pid=2, now=2.0)
+    with pytest.raises(Fenced), session.transaction() as connection:
+        changes.add_event(connection, 1.0, "x", "must not be there")
+    with newer.transaction() as connection:
+        assert connection.execute(select(tables.events)).all() == []
+    newer.close()
+
+
+def test_the_lock_is_held_by_one_and_released_by_death(home: Home) -> None:
+    first, second = HomeLock(home.lock), HomeLock(home.lock)
+    assert first.acquire()
+    assert not second.acquire()
+    assert is_held(home.lock)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    first.release()
+    assert not is_held(home.lock)
+    pid = os.fork()
+    if pid == 0:
+        other = HomeLock(home.lock)
+        os._exit(0 if other.acquire() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert second.acquire()
+    second.release()
+
+
+def test_a_state_change_is_an_event_and_an_illegal_one_is_refused(session: Session) -> None:
+    run = add_run(session)
+    with session.transaction() as connection:
+        changes.move_run(connection, run, RunState.PLACED, "slot cpu0", 3.0)
+    with pytest.raises(AssertionError, match="no legal move"), session.transaction() as connection:
+        changes.move_run(connection, run, RunState.FINISHED, "jump", 4.0)
+    with session.reading() as connection:
+        assert connection.execute(select(tables.runs.c.state)).scalar_one() == "placed"
+        assert [row.reason for row in connection.execute(select(tables.events))] == ["slot cpu0"]
+
+
+def test_repeats_are_ignored_and_contradictions_are_counted(session: Session) -> None:
+    run = add_run(session)
+    add_attempt(session, run, 1)
+    assert write(session, run, 1, taken([(1, 1.0), (2, math.nan), (3, math.inf)])).points == 3
+    again = write(session, run, 1, taken([(1, 1.0), (2, math.nan), (3, math.inf), (4, 4.0)], offset=2))
+    assert (again.points, again.contradicted) == (1, 0)
+    wrong = write(session, run, 1, taken([(1, 9.0), (5, 5.0), (5, 6.0)], offset=3))
+    assert (wrong.points, wrong.contradicted) == (1, 2)
+    with session.reading() as connection:
+        curve = read_curves(connection, run)["loss"]
+        assert read_position(connection, run, 1, "m").rejected == 2
+        assert connection.execute(select(tables.series.c.points)).scalar_one() == 5
+    assert curve.steps == (1, 2, 3, 4, 5)
+    assert curve.values[0] == 1.0
+    assert math.isnan(curve.values[1])
+    assert curve.values[2:] == (math.inf, 4.0, 5.0)
+
+
+def test_points_and_offset_are_one_transaction(session: Session) -> None:
+    run = add_run(session)
+    add_attempt(session, run, 1)
+    with pytest.raises(RuntimeError), session.transaction() as connection:
+        write_taken(connection, run, 1, taken([(1, 1.0)], offset=50), 5.0)
+        raise RuntimeError("killed here")
+    with session.reading() as connection:
+        assert read_curves(connection, run) == {}
+        assert read_position(connection, run, 1, "m") == Position("m")
+
+
+def test_a_file_shared_by_attempts_is_read_on_where_the_earlier_one_ended(session: Session) -> None:
+    run = add_run(session)
+    add_attempt(session, run, 1)
+    add_attempt(session, run, 2)
+    write(session, run, 1, taken([(1, 1.0)], offset=42))
+    with session.reading() as connection:
+        assert read_position(connection, run, 2, "m").offset == 42
+        assert read_position(connection, run, 2, "other").offset == 0
+
+
+def test_a_resumed_attempt_replaces_what_came_after_its_start() -> None:
+    first = AttemptPoints(1, 0, {step: (float(step), 0.0) for step in range(0, 60, 10)})
+    second = AttemptPoints(2, 30, {30: (-1.0, 0.0), 40: (4.5, 0.0), 20: (-1.0, 0.0)})
+    joined = join([first, second])
+    assert joined.steps == (0, 10, 20, 30, 40)
+    assert joined.values == (0.0, 10.0, 20.0, 30.0, 4.5)
+    assert joined.attempts == (1, 1, 1, 1, 2)
+    restarted = join([first, AttemptPoints(2, 0, {1: (7.0, 0.0)})])
+    assert restarted.steps == (0, 1)
+    cut_short = join([AttemptPoints(1, 0, {10: (1.0, 0.0)}), AttemptPoints(2, 30, {30: (3.0, 0.0)})])
+    assert cut_short.steps == (10, 30)
+
+
+def test_an_evaluation_adds_what_is_missing_and_cuts_nothing(session: Session) -> None:
+    run = add_run(session)
+    add_attempt(session, run, 1)
+    add_attempt(session, run, 2, kind="evaluate")
+    write(session, run, 1, taken([(100, 1.0), (200, 2.0)]))
+    write(session, run, 2, taken([(100, 9.0), (150, 1.5)], path="n"))
+    with session.reading() as connection:
+        curve = read_curves(connection, run)["loss"]
+    assert (curve.steps, curve.values) == ((100, 150, 200), (1.0, 1.5, 2.0))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=12)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_memory_of_live_curves_equals_the_stored_view(attempts: list[tuple[int, list[tuple[int, int]]]]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder))
+        create(home)
+        session = Session(home.database, pid=1, now=1.0)
+        run = add_run(session)
+        memory = CurveMemory()
+        for number, (resumed_from, points) in enumerate(attempts, 1):
+            add_attempt(session, run, number, resumed_from if number > 1 else None)
+            memory.forget(run)
+            for index in range(0, len(points), 3):
+                part = taken([(step, float(value)) for step, value in points[index : index + 3]], path=f"m{number}")
+                written = write(session, run, number, part)
+                if written.contradicted or any(record.values for record in part.records):
+                    memory.add(run, number, part.records)
+                with session.reading() as connection:
+                    assert memory.series(connection, run) == as_series(read_curves(connection, run))
+        session.close()
+
+
+def test_requests_are_answered_once(home: Home, session: Session) -> None:
+    number = requests.ask(home, "stop", {"runs": []})
+    with session.transaction() as connection:
+        (request,) = requests.pending(connection)
+        changes.answer(connection, request.id, True, "done", 1.0)
+        changes.answer(connection, request.id, False, "twice", 2.0)
+        assert requests.pending(connection) == ()
+    with reading(home) as connection:
+        assert requests.read_answer(connection, number) == requests.Answer(True, "done")
+
+
+def test_verdicts_keep_words_where_json_has_no_number(session: Session) -> None:
+    from runner.records import Finding, Severity
+
+    run = add_run(session)
+    finding = Finding("non_finite", Severity.ABORT, 7, "loss is nan", {"value": math.nan, "before": [1.0, math.inf]})
+    verdict = Verdict(Health.DIVERGED, "abort", "non_finite", "loss is nan", (finding,), {"loss": 7})
+    with session.transaction() as connection:
+        changes.add_verdict(connection, run, 1, verdict, 1.0)
+        row = connection.execute(select(tables.verdicts)).one()
+        assert row.findings[0]["evidence"] == {"value": "nan", "before": [1.0, "inf"]}
+        assert connection.execute(select(tables.runs.c.health)).scalar_one() == "diverged"

@@ -1,0 +1,103 @@
+"""What every checkpoint of a study is asked to draw: the held-out images, their conditions, their noise, their masks.
+
+Noise and masks belong to (sample id, eval seed) and to nothing else, so all arms, seeds and steps share them.
+
+Shapes: B samples, C channels, H x W pixels, N image tokens, K kept tokens, T text tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from trainer import randomness
+from trainer.config import NativeSamplerConfig, TrainerConfig
+from trainer.data.sample import Conditions, Source, collate, to_unit_range
+from trainer.errors import DataError
+from trainer.model.nanodit import NanoDiT
+from trainer.model.tread import Route, keep_from_noise
+from trainer.sampler import COMMON, euler, predictor, time_grid
+
+EVAL_RUN_SEED = 0  # in place of the run's seed: all seeds of an arm see the same noise
+_TOKENS_AT_ONCE = 4096
+
+
+class EvalSet:
+    """The first `validation.samples` held-out images, ready on the device, in the order of their id hashes."""
+
+    def __init__(self, config: TrainerConfig, source: Source, device: torch.device) -> None:
+        self.ids = source.held_out_ids[: config.validation.samples]
+        if not self.ids:
+            raise DataError("no image is held out, so nothing can be validated")
+        batch = collate([source.load(id) for id in self.ids])
+        self.config, self.source, self.device = config, source, device
+        self.captions = batch.captions
+        self.x_BCHW = to_unit_range(batch.pixels_BCHW.to(device))
+        self.conditions = batch.conditions.to(device)
+        self.first_third = max(1, len(self.ids) // 3)
+        self.eval_seeds = range(config.validation.eval_seeds)
+        self.grid = time_grid(config.validation.sampler_steps, config.objective.shift)
+        self._noise: dict[int, Tensor] = {}
+
+    def noise(self, eval_seed: int) -> Tensor:
+        """Standard normal noise of every sample: (B, C, H, W)."""
+        if eval_seed not in self._noise:
+            shape = self.x_BCHW.shape[1:]
+            drawn = [randomness.normal(shape, EVAL_RUN_SEED, "eval", id, eval_seed) for id in self.ids]
+            self._noise[eval_seed] = torch.stack(drawn).to(self.device)
+        return self._noise[eval_seed]
+
+    def route(self, eval_seed: int) -> Route:
+        """One routing mask per sample, as many tokens and the same blocks as in training."""
+        shape = (self.config.tokens,)
+        drawn = [randomness.uniform(shape, EVAL_RUN_SEED, "eval", id, eval_seed, "route") for id in self.ids]
+        keep_BK = keep_from_noise(torch.stack(drawn), self.config.kept_tokens).to(self.device)
+        return Route(keep_BK, *self.config.routed_blocks)
+
+    def encode(self, captions: Sequence[str]) -> Conditions:
+        """Captions as text conditions on the device, and nothing else."""
+        from_source = [self.source.encode_caption(caption) for caption in captions]
+        longest = max(len(text) for text in from_source)
+        text_BTD = torch.zeros(len(captions), longest, from_source[0].shape[1])
+        mask_BT = torch.zeros(len(captions), longest, dtype=torch.bool)
+        for index, text_TD in enumerate(from_source):
+            text_BTD[index, : len(text_TD)] = torch.from_numpy(text_TD)
+            mask_BT[index, : len(text_TD)] = True
+        return Conditions(text_BTD=text_BTD, text_mask_BT=mask_BT).to(self.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: NanoDiT,
+        conditions: Conditions,
+        eval_seed: int = 0,
+        guidance: NativeSamplerConfig = COMMON,
+        count: int | None = None,
+    ) -> Tensor:
+        """Images of the first `count` samples (None: all) under `conditions`, not clamped: (count, C, H, W)."""
+        count = len(self.ids) if count is None else count
+        noise_BCHW = self.noise(eval_seed) * self.config.objective.noise_scale
+        route = self.route(eval_seed) if guidance.kind == "self_guidance" else None
+        parts = []
+        for chosen in torch.arange(count, device=self.device).split(self.samples_at_once):
+            own_route = None if route is None else route.select(chosen)
+            predict = predictor(model, conditions.select(chosen), guidance, own_route)
+            parts.append(euler(predict, noise_BCHW[chosen], self.grid))
+        return torch.cat(parts)
+
+    @property
+    def samples_at_once(self) -> int:
+        """How many samples go through the model together."""
+        return max(1, _TOKENS_AT_ONCE // self.config.tokens)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of ids, pixels and captions: 16 hex digits."""
+        digest = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
+        digest.update(self.x_BCHW.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
