@@ -25,12 +25,12 @@ def ended_early(run: RunView) -> bool:
 
 
 def ending(run: RunView) -> str:
-    """`aborted at step 600: why`, or the bare state of a run that did not end early."""
+    """`aborted(regress) at step 600: why`, or the state alone of a run that did not end early."""
     if not ended_early(run):
-        return state_of(run)
+        return run.state
     rule = next((verdict.rule for verdict in reversed(run.verdicts) if verdict.action == "abort"), "")
     why = run.reason or rule
-    return f"{state_of(run)} at step {run.step}" + (f": {why}" if why else "")
+    return f"{run.state} at step {run.step}" + (f": {why}" if why else "")
 
 
 def short_ending(run: RunView) -> str:

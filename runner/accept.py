@@ -122,8 +122,7 @@ class Accept:
 
     def _supersede(self, connection: Connection, planned: PlannedRun) -> None:
         """The older generation keeps everything it has; it stops waiting or training, with a checkpoint."""
-        runs = tables.runs
-        older = connection.execute(select(runs.c.run, runs.c.state).where(runs.c.id == planned.supersedes)).one()
+        older = read_run(connection, f"{planned.name}-{planned.supersedes}")
         values: dict[str, Any] = {"superseded_by": planned.id}
         if older.state not in ENDED:
             values["stop_wanted"] = f"superseded by {planned.id}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from runner.launching import Options, Prepared, prepare
 from runner.screen import printable
 from runner.spec import document
 from runner.spec.lint import blocking
+from runner.spec.yaml12 import dump
 
 
 def check(
@@ -110,8 +110,11 @@ def _needs(prepared: Prepared) -> Iterator[str]:
     shared = any(slot.shares_cores for found in prepared.slots.values() for slot in found)
     yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
     plan = prepared.plan
-    yield f"waves  {len(plan.waves)}: {'; '.join(', '.join(wave) for wave in plan.waves) or 'nothing to start'}"
-    yield "disk   " + ("unknown" if plan.disk_mib is None else f"about {plan.disk_mib:.0f} MiB of checkpoints")
+    names = {run.folder: f"{run.arm}-s{run.seed}" for run in plan.runs}
+    waves = "; ".join(", ".join(names[folder] for folder in wave) for wave in plan.waves)
+    yield f"waves  {len(plan.waves)}: {waves or 'nothing to start'}"
+    unknown = f", without those of {', '.join(plan.disk_unknown)}" if plan.disk_unknown else ""
+    yield f"disk   about {plan.disk_mib:.0f} MiB of checkpoints{unknown}"
     time = "unknown until an arm has run here once" if plan.hours is None else f"about {plan.hours * 60:.0f} min"
     yield f"time   {time}"
     for arm in prepared.arms:
@@ -121,17 +124,17 @@ def _needs(prepared: Prepared) -> Iterator[str]:
         yield f"{arm.name}  {size}{memory}code {snapshot.hash[:12]} ({len(snapshot.files)} files)"
         for note in arm.check.notes if arm.check else ():
             yield f"  {note}"
+        for note in snapshot.notes:
+            yield f"  {note}"
         for left in snapshot.left_out[:8]:
             yield f"  left out: {left.path} ({left.reason})"
 
 
 def _print_resolved(prepared: Prepared, as_json: bool) -> None:
     """One configuration for each arm (its first seed), exactly as a run folder would hold it."""
-    import yaml
-
     runs = {(run.study, run.arm, run.seed): run.id for run in prepared.plan.runs}
     documents = [document(arm, arm.seeds[0], runs[arm.study, arm.arm, arm.seeds[0]]) for arm in prepared.arms]
     if as_json:
         print(json.dumps(documents if len(documents) > 1 else documents[0]))
     else:
-        yaml.safe_dump_all(documents, sys.stdout, sort_keys=False, explicit_start=len(documents) > 1)
+        print("---\n".join(dump(one) for one in documents), end="")

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -26,7 +26,7 @@ from runner.plan import KnownRun, Plan, make_plan
 from runner.provenance import collect
 from runner.schedule import Shape
 from runner.snapshot import Snapshot, preview, take
-from runner.spec import ResolvedArm, StoredStudy, read_study_arms, to_json
+from runner.spec import ResolvedArm, StoredStudy, from_json, read_study_arms, to_json
 from runner.spec.lint import blocking, lint, parse_allow
 from runner.store import requests, tables
 from runner.store.database import check_revision, create_or_upgrade, reading
@@ -70,6 +70,7 @@ class _Past:
 
     studies: tuple[StoredStudy, ...] = ()
     runs: tuple[KnownRun, ...] = ()
+    arms: tuple[ResolvedArm, ...] = ()
     seconds_per_step: Mapping[str, float] | None = None
 
 
@@ -95,7 +96,7 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
         seconds_per_step=past.seconds_per_step,
     )
     studies = dict.fromkeys(arm.study for arm in arms)
-    remarks = {study: lint([arm for arm in arms if arm.study == study], allow) for study in studies}
+    remarks = {study: lint(_members(study, arms, past.arms), allow) for study in studies}
     return Prepared(home, arms, snapshots, plan, slots, remarks, options)
 
 
@@ -185,7 +186,31 @@ def _read_past(home: Home) -> _Past:
     if not home.root.is_dir() or check_revision(home.database) is None:
         return _Past()
     with reading(home) as connection:
-        return _Past(_stored_studies(connection), known_runs(connection), seconds_per_step(connection))
+        return _Past(
+            _stored_studies(connection), known_runs(connection), _stored_arms(connection), seconds_per_step(connection)
+        )
+
+
+def _stored_arms(connection: Connection) -> tuple[ResolvedArm, ...]:
+    """The newest form of every arm that has run here, with all seeds it has run with."""
+    runs = tables.runs
+    rows = connection.execute(select(runs).where(runs.c.superseded_by.is_(None)).order_by(runs.c.launch)).all()
+    seeds: dict[tuple[str, str], set[int]] = {}
+    newest: dict[tuple[str, str], ResolvedArm] = {}
+    for row in rows:
+        seeds.setdefault((row.study, row.arm), set()).add(row.seed)
+        newest[row.study, row.arm] = from_json(row.arm_document)
+    return tuple(replace(arm, seeds=tuple(sorted(seeds[key]))) for key, arm in newest.items())
+
+
+def _members(study: str, arms: Sequence[ResolvedArm], stored: Sequence[ResolvedArm]) -> list[ResolvedArm]:
+    """The arms of a study as they will stand after this launch: those named now, and the others that ran before."""
+    before = {arm.arm: arm for arm in stored if arm.study == study}
+    members = {arm.arm: arm for arm in arms if arm.study == study}
+    for name, arm in members.items():
+        if name in before:
+            members[name] = replace(arm, seeds=tuple(sorted({*arm.seeds, *before[name].seeds})))
+    return [*members.values(), *(arm for name, arm in before.items() if name not in members)]
 
 
 def _stored_studies(connection: Connection) -> tuple[StoredStudy, ...]:
@@ -218,8 +243,9 @@ def _slots(arms: Sequence[ResolvedArm], options: Options) -> dict[Shape, tuple[S
 def _require_disk(prepared: Prepared) -> None:
     wanted_mib = prepared.plan.disk_mib
     free_mib = shutil.disk_usage(prepared.home.root).free / 2**20
-    if wanted_mib is not None and wanted_mib > free_mib:
+    if wanted_mib > free_mib:
         raise HomeError(
-            f"{prepared.home.root}: the checkpoints of this launch need about {wanted_mib:.0f} MiB and {free_mib:.0f} MiB "
-            "are free; lower checkpoint.keep, launch fewer runs, or choose another --home (nothing was started)"
+            f"{prepared.home.root}: the checkpoints of this launch need about {wanted_mib:.0f} MiB and only "
+            f"{free_mib:.0f} MiB are free; lower checkpoint.keep, launch fewer runs, or choose another --home "
+            "(nothing was started)"
         )

@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from provisioning.base import Shell
 from provisioning.gpus import slot_environment
 from runner.home import Home
@@ -24,6 +22,7 @@ from runner.places import Places
 from runner.records import AttemptKind, RunState
 from runner.schedule import Action, MarkRunning, Settle, Spawn, Start, Stop
 from runner.spec.models import DEFAULT_AUTOPSY_S, ResolvedArm, document, environment_values, from_json
+from runner.spec.yaml12 import dump
 from runner.store import changes
 from runner.store.curves import as_series, read_curves
 from runner.store.facts import StoredRun, read_run
@@ -100,7 +99,7 @@ class Perform:
 
     def _stage(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> None:
         assert run.attempt is not None
-        config = yaml.safe_dump(document(arm, run.seed, run.id), sort_keys=False)
+        config = dump(document(arm, run.seed, run.id))
         shell.write(str(run_dir / "config.yaml"), config.encode())
         provenance = {**run.provenance, "snapshot": run.snapshot["hash"], "slot": asdict(run.attempt.slot)}
         shell.write(str(run_dir / "provenance.json"), _json(provenance))

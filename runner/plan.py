@@ -84,7 +84,7 @@ class PlannedRun:
 class Plan:
     """All runs of a launch in (seed, arm) order.
 
-    `waves` holds the ids that are meant to run side by side. `disk_mib` is what the checkpoints of the runs will take;
+    `waves` holds the folders of the runs that are meant to run side by side. `disk_mib` is what the checkpoints of the runs will take;
     `disk_unknown` names the arms whose checkpoints it does not know. `hours` is None when a speed is not known.
     """
 
@@ -116,16 +116,14 @@ def make_plan(
     """
     _require_slots(arms, capacity)
     pairs = [(seed, order, arm) for order, arm in enumerate(arms) for seed in arm.seeds]
-    taken = {run.id for run in known}
     runs = []
     for seed, order, arm in sorted(pairs, key=lambda pair: pair[:2]):
         history = [run for run in known if (run.study, run.arm, run.seed) == (arm.study, arm.arm, seed)]
-        runs.append(_planned(arm, order, seed, identity(arm, seed, code_hashes[arm.name]), history, taken, fresh))
-        taken.add(runs[-1].id)
+        runs.append(_planned(arm, order, seed, identity(arm, seed, code_hashes[arm.name]), history, fresh))
     arms_by_name = {arm.name: arm for arm in arms}
     waves = _waves(runs, arms_by_name, capacity)
-    by_id = {run: number for number, wave in enumerate(waves) for run in wave}
-    numbered = tuple(replace(run, wave=by_id.get(run.id)) for run in runs)
+    by_folder = {folder: number for number, wave in enumerate(waves) for folder in wave}
+    numbered = tuple(replace(run, wave=by_folder.get(run.folder)) for run in runs)
     active = [run for run in numbered if run.wave is not None]
     return Plan(
         runs=numbered,
@@ -163,7 +161,7 @@ def _require_slots(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
 
 
 def _planned(
-    arm: ResolvedArm, order: int, seed: int, same: str, history: Sequence[KnownRun], taken: set[str], fresh: bool
+    arm: ResolvedArm, order: int, seed: int, same: str, history: Sequence[KnownRun], fresh: bool
 ) -> PlannedRun:
     newest = max(history, key=lambda run: run.generation, default=None)
     if newest is not None and newest.identity == same and not fresh:
@@ -173,13 +171,11 @@ def _planned(
     else:
         intent = Intent.START
         generation = 1 if newest is None else newest.generation + 1
-        # The same training under another name has the same identity, and ids must differ inside a home.
-        while (run := run_id(same, generation)) in taken:
-            generation += 1
+        run = run_id(same, generation)
         supersedes = None if newest is None else newest.id
         sentence = "starts"
         if newest is not None:
-            alive = "" if newest.state in ENDED else f", which goes on until `runner stop {newest.id}`"
+            alive = "" if newest.state in ENDED else ", which is stopped with a checkpoint"
             sentence = f"starts as generation {generation} and supersedes {newest.id}{alive}"
     return PlannedRun(
         study=arm.study,
@@ -215,11 +211,11 @@ def _waves(
     for run in runs:
         if run.intent in (Intent.START, Intent.RESTART):
             on_gpu = arms[f"{run.study}/{run.arm}"].resources.gpus > 0
-            groups.setdefault((run.seed, on_gpu), []).append(run.id)
+            groups.setdefault((run.seed, on_gpu), []).append(run.folder)
     waves: list[tuple[str, ...]] = []
-    for (_, on_gpu), ids in groups.items():
+    for (_, on_gpu), folders in groups.items():
         size = capacity.gpu_slots if on_gpu else capacity.cpu_slots
-        waves.extend(tuple(ids[start : start + size]) for start in range(0, len(ids), size))
+        waves.extend(tuple(folders[start : start + size]) for start in range(0, len(folders), size))
     return tuple(waves)
 
 

@@ -106,7 +106,7 @@ def test_the_headline_is_sober() -> None:
 def test_final_and_best_stand_side_by_side_and_the_aborted_run_is_not_hidden() -> None:
     report = render(quickstart())["report.md"]
     assert "| 0.3368 (step 600) | 0.2346 (step 400) |" in report
-    assert report.count("aborted at step 600: regress") >= 2
+    assert report.count("aborted(regress) at step 600: val/recon_rmse rose") >= 2
     assert "portrait-quickstart/D-s0-0a1b2c3d: superseded by a newer generation" in report
 
 

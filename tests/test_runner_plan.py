@@ -70,7 +70,7 @@ def test_a_changed_arm_supersedes_the_old_run() -> None:
     assert run.sentence == f"starts as generation 2 and supersedes {known[0].id}"
     live = known_after(planned(B), RunState.RUNNING)
     (run,) = planned(dataclasses.replace(B, steps=11), known=live).runs
-    assert f"`runner stop {known[0].id}`" in run.sentence
+    assert "which is stopped with a checkpoint" in run.sentence
 
 
 def test_changing_an_arm_back_is_a_third_generation() -> None:
@@ -87,11 +87,12 @@ def test_fresh_is_a_new_generation_of_the_same_run() -> None:
     assert (run.intent, run.generation, run.identity) == (Intent.START, 2, known[0].identity)
 
 
-def test_equal_training_under_two_names_has_two_ids() -> None:
+def test_equal_training_in_two_studies_has_one_id_and_two_folders() -> None:
     twin = dataclasses.replace(B, study="other")
     first = planned(B, twin)
-    assert first.runs[0].identity == first.runs[1].identity
-    assert first.runs[0].id != first.runs[1].id
+    assert [run.generation for run in first.runs] == [1, 1]
+    assert first.runs[0].id == first.runs[1].id
+    assert first.runs[0].folder != first.runs[1].folder
     again = planned(B, twin, known=known_after(first, RunState.RUNNING))
     assert [(run.id, run.intent) for run in again.runs] == [(run.id, Intent.WATCH) for run in first.runs]
 
@@ -151,8 +152,8 @@ def test_any_plan_covers_every_pair_once_and_can_be_planned_again(
     assert pairs == sorted({(seed, order) for order, arm in enumerate(arms) for seed in arm.seeds})
     known = known_after(first, state)
     second = planned(*arms, known=known, capacity=Capacity(slots), fresh=fresh)
-    ids = [run.id for plan in (first, second) for run in plan.runs]
-    assert len(set(ids)) == len(pairs) * (2 if fresh else 1)
+    folders = [run.folder for plan in (first, second) for run in plan.runs]
+    assert len(set(folders)) == len(pairs) * (2 if fresh else 1)
     waved = [run for wave in second.waves for run in wave]
-    assert waved == [run.id for run in second.to_run]
+    assert waved == [run.folder for run in second.to_run]
     assert all(len(wave) <= slots for wave in second.waves)

@@ -8,11 +8,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
 
     draw = random.Random(options.seed)
-    xs = [draw.uniform(-2.0, 2.0) for _ in range(256)]
+    xs = [draw.uniform(-2.0, 2.0) for _ in range(60_000)]
     ys = [3.0 * x - 1.0 + draw.gauss(0.0, 0.1) for x in xs]
     slope = offset = 0.0
     for step in range(1, options.steps + 1):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def made_run(plan: Plan, folder: Path | None) -> RunView:
     return RunView(
         run=name, arm=plan.arm, seed=plan.seed, generation=1, title=TITLES.get(plan.arm, plan.arm),
         hypothesis=f"{TITLES.get(plan.arm, plan.arm)} helps.", baseline=None if plan.arm == "A" else "A",
-        kind="trainer", changes=plan.changes, config=_config(plan), state="aborted" if aborted else "finished",
-        reason="regress: val/recon_rmse rose 3 validations in a row" if aborted else "",
+        kind="trainer", changes=plan.changes, config=_config(plan), state="aborted(regress)" if aborted else "finished",
+        reason="val/recon_rmse rose 3 validations in a row" if aborted else "",
         health="diverged" if aborted else "ok", step=plan.stop, steps_total=STEPS,
         points=sum(len(c.steps) for c in curves.values()), rejected_lines=0, curves=curves, scores=scores,
         metas={step: _meta(step, plan.stop) for step in steps}, images=_images(plan, folder, plan.stop),
@@ -321,6 +322,7 @@ def hostile_study() -> StudyView:
     )  # fmt: skip
 
 
+@cache
 def degenerate_studies() -> dict[str, StudyView]:
     """Studies that lack something: each must still make a report."""
     study = quickstart()
