@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -13,6 +13,8 @@ from reports.readings import run_label
 from reports.study import RunView, StudyView
 
 NOT_SET = "(not set)"
+# Packages that a reader looks for; the others stand in the data file.
+PACKAGES = frozenset({"armature", "lpips", "numpy", "safetensors", "scipy", "torch", "torchvision"})
 # Parts of a resolved document that name or describe an arm and change nothing in its training.
 DESCRIPTIVE = frozenset(
     {"study", "arm", "title", "hypothesis", "baseline", "changes", "extends", "seed", "seeds", "run"}
@@ -79,6 +81,18 @@ def provenance_rows(study: StudyView) -> tuple[tuple[str, str, str], ...]:
         for value, names in by_value.items():
             rows.append((key, value, "all" if len(by_value) == 1 else ", ".join(names)))
     return tuple(rows)
+
+
+def shown_provenance(rows: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, str, str], ...]:
+    """What of the provenance the text shows: all but the packages that every run shares and few readers look for."""
+    prefix = "packages: "
+    kept = tuple(
+        row
+        for row in rows
+        if not row[0].startswith(prefix) or row[2] != "all" or row[0].removeprefix(prefix) in PACKAGES
+    )
+    left = len(rows) - len(kept)
+    return (*kept, ("packages", f"{left} more in data/provenance.csv", "all")) if left else kept
 
 
 def _first(study: StudyView, arm: str) -> RunView | None:

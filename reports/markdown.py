@@ -18,7 +18,7 @@ from reports.budgets import times_to_quality
 from reports.conditioning import manipulations, stream_uses
 from reports.contention import Busyness, busyness
 from reports.contrasts import contrasts
-from reports.differences import did_not_overlap, provenance_rows
+from reports.differences import did_not_overlap, provenance_rows, shown_provenance
 from reports.figure_plan import figure_plan
 from reports.findings import better_is, cannot_be_said, ended_early, ending, headline, states
 from reports.labels import labels
@@ -34,6 +34,7 @@ def render(study: StudyView) -> dict[str, str]:
     """The report and its data files, text by path relative to the report's folder."""
     found = contrasts(study)
     busy = busyness(study)
+    origin = provenance_rows(study)
     uses, moved = stream_uses(study), manipulations(study)
     data = {
         "data/points.csv": tables.points_csv(study),
@@ -41,6 +42,7 @@ def render(study: StudyView) -> dict[str, str]:
         "data/runs.csv": tables.runs_csv(study, busy),
         "data/contrasts.csv": tables.contrasts_csv(found),
         "data/streams.csv": tables.streams_csv(uses),
+        "data/provenance.csv": tables.provenance_csv(origin),
         "data/text_manipulation.csv": tables.manipulation_csv(moved),
     }
     context = {
@@ -67,7 +69,7 @@ def render(study: StudyView) -> dict[str, str]:
         "policy": _policy(study),
         "verdicts": sections.verdicts_table(study),
         "labels": labels(study),
-        "provenance": sections.Table(["what", "value", "runs"], provenance_rows(study)),
+        "provenance": sections.Table(tables.PROVENANCE, shown_provenance(origin)),
         "command_name": _command_name(study.study),
         "data_files": ", ".join(sorted(data)),
     }

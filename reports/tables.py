@@ -33,6 +33,7 @@ CONTRASTS = (
     "equal_steps_budget", "equal_samples", "equal_samples_budget", "equal_time", "equal_time_budget",
     "equal_time_note", "why_not", "notes",
 )  # fmt: skip
+PROVENANCE = ("what", "value", "runs")
 STREAMS = ("run", "stream", "step", "cost", "low", "high", "samples", "finding")
 MANIPULATION = ("run", "step", "delta", "floor", "above_floor", "low", "high", "spread", "hit", "finding")
 
@@ -93,6 +94,11 @@ def manipulation_csv(found: Sequence[Manipulation]) -> str:
             for one in found
         ),
     )  # fmt: skip
+
+
+def provenance_csv(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Where the runs came from: entry, value, and the runs that have this value."""
+    return _csv(PROVENANCE, rows)
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 PARSER = MarkdownIt("commonmark").enable("table")
 FILES = {
     "report.md", "data/points.csv", "data/scores.csv", "data/runs.csv", "data/contrasts.csv", "data/streams.csv",
+    "data/provenance.csv",
     "data/text_manipulation.csv",
 }  # fmt: skip
 
@@ -138,6 +139,19 @@ def test_an_undeclared_difference_and_a_change_without_effect_are_told() -> None
     report = render(replace(study, runs=(*study.runs[:3], odd, *study.runs[4:])))["report.md"]
     assert "| trainer.optimizer.lr | 0.002 | 9.0 | no |" in report
     assert "Declared without effect on the resolved configuration: trainer.repa.enabled." in report
+
+
+def test_the_text_shows_the_packages_that_matter_or_differ() -> None:
+    study = quickstart()
+    many = {"torch": "2.13.0", **{f"package-{index}": "1.0" for index in range(40)}}
+    runs = [replace(run, provenance={**run.provenance, "packages": many}) for run in study.runs]
+    runs[0] = replace(runs[0], provenance={**runs[0].provenance, "packages": {**many, "package-7": "2.0"}})
+    files = render(replace(study, runs=tuple(runs)))
+    assert "| packages: torch | 2.13.0 | all |" in files["report.md"]
+    assert "| packages: package-7 | 2.0 | A-s0 |" in files["report.md"]
+    assert "package-8" not in files["report.md"]
+    assert "39 more in data/provenance.csv" in files["report.md"]
+    assert len(rows(files["data/provenance.csv"])) > 45
 
 
 def test_several_seeds_bring_p_values_and_the_word() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
 import resource
@@ -8,8 +9,8 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,9 @@ class TestTheProcessThatIsStarted:
         }
 
     def test_it_leads_a_session_of_its_own_and_inherits_no_files(self, attempts: Attempts) -> None:
-        held = os.open(os.devnull, os.O_RDONLY)
+        held = fcntl.fcntl(0, fcntl.F_DUPFD, 100)
         attempts.spawner(pass_fds=[held])
+        os.close(held)
         folder, answer = attempts.start(
             "import os, signal\n"
             "print(os.getpid(), os.getsid(0), os.getpgid(0), os.readlink('/proc/self/fd/0'), os.getcwd(), flush=True)\n"
@@ -190,14 +192,16 @@ class TestTheProcessThatIsStarted:
             "      flush=True)\n"
             "signal.pause()"
         )
-        os.close(held)
         until(lambda: is_ready(folder))
         first, second = (folder / "stdout.log").read_text().splitlines()
         pid, session, group, stdin, cwd = first.split()
         assert pid == session == group
         assert (stdin, cwd) == ("/dev/null", str(folder.parent))
         assert second.split() == ["0", "1", "2", "ready"]
+        supervisor = Path(f"/proc/{answer['pid']}/fd")
         assert os.getsid(answer["pid"]) == answer["pid"] != int(pid)
+        assert {os.readlink(supervisor / name) for name in "012"} == {"/dev/null"}
+        assert str(held) not in {path.name for path in supervisor.iterdir()}
 
     def test_signals_that_the_spawner_ignores_reach_it(self, attempts: Attempts) -> None:
         def ignore() -> None:
@@ -457,6 +461,18 @@ class TestLiveness:
         assert document(folder / "exit.json")["leftover_pids"] == []
         assert not exists(pid)
 
+    def test_a_number_that_went_to_another_process_harms_nobody(self, attempts: Attempts) -> None:
+        spec = attempts.spec("", reap=True, grace_s=0.1, term_s=0.1)
+        with subprocess.Popen([*PYTHON, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+            earlier = {"boot_id": "of-an-earlier-boot", "init_start_ticks": 1, "pid": bystander.pid, "start_ticks": 1}
+            folder = Path(spec["attempt_dir"])
+            folder.mkdir()
+            (folder / "supervisor.json").write_text(json.dumps({"supervisor": earlier, "child": earlier}))
+            assert "existing" not in attempts.ask(attempts.spawner(), spec)
+            assert document(folder / "exit.json")["leftover_pids"] == []
+            assert bystander.poll() is None
+            bystander.communicate(b"\n")
+
     def test_a_removed_folder_ends_the_attempt(self, attempts: Attempts) -> None:
         folder, answer = attempts.start(WAITS)
         until(lambda: is_ready(folder))
@@ -481,21 +497,17 @@ class TestTheSpawner:
         assert (folder.parent / "starts").read_text() == "x"
 
     def test_of_many_at_once_one_starts(self, attempts: Attempts) -> None:
-        spec = attempts.spec("open('starts', 'a').write('x')")
         spawners = [attempts.spawner() for _ in range(4)]
-        answers: list[dict[str, Any]] = []
-        threads = [
-            threading.Thread(target=lambda spawner=spawner: answers.append(attempts.ask(spawner, spec)))
-            for spawner in spawners
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        document(Path(spec["attempt_dir"]) / "exit.json")
-        assert len({answer["pid"] for answer in answers}) == 1
-        assert sorted(answer.get("existing", False) for answer in answers) == [False, True, True, True]
-        assert (Path(spec["run_dir"]) / "starts").read_text() == "x"
+        for spawner in spawners:
+            attempts.ask(spawner, b"are you awake?\n")
+        for number in range(10):
+            spec = attempts.spec("open('starts', 'a').write('x')", number=number)
+            with ThreadPoolExecutor(len(spawners)) as pool:
+                answers = list(pool.map(attempts.ask, spawners, [spec] * len(spawners)))
+            document(Path(spec["attempt_dir"]) / "exit.json")
+            assert len({answer["pid"] for answer in answers}) == 1
+            assert sorted(answer.get("existing", False) for answer in answers) == [False, True, True, True]
+        assert (Path(spec["run_dir"]) / "starts").read_text() == "x" * 10
 
     @pytest.mark.parametrize(
         ("line", "said"),

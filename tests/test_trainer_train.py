@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fakes.trainer_parts import NoiseSource, WeightSum, tiny, tiny_config
-from trainer import checkpoint, train
+from trainer import checkpoint, session, train
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.errors import ConfigError, UsageError
@@ -38,7 +38,7 @@ EVERYTHING = tiny(
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
     """Train in this process on noise, with a validation that only adds up weights."""
     monkeypatch.setattr(train, "open_source", NoiseSource)
-    monkeypatch.setattr(train, "Validation", WeightSum)
+    monkeypatch.setattr(session, "Validation", WeightSum)
 
     def start(name: str, block: dict[str, Any], stop: StopRequest | None = None, **options: Any) -> tuple[int, Path]:
         config = tmp_path / f"{name}.yaml"

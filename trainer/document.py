@@ -47,8 +47,11 @@ class Document:
     run: str
 
 
-def load_document(path: Path) -> Document:
-    """Read CONFIG. Raises ConfigError when it cannot be read or used."""
+def load_document(path: Path, run: str | None = None) -> Document:
+    """Read CONFIG. A run that has no name in the file is called `run`, or else like the folder of the file.
+
+    Raises ConfigError when the file cannot be read or used.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Yaml12Loader)
     except OSError as error:
@@ -60,7 +63,8 @@ def load_document(path: Path) -> Document:
     seed = content.get("seed")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigError([Issue("seed", f"{path} must name the seed of the run", "an integer")])
-    return Document(parse_config(content["trainer"]), seed, str(content.get("run") or path.resolve().parent.name))
+    name = content.get("run") or run or path.resolve().parent.name
+    return Document(parse_config(content["trainer"]), seed, str(name))
 
 
 def parse_config(block: Any) -> TrainerConfig:

@@ -11,49 +11,21 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from trainer import checkpoint
-from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
 from trainer.data import open_source
-from trainer.data.batches import Batches
-from trainer.data.sample import Source
-from trainer.device import cap_threads, choose_device, gpu_uuids
+from trainer.device import cap_threads, choose_device
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
-from trainer.evaluate.suite import Validation
-from trainer.meter import Meter
 from trainer.model.nanodit import NanoDiT
 from trainer.rules import is_validation_step
-from trainer.scores import Scores
+from trainer.session import Session, announce, open_session
 from trainer.step import Learner, StepResult
 from trainer.telemetry import Telemetry
-
-
-@dataclass
-class Session:
-    """One attempt at work: everything the loop touches."""
-
-    document: Document
-    run_dir: Path
-    source: Source
-    learner: Learner
-    batches: Batches
-    validation: Validation
-    scores: Scores
-    meter: Meter
-    telemetry: Telemetry
-    control: Control
-    stop: StopRequest = field(default_factory=StopRequest)
-
-    @property
-    def config(self) -> TrainerConfig:
-        """The trainer block."""
-        return self.document.config
 
 
 def train(
@@ -69,7 +41,7 @@ def train(
     `attempt` defaults to one more than the last. `resume` continues from the newest complete checkpoint. `stop_after`
     ends the process after that step. Raises ConfigError, DataError, UsageError and CheckpointError.
     """
-    document = load_document(config_path)
+    document = load_document(config_path, run=run_dir.resolve().name)
     stop = _listening() if stop is None else stop
     cap_threads()
     device = choose_device(document.config)
@@ -77,8 +49,8 @@ def train(
     source = open_source(document.config, document.seed)
     number = _next_attempt(run_dir) if attempt is None else attempt
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
-        session = _open(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
-        _announce(session, number)
+        session = open_session(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
+        announce(session, number)
         step = _restore(session) if resume else 0
         _start_point(session, step)
         step = _loop(session, step, stop_after)
@@ -105,7 +77,7 @@ def _claim(config_path: Path, run_dir: Path, document: Document, resume: bool) -
     own = run_dir / "config.yaml"
     if not own.exists():
         shutil.copyfile(config_path, own)
-    elif not own.samefile(config_path) and load_document(own) != document:
+    elif not own.samefile(config_path) and load_document(own, run=document.run) != document:
         raise UsageError(f"{own} differs from {config_path}; use it, or choose another --run-dir")
 
 
@@ -114,56 +86,7 @@ def _next_attempt(run_dir: Path) -> int:
     return max(taken, default=0) + 1
 
 
-# ---- data, model -----------------------------------------------------------------------------------------------------
-
-
-def _open(
-    document: Document,
-    run_dir: Path,
-    source: Source,
-    device: torch.device,
-    telemetry: Telemetry,
-    control: Control,
-    stop: StopRequest,
-) -> Session:
-    config = document.config
-    return Session(
-        document=document,
-        run_dir=run_dir,
-        source=source,
-        learner=Learner(config, source.streams, document.seed, device),
-        batches=Batches(source, document.seed, config.samples_per_step),
-        validation=Validation(config, source, device, document.run, run_dir),
-        scores=Scores(run_dir, config),
-        meter=Meter(config, device),
-        telemetry=telemetry,
-        control=control,
-        stop=stop,
-    )
-
-
-def _announce(session: Session, attempt: int) -> None:
-    """The first line of the attempt: what it runs on and what it trains."""
-    config, learner = session.config, session.learner
-    session.telemetry.event(
-        0,
-        "started",
-        attempt=attempt,
-        device=str(learner.device),
-        gpu_uuids=gpu_uuids(),
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
-        optimizer_groups=learner.optimizer.groups._asdict(),
-        train_images=len(session.source.train_ids),
-        held_out_images=len(session.source.held_out_ids),
-        epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
-        kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
-        tokens=config.tokens,
-        notes=list(session.source.notes),
-        rejected=[list(entry) for entry in session.source.rejected[:20]],
-        rejected_total=len(session.source.rejected),
-    )
+# ---- model -----------------------------------------------------------------------------------------------------------
 
 
 def _restore(session: Session) -> int:
@@ -272,7 +195,9 @@ def _modules(learner: Learner) -> dict[str, torch.nn.Module]:
 
 
 def _validate(session: Session, step: int) -> None:
-    """Light validation of the current weights, then tidy up."""
+    """Light validation of the current weights, then tidy up; left to the next attempt if a stop was asked for."""
+    if session.stop:
+        return
     weights = {"raw": session.learner.model, "ema": session.learner.ema.first}
     _score(session, step, lambda: session.validation.light(step, weights).metrics)
     _prune(session)

@@ -42,9 +42,10 @@ def judge(
     """What to make of one run, from everything it reported so far.
 
     `series` maps names to curves; `steps_total` is the budget in optimizer steps (None: unknown, then no rule waits for
-    a share of it and there is no tail); `primary` is the only metric whose decline may abort; `events` are what the
-    trainer declared about itself; `loss_name` is the loss of a command arm; `overridden` are detectors whose abort a
-    person has overruled for this run. A warning stays in the verdict after the curve recovered.
+    a share of it, there is no tail, and a decline of the primary only warns); `primary` is the only metric whose
+    decline may abort; `events` are what the trainer declared about itself; `loss_name` is the loss of a command arm;
+    `overridden` are detectors whose abort a person has overruled for this run. A warning stays in the verdict after the
+    curve recovered.
     Raises ValueError for a policy value other than shadow, warn or abort.
     """
     curves = Curves(series, steps_total, primary, events, loss_name)

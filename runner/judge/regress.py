@@ -27,9 +27,12 @@ LOWER_IS_BETTER = frozenset({"text_lpips", "text_rmse", "loss"})
 FEWEST = 3
 # No validation is quieter than this (relative): repeated evaluations of one checkpoint differ by as much.
 JITTER_FLOOR = 0.0022
-# Noise is read from the differences of at most forty points; when fewer than six come before the rise, from all there are.
+# Noise is read from the differences of at most forty points; when fewer than six come before the rise, from all points.
+# Second differences of a few points still hold the bend of the curve, so the smaller of second and third counts; of
+# many points each is honest, and the smaller one would be too low by luck.
 JITTER_POINTS = 40
 JITTER_FEWEST = 6
+JITTER_MANY = 12
 
 WARN = 0.010
 WARN_JITTERS = 2.5
@@ -59,7 +62,8 @@ class _Rise:
     best: float
     jitter: float
     scale: float
-    steps_total: int | None
+    steps_total: int
+    points_seen: int
     in_event_window: bool
 
     def relative(self, value: float) -> float:
@@ -82,12 +86,12 @@ class _Rise:
         return self.values[-1] >= max(self.values) - tolerance
 
     def spans(self, share: float) -> bool:
-        """Whether the rise covers this share of the budget (of the steps so far, when the budget is unknown)."""
-        return self.steps[-1] - self.steps[0] >= share * (self.steps_total or self.steps[-1])
+        """Whether the rise covers this share of the budget."""
+        return self.steps[-1] - self.steps[0] >= share * self.steps_total
 
     def projected(self) -> float:
         """Where r will be when the present rate holds for what is left, at most 30 % of the budget."""
-        if self.steps_total is None or len(self.values) < 2:
+        if len(self.values) < 2:
             return self.now
         ahead_steps = min(self.steps_total - self.steps[-1], AHEAD_SHARE * self.steps_total)
         per_step = theil_sen(self.steps, self.values) / self.scale
@@ -95,7 +99,7 @@ class _Rise:
 
     def is_final(self, gap_steps: int) -> bool:
         """Whether no further validation at the same distance fits into the budget."""
-        return self.steps_total is not None and self.steps[-1] + gap_steps > self.steps_total
+        return self.steps[-1] + gap_steps > self.steps_total
 
 
 def detect(curves: Curves) -> tuple[Finding, ...]:
@@ -103,7 +107,9 @@ def detect(curves: Curves) -> tuple[Finding, ...]:
     findings: list[Finding] = []
     primary = curves.primary
     if primary is not None and primary.metric in curves.series:
-        findings += _first_findings(curves.series[primary.metric], primary.direction, curves, may_abort=True)
+        # Every abort rule weighs a rise against the budget: without one there is nothing to weigh.
+        may_abort = curves.steps_total is not None
+        findings += _first_findings(curves.series[primary.metric], primary.direction, curves, may_abort=may_abort)
     for name, series in sorted(curves.series.items()):
         if _is_secondary(name) and (primary is None or name != primary.metric):
             findings += _first_findings(series, "min", curves, may_abort=False)
@@ -145,7 +151,8 @@ def _rises(series: Series, sign: float, curves: Curves) -> Iterator[tuple[_Rise,
 
 
 def _rise(steps: list[int], values: list[float], ordered: list[float], curves: Curves) -> _Rise | None:
-    first = bisect_left(steps, FIRST_SHARE * (curves.steps_total or steps[-1]))
+    steps_total = curves.steps_total or steps[-1]
+    first = bisect_left(steps, FIRST_SHARE * steps_total)
     best = min(values[first:])
     best_at = values.index(best, first)
     scale = _scale(ordered)
@@ -159,7 +166,7 @@ def _rise(steps: list[int], values: list[float], ordered: list[float], curves: C
     if begins == len(values):
         return None
     window = _is_in_event_window(steps, curves.events)
-    return _Rise(steps[begins:], values[begins:], steps[best_at], best, jitter, scale, curves.steps_total, window)
+    return _Rise(steps[begins:], values[begins:], steps[best_at], best, jitter, scale, steps_total, len(values), window)
 
 
 def _scale(ordered: Sequence[float]) -> float:
@@ -175,7 +182,9 @@ def _noise(values: Sequence[float], best_at: int) -> float:
     known = values[max(0, end - JITTER_POINTS) : end]
     if len(known) < JITTER_FEWEST:
         known = values[-JITTER_POINTS:]
-    return min((difference_mad(known, order) for order in (2, 3) if len(known) >= order + 3), default=0.0)
+    estimates = [difference_mad(known, order) for order in (2, 3) if len(known) >= order + 3]
+    choose = max if len(known) >= JITTER_MANY else min
+    return choose(estimates, default=0.0)
 
 
 def _is_in_event_window(steps: Sequence[int], events: Sequence[DeclaredEvent]) -> bool:
@@ -190,7 +199,7 @@ def _abort_rule(rise: _Rise, gap_steps: int) -> str | None:
         return None
     if rise.held(2, SEVERE) and rise.is_near_peak(EASED_SHARE * (max(rise.values) - rise.best)):
         return "severe"
-    if rise.in_event_window or not rise.is_near_peak(rise.jitter):
+    if rise.in_event_window or rise.points_seen < JITTER_FEWEST or not rise.is_near_peak(rise.jitter):
         return None
     if theil_sen([rise.best_step, *rise.steps], [rise.best, *rise.values]) <= 0:
         return None

@@ -13,9 +13,9 @@ class SampleCache:
     """Loads through `load` and remembers. Beyond the limit new samples are loaded anew each time: in a random order
     over more images than fit, replacing old ones would only cost time."""
 
-    def __init__(self, load: Callable[[str], Sample], limit_mib: int = LIMIT_MIB) -> None:
+    def __init__(self, load: Callable[[str], Sample]) -> None:
         self._load = load
-        self._left_bytes = limit_mib * 2**20
+        self._left_bytes = LIMIT_MIB * 2**20
         self._samples: dict[str, Sample] = {}
 
     def __call__(self, id: str) -> Sample:

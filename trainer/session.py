@@ -1,0 +1,92 @@
+"""One attempt at work: everything that the training loop touches, and how it introduces itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.config import TrainerConfig
+from trainer.control import Control, StopRequest
+from trainer.data.batches import Batches
+from trainer.data.sample import Source
+from trainer.device import gpu_uuids
+from trainer.document import Document
+from trainer.evaluate.suite import Validation
+from trainer.meter import Meter
+from trainer.scores import Scores
+from trainer.step import Learner
+from trainer.telemetry import Telemetry
+
+
+@dataclass
+class Session:
+    """The parts of one attempt. Only `learner` learns; `meter`, `scores` and `telemetry` remember and report."""
+
+    document: Document
+    run_dir: Path
+    source: Source
+    learner: Learner
+    batches: Batches
+    validation: Validation
+    scores: Scores
+    meter: Meter
+    telemetry: Telemetry
+    control: Control
+    stop: StopRequest
+
+    @property
+    def config(self) -> TrainerConfig:
+        """The trainer block."""
+        return self.document.config
+
+
+def open_session(
+    document: Document,
+    run_dir: Path,
+    source: Source,
+    device: torch.device,
+    telemetry: Telemetry,
+    control: Control,
+    stop: StopRequest,
+) -> Session:
+    """Build the model and everything around it for one attempt."""
+    config = document.config
+    return Session(
+        document=document,
+        run_dir=run_dir,
+        source=source,
+        learner=Learner(config, source.streams, document.seed, device),
+        batches=Batches(source, document.seed, config.samples_per_step),
+        validation=Validation(config, source, device, document.run, run_dir),
+        scores=Scores(run_dir, config),
+        meter=Meter(config, device),
+        telemetry=telemetry,
+        control=control,
+        stop=stop,
+    )
+
+
+def announce(session: Session, attempt: int) -> None:
+    """The first line of the attempt: what it runs on and what it trains."""
+    config, learner = session.config, session.learner
+    session.telemetry.event(
+        0,
+        "started",
+        attempt=attempt,
+        device=str(learner.device),
+        gpu_uuids=gpu_uuids(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
+        optimizer_groups=learner.optimizer.groups._asdict(),
+        train_images=len(session.source.train_ids),
+        held_out_images=len(session.source.held_out_ids),
+        epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
+        kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
+        tokens=config.tokens,
+        notes=list(session.source.notes),
+        rejected=[list(entry) for entry in session.source.rejected[:20]],
+        rejected_total=len(session.source.rejected),
+    )
