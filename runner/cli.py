@@ -1,4 +1,4 @@
-"""The command `runner`: parses, prints, and maps errors to exit codes. A room is imported only when its command runs."""
+"""The command `runner`: parses, prints, maps errors to exit codes. A room is imported only when its command runs."""
 
 from __future__ import annotations
 

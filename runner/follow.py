@@ -93,9 +93,9 @@ class Follow:
             details = {
                 key: value for key, value in record.event.items() if key not in ("kind", "event", "step", "time")
             }
-            changes.add_event(
-                connection, record.time or self._now(), name, "announced by the trainer", step=record.step, data=details, **place
-            )  # fmt: skip
+            when = record.time or self._now()
+            said = "announced by the trainer"
+            changes.add_event(connection, when, name, said, step=record.step, data=details, **place)
         if taken.restarted:
             reason = f"{Path(taken.position.path).name}: {taken.restarted}; read again from its start"
             changes.add_event(connection, self._now(), "metrics_restarted", reason, **place)

@@ -66,7 +66,7 @@ def _table(study: Mapping[str, Any], width: int) -> Table:
     wide = width >= 110
     primary = next((run["primary"]["name"] for run in study["runs"] if run["primary"]), None)
     table = Table(title=_title(study, primary), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=20 if wide else 10)
+    table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=24 if wide else 14)
     table.add_column("s", justify="right", no_wrap=True)
     table.add_column("slot", no_wrap=True, max_width=6)
     table.add_column("state", no_wrap=True, max_width=20 if wide else 11)
@@ -135,7 +135,7 @@ def _progress(step: int, total: int | None) -> Text:
     if not total:
         return Text(str(step))
     filled = round(BAR_CELLS * min(1.0, step / total))
-    bar = Text("━" * filled, style="green") + Text("━" * (BAR_CELLS - filled), style="bright_black")
+    bar = Text("━" * filled, style="green") + Text("┄" * (BAR_CELLS - filled), style="bright_black")
     return bar + Text(f" {step}/{total}")
 
 

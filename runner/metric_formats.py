@@ -101,7 +101,8 @@ def _by_lines(
     records: list[Record] = []
     rejected: list[str] = []
     lines = consumed = 0
-    for line, consumed in _whole_lines(data, ends):
+    for line, end in _whole_lines(data, ends):
+        consumed = end
         if not line.strip():
             continue
         lines += 1

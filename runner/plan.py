@@ -84,8 +84,9 @@ class PlannedRun:
 class Plan:
     """All runs of a launch in (seed, arm) order.
 
-    `waves` holds the folders of the runs that are meant to run side by side. `disk_mib` is what the checkpoints of the runs will take;
-    `disk_unknown` names the arms whose checkpoints it does not know. `hours` is None when a speed is not known.
+    `waves` holds the folders of the runs that are meant to run side by side. `disk_mib` is what the checkpoints of the
+    runs will take; `disk_unknown` names the arms whose checkpoints it does not know. `hours` is None when a speed is
+    not known.
     """
 
     runs: tuple[PlannedRun, ...]

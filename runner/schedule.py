@@ -140,7 +140,7 @@ def schedule(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]]) ->
 
 
 def conflicts(one: Slot, other: Slot) -> bool:
-    """Whether two slots may not be used at once: the same one, a common GPU, or common cores that nobody agreed to share."""
+    """Whether two slots may not be used at once: one name, a common GPU, or common cores nobody agreed to share."""
     if one.name == other.name or set(one.gpu_uuids) & set(other.gpu_uuids):
         return True
     if one.gpu_uuids or other.gpu_uuids or (one.shares_cores and other.shares_cores):

@@ -93,7 +93,8 @@ def _chosen(home: Home, study: str | None, wanted: frozenset[str] | None) -> dic
 def leave_or_stop(console: Console, stop: Callable[[], None], wait_s: float = SECOND_PRESS_S) -> int:
     """After Ctrl-C: leave the view, unless a second press within `wait_s` asks to stop the runs."""
     console.print(
-        f"\nstill running: `runner status --watch`; stop with `runner stop --all` (or Ctrl-C again within {wait_s:.0f} s)",
+        "\nstill running: `runner status --watch`; "
+        f"stop with `runner stop --all` (or Ctrl-C again within {wait_s:.0f} s)",
         markup=False,
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""The long end-to-end checks, from a fresh clone, unattended and resumable: `make accept`, or `make accept LINES="demo seeds"`.
+"""The long end-to-end checks, from a fresh clone, unattended, resumable: `make accept`, or with LINES="demo kill".
 
 Each line writes one result file to .accept/: what was run, what it printed, what was measured, and the commit. A result
 counts for as long as the files that it covers are unchanged; such a line is not run again. Runs on 2 cores without GPU.
@@ -357,10 +357,8 @@ def run_line(name: str, clone: Path, commit: str) -> bool:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1))
-    print(
-        f"{'ok  ' if not problem else 'FAIL'} {name} ({result['seconds']} s) {problem or json.dumps(bench.notes)[:400]}",
-        flush=True,
-    )
+    word = "FAIL" if problem else "ok  "
+    print(f"{word} {name} ({result['seconds']} s) {problem or json.dumps(bench.notes)[:400]}", flush=True)
     return not problem
 
 

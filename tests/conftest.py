@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 # Two busy OpenMP pools on two cores ran twelve times slower than one thread each.
@@ -13,8 +12,8 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "
 os.environ.pop("RUNNER_HOME", None)
 os.environ["MPLBACKEND"] = "Agg"
 
-import pytest
-from hypothesis import settings
+import pytest  # noqa: E402  (the thread caps must be set before anything loads OpenMP)
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("armature", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("armature")
@@ -30,6 +29,5 @@ def _loopback_only(self: socket.socket, address: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _hermetic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _hermetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _loopback_only)
-    yield

@@ -133,9 +133,9 @@ def test_a_person_s_stop_ends_cancelled_without_scoring() -> None:
         (ended(70), "internal", "exit code 70"),
         (ended(3), "exit 3", "exit code 3"),
         (ended(None, 9, "killed"), "killed", "SIGKILL"),
-        (ended(None, None, "spawn_failed", exit=Exit(None, None, "spawn_failed", "no such file")), "spawn_failed", "no such file"),
+        (ended(exit=Exit(None, None, "spawn_failed", "no such file")), "spawn_failed", "no such file"),
     ],
-)  # fmt: skip
+)
 def test_every_other_end_is_a_failure_with_its_class(attempt: AttemptFacts, rule: str, words: str) -> None:
     action = only(on_slot(attempt=attempt))
     assert (action.state, action.rule) == (RunState.FAILED, rule)

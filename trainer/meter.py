@@ -18,8 +18,8 @@ _GIB = 2**30
 class Meter:
     """Turns step results into train metrics, and counts the seconds of training and of evaluation.
 
-    Losses are means over all micro-batches since the last line, gradient norm and rate those of the last step. Times are
-    cumulative over the attempts of a run; evaluation and checkpoints are in no speed.
+    Losses are means over all micro-batches since the last line, gradient norm and rate those of the last step.
+    Times are cumulative over the attempts of a run; evaluation and checkpoints are in no speed.
     """
 
     def __init__(self, config: TrainerConfig, device: torch.device) -> None:

@@ -45,7 +45,7 @@ def studies_without_report(connection: Connection, ended: Sequence[str]) -> tupl
 
 
 def seconds_per_step(connection: Connection) -> dict[str, float]:
-    """study/arm -> seconds that a step took in its runs so far, evaluation included; the latest run has the last word."""
+    """study/arm -> seconds that a step took in its latest run so far, evaluation included."""
     runs, series = tables.runs, tables.series
     query = (
         select(runs.c.study, runs.c.arm, series.c.name, series.c.last_step, series.c.last_value)

@@ -21,7 +21,7 @@ LIVE = (RunState.STARTING, RunState.RUNNING, RunState.STOPPING)
 
 
 def read_status(connection: Connection, now: float, study: str | None = None) -> dict[str, Any]:
-    """The document. `now` is in seconds since the epoch, for the time that is left. Superseded runs are listed by id."""
+    """The document. `now` (seconds since the epoch) gives the time that is left. Superseded runs are listed by id."""
     runs = tables.runs
     query = select(runs).order_by(runs.c.study, runs.c.launch, runs.c.seed, runs.c.arm_order)
     if study is not None:

@@ -36,6 +36,19 @@ print("ready", flush=True)
 while True:
     signal.pause()
 """
+# Leaves its session, its parent and its group, as a daemon does.
+STRAY = """
+import os, signal
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("stray", os.getpid(), flush=True)
+        while True:
+            signal.pause()
+    os._exit(0)
+os.wait()
+"""
 
 
 def until(condition: Callable[[], T], within_s: float = WITHIN_S) -> T:
@@ -50,16 +63,39 @@ def until(condition: Callable[[], T], within_s: float = WITHIN_S) -> T:
 def exists(pid: int) -> bool:
     """Whether a process of this number runs; a zombie does not."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-    return text[text.rindex(")") + 2] not in "ZX"
+    return status[status.rindex(")") + 2] not in "ZX"
 
 
 def document(path: Path) -> dict[str, Any]:
     """A JSON object that is written atomically, once it is there."""
     found: dict[str, Any] = json.loads(until(lambda: path.exists() and path.read_text()))
     return found
+
+
+def completed_claim(folder: Path) -> dict[str, Any]:
+    """The supervisor.json of an attempt, once it names the process that was started."""
+
+    def found() -> dict[str, Any] | None:
+        claim = document(folder / "supervisor.json")
+        return claim if claim["child"] else None
+
+    claim = until(found)
+    assert claim is not None
+    return claim
+
+
+def text(path: Path) -> str:
+    """What a file holds; '' while it is not there."""
+    return path.read_text() if path.exists() else ""
+
+
+def stray_pid(folder: Path) -> int:
+    """The pid that a STRAY of an attempt said."""
+    lines = until(lambda: [line for line in text(folder / "stdout.log").splitlines() if line.startswith("stray ")])
+    return int(lines[0].split()[1])
 
 
 class Attempts:
