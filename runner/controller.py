@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from provisioning import PROVIDERS
-from provisioning.base import HostLost, Provider
+from provisioning.base import HostLost, Provider, SpawnRefused
 from runner.accept import Accept
 from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
@@ -119,6 +119,9 @@ class Controller:
             act(run)
         except HostLost as error:
             self._record_trouble(run, str(error), "")
+        except SpawnRefused as error:
+            self._record_trouble(run, str(error), "")
+            self._give_up_if_stuck(run, error)
         except Exception as error:  # the one broad except: see above
             if isinstance(error, HomeError):
                 raise

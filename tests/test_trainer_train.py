@@ -348,6 +348,23 @@ def test_noise_can_be_learned_by_heart(run: Callable[..., tuple[int, Path]]) -> 
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
+def test_the_real_data_and_validation_resume_bit_for_bit_too(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    keep = {"best": {"metric": "val/recon_rmse"}}
+    block = tiny(steps=4, validation={"every": 2, "samples": 3, "sampler_steps": 1}, checkpoint={"keep": keep})
+    config.write_text(json.dumps({"seed": 7, "run": "r", "trainer": block}))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.train(config, whole, stop=StopRequest()) == 0
+    assert train.train(config, parts, stop_after=2, stop=StopRequest()) == 75
+    assert train.train(config, parts, resume=True, stop=StopRequest()) == 0
+    assert_same_checkpoint(whole, parts, 4)
+    assert comparable(whole) == comparable(parts)
+    scores = [(run_dir / "validation/step_000004/scores.csv").read_bytes() for run_dir in (whole, parts)]
+    assert scores[0] == scores[1]
+    names = [set(line) for line in lines(whole, "val") if line["step"] == 4]
+    assert {"val/recon_rmse", "val_raw/recon_rmse", "val_native/recon_rmse", "val/use_text", "val/loss"} <= names[0]
+
+
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 

@@ -35,12 +35,16 @@ class Block(BaseModel):
 
 
 class PrimaryBlock(Block):
+    """The metric that ranks the arms."""
+
     metric: Text
     direction: Literal["min", "max"] = "min"
     select: Literal["last", "best"] = "last"
 
 
 class ResourcesBlock(Block):
+    """What one run needs: GPUs, cores, GiB of GPU memory."""
+
     gpus: Annotated[int, Field(ge=0)] = 1
     min_vram_gib: NotNegative = 0.0
     cpus: Annotated[int, Field(ge=1)] = 1
@@ -49,23 +53,31 @@ class ResourcesBlock(Block):
 
 
 class LimitBlock(Block):
+    """Hours and US dollars, each without a limit by default."""
+
     max_hours: Positive | None = None
     max_usd: Positive | None = None
 
 
 class BudgetBlock(Block):
+    """Limits of a run and of the study, and the share kept back for the end."""
+
     run: LimitBlock = LimitBlock()
     study: LimitBlock = LimitBlock()
     reserve: ShareBelowOne = 0.05
 
 
 class RescueBlock(Block):
+    """How a diverged run would be started again."""
+
     source: Annotated[Literal["best", "last"], Field(alias="from")] = "best"
     changes: dict[str, Any] = {}
     max: Annotated[int, Field(ge=0)] = 1
 
 
 class PolicyBlock(Block):
+    """What each detector may do."""
+
     detectors: dict[str, Literal["shadow", "warn", "abort", "rescue"]] = {}
     rescue: RescueBlock = RescueBlock()
     tail: ShareBelowOne = 0.04
@@ -73,16 +85,22 @@ class PolicyBlock(Block):
 
 
 class EnvironmentBlock(Block):
+    """The interpreter, and how an environment is made."""
+
     python: Text | None = None
     setup: Text | None = None
 
 
 class CodeBlock(Block):
+    """Which files a command arm's runs can import."""
+
     root: Text | None = None
     include: list[Text] = []
 
 
 class MetricsBlock(Block):
+    """Where a command arm's metrics are read from."""
+
     source: Literal["regex", "jsonl", "csv", "tensorboard"]
     pattern: Text | None = None
     path: Text | None = None
