@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,7 +51,7 @@ def test_the_grid_falls_from_one_to_zero(steps: int, shift: float) -> None:
     assert len(grid) == steps + 1
     assert grid[0] == pytest.approx(1.0)
     assert grid[-1] == 0.0
-    assert all(later < earlier for earlier, later in zip(grid, grid[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(grid))
 
 
 def test_shift_one_is_even_and_a_larger_one_stays_longer_in_noise() -> None:

@@ -68,8 +68,8 @@ def test_a_wish_is_seen_once_per_replacement(tmp_path: Path) -> None:
     wish(tmp_path, attempt=2, seq=1, probe_every_steps=None, stop=None)
     assert control.poll() == Wish(seq=1, stop=False)
     assert control.poll() is None
-    wish(tmp_path, attempt=2, seq=2, probe_every_steps=None, stop="checkpoint")
-    assert control.poll() == Wish(seq=2, stop=True)
+    wish(tmp_path, attempt=2, seq=2, probe_every_steps=100, stop="checkpoint")
+    assert control.poll() == Wish(seq=2, stop=True, ignored=("probe_every_steps",))
 
 
 @pytest.mark.parametrize(

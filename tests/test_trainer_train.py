@@ -277,6 +277,26 @@ def test_last_best_and_milestones_are_kept_and_the_best_is_validated_in_full(
     assert lines(run_dir, "event")[-1]["best_step"] == 6
 
 
+def test_a_stop_between_the_full_validations_leaves_the_second_to_the_next_attempt(
+    run: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, real = StopRequest(), WeightSum.full
+
+    def full_then_ask(self: WeightSum, *arguments: Any) -> Any:
+        stop.ask("in the middle")
+        return real(self, *arguments)
+
+    keep = {"keep": {"best": {"metric": "val/recon_rmse", "direction": "min"}}}
+    block = tiny(optimizer={"lr": 0.05}, validation={"every": 2, "samples": 4}, checkpoint=keep)
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightSum, "full", full_then_ask)
+        assert run("r", block, stop=stop)[0] == 75
+    code, run_dir = run("r", block, resume=True)
+    assert code == 0
+    assert [kind for kind, _ in WeightSum.calls] == ["full"]
+    assert WeightSum.calls[0][1] == lines(run_dir, "event")[-1]["best_step"] != 8
+
+
 def test_a_stop_before_the_first_step_leaves_a_checkpoint(run: Callable[..., tuple[int, Path]]) -> None:
     stop = StopRequest()
     stop.ask("early")

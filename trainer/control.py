@@ -12,10 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One reading of control.json: its sequence number, and whether it asks for a checkpoint and an end."""
+    """One reading of control.json: its number, whether it asks for checkpoint and end, and the keys left undone."""
 
     seq: int
     stop: bool
+    ignored: tuple[str, ...] = ()
 
 
 class Control:
@@ -45,7 +46,8 @@ class Control:
         if not isinstance(content, dict) or content.get("attempt") != self._attempt:
             return None
         seq = content.get("seq")
-        return Wish(seq, content.get("stop") == "checkpoint") if isinstance(seq, int) else None
+        ignored = ("probe_every_steps",) if content.get("probe_every_steps") else ()
+        return Wish(seq, content.get("stop") == "checkpoint", ignored) if isinstance(seq, int) else None
 
 
 class StopRequest:

@@ -144,7 +144,7 @@ def _look_outside(session: Session, step: int, stop_after: int | None) -> None:
     """Take in control.json and --stop-after."""
     wish = session.control.poll()
     if wish is not None:
-        session.telemetry.event(step, "control_ack", seq=wish.seq)
+        session.telemetry.event(step, "control_ack", seq=wish.seq, ignored=list(wish.ignored))
         if wish.stop:
             session.stop.ask("control.json")
     if stop_after is not None and step >= stop_after:
@@ -234,26 +234,31 @@ def _best(session: Session) -> int | None:
 def _end(session: Session, step: int) -> int:
     """After the last step the full validations; after a stop a checkpoint."""
     _save(session, step)
-    best = None
-    if step == session.config.steps:
-        learner = session.learner
-        _full(session, step, lambda: {"raw": learner.model, "ema": learner.ema.first})
-        best = _best(session)
-        if best is not None and best != step:
-            _full(session, best, lambda: _kept_weights(session, best))
-    if session.stop:
+    if step < session.config.steps or not _validate_fully(session, step):
         session.telemetry.event(step, "stopped", reason=session.stop.reason)
         return EXIT_STOPPED
     _prune(session)
-    session.telemetry.event(step, "finished", best_step=best)
+    session.telemetry.event(step, "finished", best_step=_best(session))
     return EXIT_DONE
 
 
-def _full(session: Session, step: int, weights: Callable[[], dict[str, NanoDiT]]) -> None:
-    """Full validation of a step, unless it has one or a stop was asked for; `weights` are loaded only if needed."""
-    if session.stop or _validation_kind(session, step) == "full":
-        return
+def _validate_fully(session: Session, step: int) -> bool:
+    """Full validation of the last step, then of the best one; False if a stop was asked for before both were done."""
+    learner = session.learner
+    if not _full(session, step, lambda: {"raw": learner.model, "ema": learner.ema.first}):
+        return False
+    best = _best(session)
+    return best in (None, step) or _full(session, best, lambda: _kept_weights(session, best))
+
+
+def _full(session: Session, step: int, weights: Callable[[], dict[str, NanoDiT]]) -> bool:
+    """Full validation of a step unless it has one; False if a stop was asked for. `weights` load only if needed."""
+    if _validation_kind(session, step) == "full":
+        return True
+    if session.stop:
+        return False
     _score(session, step, lambda: session.validation.full(step, weights(), session.config.sampler.native).metrics)
+    return True
 
 
 def _kept_weights(session: Session, step: int) -> dict[str, NanoDiT]:

@@ -106,13 +106,14 @@ def _baseline(samples: Samples, at: int) -> Baseline | None:
     scale = samples.scale(level)
     if scale <= 0:
         return None
-    # A median of ten exceeds a bar only if five of the ten do: the fifth largest value decides, before any deviation.
+    # A median of ten exceeds a bar only if five of the ten do: the fifth largest value decides, most often unsorted.
+    allowed = (RATIO - 1) * scale
     reach = samples.values[at - LEVEL + 1 : at + REFRESH]
-    bar = level + (RATIO - 1) * scale
-    if max(reach) <= bar or sorted(reach)[-5] <= bar:
+    if max(reach) <= level + allowed or (fifth := sorted(reach)[-5]) <= level + allowed:
         return None
     deviation = mad(before, level)
-    return Baseline(level, scale, max((RATIO - 1) * scale, DEVIATIONS * deviation), MAD_TO_SIGMA * deviation / scale)
+    allowed = max(allowed, DEVIATIONS * deviation)
+    return Baseline(level, scale, allowed, MAD_TO_SIGMA * deviation / scale) if fifth > level + allowed else None
 
 
 def _is_look(over: int, excess: float, baseline: Baseline) -> bool:

@@ -1,0 +1,155 @@
+"""What a person sees and types: the table, plain lines, names of runs, and strings that try to take over a terminal."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from runner.errors import UsageError
+from runner.live import lines, print_status, render
+from runner.naming import NamedRun, find_run, find_runs, find_study
+from runner.screen import printable
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    return {
+        "run": "0badcafe",
+        "arm": "B",
+        "seed": 0,
+        "generation": 1,
+        "parent": None,
+        "state": "running",
+        "health": "ok",
+        "verdict": None,
+        "rule": "",
+        "reason": "",
+        "step": 400,
+        "steps_total": 800,
+        "slot": "cpu0",
+        "attempts": 1,
+        "points": 4,
+        "rejected_lines": 0,
+        "sync": "pending",
+        "latest": {"train/loss": 0.1234567, "sys/images_per_s": 151.23},
+        "primary": {"name": "val/recon_rmse", "value": 0.31234, "best": 0.3, "best_step": 300},
+        "usd": 0.0,
+        "eta_s": 61.0,
+        "warnings": [],
+        **changes,
+    }
+
+
+def document(*runs: dict[str, Any], study: str = "portraits") -> dict[str, Any]:
+    return {"studies": [{"study": study, "runs": list(runs), "superseded": []}]}
+
+
+def drawn(status: dict[str, Any], width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(render(status, width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_eighty_columns_hold_everything_a_person_asks_for() -> None:
+    text = drawn(document(run(), run(arm="D", state="queued", slot=None, step=0, eta_s=None, latest={})), 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for word in (
+        "B",
+        "cpu0",
+        "running",
+        "400/800",
+        "151",
+        "1:01",
+        "0.123",
+        "0.312",
+        "0.3@300",
+        "val/recon_rmse",
+        "queued",
+    ):
+        assert word in text
+
+
+def test_a_wide_table_has_a_column_for_health_and_a_narrow_one_a_mark() -> None:
+    status = document(run(health="warned"))
+    assert "warned" in drawn(status, 140)
+    assert "! running" in drawn(status, 80)
+
+
+def test_reasons_and_warnings_stand_below_the_table() -> None:
+    aborted = run(
+        state="aborted(explosion)",
+        health="diverged",
+        reason="loss 9 times its start",
+        verdict={"action": "abort", "reason": "loss 9 times its start"},
+        warnings=["no line matched"],
+    )
+    text = drawn(document(aborted), 80)
+    assert text.count("loss 9 times its start") == 1
+    assert "no line matched" in text
+
+
+def test_without_a_terminal_there_is_one_plain_line_a_run() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    print_status(console, document(run(), run(arm="C", state="failed(data)", reason="no images")))
+    assert isinstance(console.file, io.StringIO)
+    one, two = console.file.getvalue().splitlines()
+    assert one.startswith("portraits/B-s0  0badcafe  running  ok  step 400/800  cpu0")
+    assert two.endswith("no images")
+
+
+@pytest.mark.parametrize(
+    "hostile", ["[red]x[/red]", "\x1b[31mred\x1b[0m", "a\x00b\x07\x9b2J", "right\u202eleft", "\r\nfake line"]
+)
+def test_nothing_a_script_says_reaches_the_terminal_raw(hostile: str) -> None:
+    text = drawn(document(run(arm=hostile, state="failed(x)", reason=hostile, warnings=[hostile])), 120)
+    assert "\x1b" not in text
+    assert not {"\x00", "\x07", "\x9b", "\u202e", "\r"} & set(text)
+    assert hostile.strip("\r\n")[:5] in text or "\\" in text
+
+
+@given(st.text())
+def test_printable_text_has_no_control_left_and_plain_text_is_untouched(text: str) -> None:
+    shown = printable(text)
+    assert shown == printable(shown)
+    assert all(character.isprintable() or character.isspace() for character in shown)
+    assert "\n" not in shown
+    if text.isascii() and text.isprintable():
+        assert shown == text
+
+
+def test_an_empty_home_says_what_to_type() -> None:
+    assert "runner launch" in drawn({"studies": []}, 80)
+    assert list(lines({"studies": []})) == []
+
+
+RUNS = (
+    NamedRun("s/A-s0-aa000001", "aa000001", "s", "A", 0, False, "running"),
+    NamedRun("s/A-s0-aa000000", "aa000000", "s", "A", 0, True, "finished"),
+    NamedRun("s/B-s0-bb000000", "bb000000", "s", "B", 0, False, "queued"),
+    NamedRun("t/B-s0-bb000000", "bb000000", "t", "B", 0, False, "queued"),
+)
+
+
+def test_runs_are_found_by_id_prefix_and_path() -> None:
+    assert find_run("s/A-s0", RUNS).id == "aa000001"
+    assert find_run("aa000000", RUNS).superseded
+    assert find_run("aa000001", RUNS).run == "s/A-s0-aa000001"
+    assert find_run("t/B-s0", RUNS).study == "t"
+    assert find_runs("S", RUNS) == (RUNS[0], RUNS[2])
+    assert find_study("T", RUNS) == "t"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("aa", "aa000001"), ("bb000000", "t/B-s0"), ("zz", "s/A-s0"), ("", "no run")]
+)
+def test_ambiguous_and_unknown_names_come_with_candidates(name: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_run(name, RUNS)
+    assert words in str(caught.value)
+    with pytest.raises(UsageError, match="studies: s, t"):
+        find_study("x", RUNS)
