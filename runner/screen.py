@@ -19,6 +19,6 @@ def _shown(character: str, keep_newlines: bool) -> str:
         return "    "
     if character == "\n" and keep_newlines:
         return character
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
+    if unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"):
         return f"\\x{ord(character):02x}" if ord(character) < 256 else f"\\u{ord(character):04x}"
     return character

@@ -160,6 +160,23 @@ def test_a_resumed_attempt_says_where_it_starts_and_validates_what_is_missing(
     assert times == sorted(times), "training time is cumulative over attempts"
 
 
+def test_going_back_to_an_older_checkpoint_repeats_the_run_and_loses_nothing(
+    run: Callable[..., tuple[int, Path]],
+) -> None:
+    _, whole = run("whole", tiny())
+    run("back", tiny(), stop_after=6)
+    with pytest.raises(UsageError, match=r"no checkpoint of that step; allowed: 0, 4, 6"):
+        run("back", tiny(), resume=True, from_step=5)
+    with pytest.raises(UsageError, match="--resume"):
+        run("back", tiny(), from_step=4)
+    code, back = run("back", tiny(), resume=True, from_step=4, attempt=2)
+    assert code == 0
+    assert_same_checkpoint(whole, back, 8)
+    assert (back / "checkpoints/before-attempt-2/step_000006/model.safetensors").exists()
+    own = [json.loads(line) for line in (back / "attempt-2/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in own if line.get("event") == "resumed"] == [4]
+
+
 def test_resume_without_a_checkpoint_starts_at_zero(run: Callable[..., tuple[int, Path]]) -> None:
     code, run_dir = run("r", tiny(), resume=True)
     assert code == 0

@@ -11,7 +11,8 @@ from trainer.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, TrainerError
 
 _USAGE = """usage: python -m trainer COMMAND …
 
-  train CONFIG --run-dir DIR [--attempt N] [--resume] [--stop-after N]   train one run
+  train CONFIG --run-dir DIR [--attempt N] [--resume [--from-step N]] [--stop-after N]
+                                                                         train one run
   check CONFIG | check --json                                            is a configuration usable, how large is it
   evaluate RUN_DIR …                                                     full validation of a checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
@@ -45,11 +46,19 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run; everything is written there")
     parser.add_argument("--attempt", type=int, help="number of this process (default: one more than the last)")
     parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
+    parser.add_argument("--from-step", type=int, metavar="N", help="with --resume: the checkpoint of step N instead")
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop after step N with a checkpoint, exit code 75")
     arguments = parser.parse_args(argv)
     from trainer.train import train
 
-    return train(arguments.config, arguments.run_dir, arguments.attempt, arguments.resume, arguments.stop_after)
+    return train(
+        arguments.config,
+        arguments.run_dir,
+        arguments.attempt,
+        arguments.resume,
+        arguments.stop_after,
+        from_step=arguments.from_step,
+    )
 
 
 def _check(argv: list[str]) -> int:

@@ -92,6 +92,15 @@ def prune(run_dir: Path, keep: Collection[int]) -> None:
     _remove_leftovers(run_dir)
 
 
+def set_aside(run_dir: Path, after: int, attempt: int) -> None:
+    """Move the checkpoints behind a step to checkpoints/before-attempt-N, where nothing finds them but a person."""
+    newer = [step for step in list_steps(run_dir) if step > after]
+    aside = run_dir / "checkpoints" / f"before-attempt-{attempt}"
+    for step in newer:
+        aside.mkdir(exist_ok=True)
+        folder(run_dir, step).rename(aside / folder(run_dir, step).name)
+
+
 def read_state(run_dir: Path, step: int) -> dict[str, Any]:
     """The JSON state of a checkpoint."""
     try:

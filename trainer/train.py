@@ -35,11 +35,13 @@ def train(
     resume: bool = False,
     stop_after: int | None = None,
     stop: StopRequest | None = None,
+    from_step: int | None = None,
 ) -> int:
     """Train the run of `config_path` in `run_dir`; returns the exit code, 0 (all steps) or 75 (stopped on request).
 
-    `attempt` defaults to one more than the last. `resume` continues from the newest complete checkpoint. `stop_after`
-    ends the process after that step. Raises ConfigError, DataError, UsageError and CheckpointError.
+    `attempt` defaults to one more than the last. `resume` continues from the newest complete checkpoint, or from that
+    of `from_step`; newer ones are then set aside, not deleted. `stop_after` ends the process after that step.
+    Raises ConfigError, DataError, UsageError and CheckpointError.
     """
     document = load_document(config_path, run=run_dir.resolve().name)
     stop = _listening() if stop is None else stop
@@ -48,6 +50,8 @@ def train(
     _claim(config_path, run_dir, document, resume)
     source = open_source(document.config, document.seed)
     number = _next_attempt(run_dir) if attempt is None else attempt
+    if from_step is not None:
+        _go_back(run_dir, from_step, resume, number)
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
         session = open_session(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
         announce(session, number)
@@ -79,6 +83,17 @@ def _claim(config_path: Path, run_dir: Path, document: Document, resume: bool) -
         shutil.copyfile(config_path, own)
     elif not own.samefile(config_path) and load_document(own, run=document.run) != document:
         raise UsageError(f"{own} differs from {config_path}; use it, or choose another --run-dir")
+
+
+def _go_back(run_dir: Path, from_step: int, resume: bool, attempt: int) -> None:
+    """Make the checkpoint of `from_step` the newest one."""
+    steps = checkpoint.list_steps(run_dir)
+    if not resume:
+        raise UsageError("--from-step needs --resume")
+    if from_step not in steps:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise UsageError(f"--from-step {from_step}: {run_dir} has no checkpoint of that step; allowed: {kept}")
+    checkpoint.set_aside(run_dir, after=from_step, attempt=attempt)
 
 
 def _next_attempt(run_dir: Path) -> int:

@@ -13,7 +13,9 @@ from runner.judge.robust import difference_mad, median, theil_sen
 # The trend is read from at most this many medians, so that its cost does not grow with the window.
 BUCKETS = 12
 # Standard errors of the trend. Many looks at one spike make the usual two too few.
-DOUBT = 2.5
+DOUBT = 3.0
+# The slope of seven samples scatters half as much again as the formula for many says.
+SMALL_SAMPLE = 4
 # What "now" means: the median of the last ten samples ignores single spikes.
 NOW = 10
 # A curve that has come down to three quarters of its peak is on its way back; one new spike on top of the first starts
@@ -75,5 +77,5 @@ def _log_trend(excess: Sequence[float], floor: float, noise: float) -> tuple[flo
     edges = [count * k // buckets for k in range(buckets + 1)]
     centres = [(left + right - 1) / 2 for left, right in pairwise(edges)]
     medians = [median(logs[left:right]) for left, right in pairwise(edges)]
-    error = max(noise, difference_mad(logs, 1)) * math.sqrt(12 / count**3)
+    error = max(noise, difference_mad(logs, 1)) * math.sqrt(12 / count**3) * (1 + SMALL_SAMPLE / count)
     return theil_sen(centres, medians), error
