@@ -126,10 +126,10 @@ def _comes_back(samples: Samples, index: int, baseline: Baseline, spike: Spike) 
     over, past_peak = index - spike.began + 1, index - spike.peak_at
     horizon = samples.horizon(index)
     longest = max(GROWING, horizon // 4)
-    if past_peak >= PAST_PEAK:
+    if over >= (longest if past_peak < PAST_PEAK else 2 * longest):
+        window = longest  # long enough that neither the rise nor a wild maximum matters
+    elif past_peak >= PAST_PEAK:
         window = min(past_peak + 1, longest)
-    elif over >= longest:
-        window = longest
     else:
         return True
     excess = [value - baseline.level for value in samples.values[index - window + 1 : index + 1]]

@@ -40,6 +40,8 @@ class EvalSet:
         self.x_BCHW = to_unit_range(batch.pixels_BCHW.to(device))
         self.conditions = batch.conditions.to(device)
         self.first_third = max(1, len(self.ids) // 3)
+        # Five times per sample: more would make regular validations too dear for what a fixed noise leaves to average.
+        self.first_sixth = max(1, len(self.ids) // 6)
         self.eval_seeds = range(config.validation.eval_seeds)
         self.grid = time_grid(config.validation.sampler_steps, config.objective.shift)
         self._noise: dict[int, Tensor] = {}

@@ -49,11 +49,11 @@ def image_scores(
 
 @torch.no_grad()
 def loss_scores(inputs: EvalSet, model: NanoDiT, weights: str) -> list[Score]:
-    """mean[(v^ - v)^2] with v^ = (z - x^) / t on the first third of the samples, per time and as the mean over times.
+    """mean[(v^ - v)^2] with v^ = (z - x^) / t on the first sixth of the samples, per time and as the mean over times.
 
     Dense, all conditions, fixed noise, no auxiliary term. With z = (1 - t) x + t s noise, v^ - v = (x - x^) / t.
     """
-    variant, ids = Variant(weights, "common"), inputs.ids[: inputs.first_third]
+    variant, ids = Variant(weights, "common"), inputs.ids[: inputs.first_sixth]
     chosen = torch.arange(len(ids), device=inputs.device)
     x_BCHW, noise_BCHW = inputs.x_BCHW[chosen], inputs.noise(0)[chosen]
     conditions = inputs.conditions.select(chosen)

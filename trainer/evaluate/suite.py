@@ -69,7 +69,7 @@ class Validation:
         """The validation of regular steps; `weights` maps raw and ema to models, which keep their mode."""
         findings = self._light(weights)
         findings.images = {"ema_common": findings.images["ema_common"][:LIGHT_IMAGES]}
-        return self._write(step, "light", findings, COMMON)
+        return self._write(step, "light", findings, self._config.sampler.native)
 
     @torch.no_grad()
     def full(self, step: int, weights: Mapping[str, NanoDiT], native: NativeSamplerConfig) -> ValidationResult:
@@ -139,6 +139,7 @@ class Validation:
             "eval_set": self._eval_set,
             "held_out": len(inputs.ids),
             "first_third": inputs.first_third,
+            "first_sixth": inputs.first_sixth,
             "eval_seeds": len(inputs.eval_seeds),
             "lpips": {"net": NET, "backbone": BACKBONE, "hash": self._lpips.hash},
             "samplers": {
