@@ -44,6 +44,7 @@ class Follow:
         self._now = now
         self._curves = CurveMemory()
         self._silent: set[tuple[str, int]] = set()
+        self._orphaned: set[tuple[str, int]] = set()
 
     def __call__(self, run: StoredRun) -> None:
         """One round for one run with a live or intended attempt."""
@@ -152,9 +153,19 @@ class Follow:
             values["exit"] = None if seen.exit is None else changes.json_ready(seen.exit)
             values["ended"] = self._now()
             values["sync"] = "done"  # a local run folder is where it belongs already
-        if values:
-            with self._session.transaction() as connection:
-                changes.set_attempt(connection, run.run, attempt.number, **values)
+        newly_orphaned = seen.orphaned and (run.run, attempt.number) not in self._orphaned
+        if not values and not newly_orphaned:
+            return
+        with self._session.transaction() as connection:
+            changes.set_attempt(connection, run.run, attempt.number, **values)
+            if newly_orphaned:
+                self._orphaned.add((run.run, attempt.number))
+                reason = (
+                    "its supervisor is gone; the training process was told to save and end, and is watched until then"
+                )
+                changes.add_event(
+                    connection, self._now(), "warning", reason, study=run.study, run=run.run, attempt=attempt.number
+                )
 
 
 def metric_files(shell: Shell, run_dir: Path, attempt: int, metrics: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -313,7 +313,7 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "hot_lr": (hot_lr, PRODUCT),
     "check": (check, (*PRODUCT, "tests", "README.md", "CONTRIBUTING.md")),
     "demo": (demo, PRODUCT),
-    "seeds": (seeds, ("trainer", "arms", "runner/judge", "runner/follow.py", "pyproject.toml")),
+    "seeds": (seeds, ("trainer", "arms", "runner/judge", "runner/follow.py")),
 }
 
 

@@ -59,11 +59,12 @@ def add_attempt(
 
 def set_attempt(connection: Connection, run: str, attempt: int, **values: Any) -> None:
     """Change columns of one attempt."""
-    connection.execute(
-        update(tables.attempts)
-        .where(tables.attempts.c.run == run, tables.attempts.c.attempt == attempt)
-        .values(**values)
-    )
+    if values:
+        connection.execute(
+            update(tables.attempts)
+            .where(tables.attempts.c.run == run, tables.attempts.c.attempt == attempt)
+            .values(**values)
+        )
 
 
 def add_event(
