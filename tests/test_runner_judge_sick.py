@@ -100,7 +100,7 @@ def test_a_metric_that_jumps_and_stays_exactly_there() -> None:
 
 
 def test_a_persistent_rise_of_more_than_three_percent() -> None:
-    values = [1.0, 0.9, 0.85, 0.8, 0.78, 0.77, 0.809, 0.81, 0.811, 0.811]
+    values = [1.0, 0.9, 0.84, 0.80, 0.78, 0.77, 0.815, 0.816, 0.817, 0.817]
     verdict = verdict_on({"val/recon_lpips": series("val/recon_lpips", values, 500)}, 5000)
     assert (verdict.action, verdict.findings[-1].evidence["rule"]) == ("abort", "persistent")
 
@@ -126,7 +126,9 @@ def test_higher_is_better_is_the_mirror_image() -> None:
     assert (verdict.action, verdict.rule) == ("abort", "regress")
     assert verdict.findings[-1].evidence["best_value"] == 0.67
     assert verdict.findings[-1].evidence["value"] == pytest.approx(0.54)
-    assert verdict_on(curves, 5000, primary=Primary("accuracy", direction="min")).action == "none"
+    rising = {"accuracy": series("accuracy", [0.50 + 0.02 * k for k in range(10)], 500)}
+    assert verdict_on(rising, 5000, primary=Primary("accuracy", direction="max")).action == "none"
+    assert verdict_on(rising, 5000, primary=Primary("accuracy", direction="min")).action == "abort"
 
 
 def test_secondary_metrics_warn_and_probes_are_not_ranked() -> None:

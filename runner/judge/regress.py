@@ -11,6 +11,7 @@ Everything is relative to the run's own curve: r = (value - best) / |median valu
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def _rise(steps: list[int], values: list[float], ordered: list[float], curves: C
     scale = _scale(ordered)
     if values[-1] <= best or scale <= 0:
         return None
-    jitter = max(JITTER_FLOOR * scale, _noise(values, best_at))
+    jitter = max(JITTER_FLOOR * scale, sys.float_info.min, _noise(values, best_at))
     bar = best + jitter + max(WARN * scale, WARN_JITTERS * jitter)
     begins = len(values)
     while begins > best_at + 1 and values[begins - 1] >= bar:

@@ -77,7 +77,7 @@ def is_stopped(verdict: Verdict) -> bool:
 
 
 def loss(kind: str, seed: int, cadence: Cadence, noise: float) -> Loss:
-    """A loss of `kind` (healthy or sick) with log-normal noise; above 0.2, one sample in a hundred is a spike up to 4x."""
+    """A loss of `kind` (healthy or sick) with log-normal noise; above 0.2, one sample in 100 is a spike up to 4x."""
     draw = random.Random(f"loss {kind} {seed} {cadence} {noise}")
     total = cadence.steps_total
     onset, floor, rate = draw.uniform(0.12, 0.85), draw.uniform(0.2, 0.6), draw.uniform(3, 12)
@@ -131,6 +131,7 @@ def metric(kind: str, seed: int, points: int, noise: float, *, onset: float = 0.
         fall = {
             "plateau": min(1.0, u / 0.15),
             "slow_start": 1 - math.exp(-rate * max(0.0, u - 0.38)),
+            "collapse": 1 - math.exp(-rate * min(u, onset)),
         }.get(kind, 1 - math.exp(-rate * u))
         change = {
             "bump": bump * math.exp(-(u - begins) / decay) if u >= begins else 0.0,
