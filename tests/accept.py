@@ -317,21 +317,21 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
 }
 
 
-def covered(paths: tuple[str, ...]) -> str:
-    """Hash of the committed content that a line covers."""
+def covered(paths: tuple[str, ...], commit: str) -> str:
+    """Hash of the content of a commit that a line covers."""
     tree = subprocess.run(
-        ["git", "ls-tree", "-r", "HEAD", *paths], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-tree", "-r", commit, *paths], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return hashlib.sha256(tree.stdout.encode()).hexdigest()
 
 
-def still_counts(name: str, paths: tuple[str, ...]) -> bool:
+def still_counts(name: str, paths: tuple[str, ...], commit: str) -> bool:
     """Whether a line passed for exactly this content before."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return False
     result = json.loads(path.read_text())
-    return bool(result["passed"]) and result["covers"] == covered(paths)
+    return bool(result["passed"]) and result["covers"] == covered(paths, commit)
 
 
 def run_line(name: str, clone: Path, commit: str) -> bool:
@@ -350,7 +350,7 @@ def run_line(name: str, clone: Path, commit: str) -> bool:
         "passed": not problem,
         "problem": problem,
         "commit": commit,
-        "covers": covered(paths),
+        "covers": covered(paths, commit),
         "seconds": round(time.time() - started),
         "notes": bench.notes,
         "log": bench.log,
@@ -371,7 +371,7 @@ def main(names: list[str]) -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
-    todo = [name for name in LINES if (name in names if names else not still_counts(name, LINES[name][1]))]
+    todo = [name for name in LINES if (name in names if names else not still_counts(name, LINES[name][1], commit))]
     for name in [name for name in LINES if name not in todo]:
         print(f"ok   {name} (counts from before)" if not names else f"     {name} (not asked for)")
     if not todo:
@@ -379,6 +379,7 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="armature-accept-") as folder:
         clone = Path(folder) / "armature"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+        subprocess.run(["git", "checkout", "-q", commit], cwd=clone, check=True)
         subprocess.run(["make", "-s", "setup"], cwd=clone, check=True)
         passed = [run_line(name, clone, commit) for name in todo]
     return 0 if all(passed) else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.judge import regress
 from runner.judge.best import best_point
 from runner.records import Health, Policy, Primary, Series, Severity, Verdict
 from tests.fakes.curves import ABORT_ALL, is_stopped, series, verdict_on
@@ -44,6 +45,15 @@ def test_arm_b_is_warned_at_3500_and_aborted_at_4000(scale: float) -> None:
 def test_the_healthy_arms_are_never_aborted(arm: str, scale: float) -> None:
     for upto in range(500, 5001, 500):
         assert not is_stopped(judged(arm, scale=scale, upto=upto))
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+def test_nothing_hangs_on_the_last_digit_of_a_threshold(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WARN", "WARN_JITTERS", "ABORT_Z", "PROJECTED", "PROJECTED_END", "PERSISTENT", "SEVERE", "FINAL"):
+        monkeypatch.setattr(regress, name, factor * getattr(regress, name))
+    assert not any(is_stopped(judged(arm)) for arm in ("A", "C", "D"))
+    verdict = judged("B")
+    assert (verdict.action, verdict.findings[-1].step) in [("abort", 4000), ("abort", 4500)]
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -180,12 +180,16 @@ def _scale(ordered: Sequence[float]) -> float:
 def _noise(values: Sequence[float], best_at: int) -> float:
     """Noise of the curve up to its best, or up to its last three points: a collapse must not hide by looking noisy."""
     end = max(best_at + 1, len(values) - FEWEST)
-    known = values[max(0, end - JITTER_POINTS) : end]
-    if len(known) < JITTER_FEWEST:
-        known = values[-JITTER_POINTS:]
-    estimates = [difference_mad(known, order) for order in (2, 3) if len(known) >= order + 3]
-    choose = max if len(known) >= JITTER_MANY else min
-    return choose(estimates, default=0.0)
+    before = values[max(0, end - JITTER_POINTS) : end]
+    if len(before) >= JITTER_MANY:
+        return max(_estimates(before))
+    whole = _estimates(values[-JITTER_POINTS:])
+    return min([*whole, *_estimates(before)] if len(before) >= JITTER_FEWEST else whole, default=0.0)
+
+
+def _estimates(values: Sequence[float]) -> list[float]:
+    """Noise from second and third differences, where there are at least three of them."""
+    return [difference_mad(values, order) for order in (2, 3) if len(values) >= order + 3]
 
 
 def _is_in_event_window(steps: Sequence[int], events: Sequence[DeclaredEvent]) -> bool:
