@@ -111,8 +111,9 @@ def test_arbitrary_numbers_never_break_the_judge_nor_its_replay(
         [1e300, -1e300] * 250,
         [5e-324] * 500,
         [0.0] * 250 + [5e-324] * 250,
+        [5e-324] * 5 + [0.0] * 495,
     ],
-    ids=["empty", "one", "zeros", "ones", "negative", "huge", "alternating", "tiny", "denormal"],
+    ids=["empty", "one", "zeros", "ones", "negative", "huge", "alternating", "tiny", "denormal", "tiny to zero"],
 )
 @pytest.mark.parametrize("direction", ["min", "max"])
 def test_dull_and_extreme_curves_are_no_reason_to_stop(garbage: list[float], direction: str) -> None:

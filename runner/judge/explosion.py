@@ -13,15 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.judge.curves import Curves
+from runner.judge.curves import Curves, json_numbers
 from runner.judge.excursion import LEVEL, Baseline, Unrecovered, crossing, first_unrecovered, follow
 from runner.judge.recovery import Spike, is_recovering, log_noise
 from runner.judge.robust import difference_mad, median
 from runner.judge.samples import Samples
 from runner.records import Finding, Series, Severity
-
-# Events after which the loss is another quantity: its level before says nothing about its level after.
-NEW_REGIMES = frozenset({"repa_off", "routing_off", "resolution", "lr_restart"})
 
 # slow: blocks of twenty samples, for sixty samples or half the time that a spike may take, 1.5 x above the best sixty.
 BLOCK = 20
@@ -68,9 +65,7 @@ def detect(curves: Curves) -> tuple[Finding, ...]:
 
 def _regimes(loss: Series, curves: Curves) -> list[Samples]:
     """The finite samples between declared changes of what the loss means."""
-    finite = Samples.finite(loss, curves)
-    changes = sorted({event.step for event in curves.events if event.event in NEW_REGIMES})
-    return finite.split_after(changes)
+    return Samples.finite(loss, curves).split_after(curves.regime_changes())
 
 
 def _excursion(samples: Samples) -> Trigger | None:
@@ -160,16 +155,8 @@ def _finding(metric: str, samples: Samples, trigger: Trigger) -> Finding:
         severity=Severity.ABORT,
         step=step,
         summary=f"{metric} rose from {reference:.4g} to {level:.4g} and stays up (step {step}, {trigger.rule})",
-        evidence={"metric": metric, "rule": trigger.rule, **_json_numbers(trigger.evidence)},
+        evidence={"metric": metric, "rule": trigger.rule, **json_numbers(trigger.evidence)},
     )
-
-
-def _json_numbers(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Overflowed ratios as the strings that non-finite values are everywhere."""
-    return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in evidence.items()
-    }
 
 
 RULES: Sequence[Callable[[Samples], Trigger | None]] = (_excursion, _above_start, _slow)

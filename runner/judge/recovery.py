@@ -59,23 +59,28 @@ def is_recovering(excess: Sequence[float], *, allowed: float, horizon: int, over
     if level <= allowed:
         return True
     needed_slope = -math.log(level / allowed) / horizon
-    slope, error = _log_trend(excess, max(allowed / 10, sys.float_info.min), noise)
+    slope, error = _log_trend(excess, allowed / 10, noise)
     doubt = DOUBT * error
     return slope - doubt <= needed_slope if over < horizon else slope + doubt <= needed_slope
 
 
 def log_noise(values: Sequence[float], floor: float) -> float:
     """Standard deviation of the log of a noisy positive curve around its trend; values below `floor` count as it."""
-    return difference_mad([math.log(max(value, floor)) for value in values], 1)
+    return difference_mad(_logs(values, floor), 1)
 
 
 def _log_trend(excess: Sequence[float], floor: float, noise: float) -> tuple[float, float]:
     """Slope of log(excess) per sample, and its standard error as that of a straight-line fit under white noise."""
     count = len(excess)
-    logs = [math.log(max(value, floor)) for value in excess]
+    logs = _logs(excess, floor)
     buckets = min(BUCKETS, max(2, count // 2))
     edges = [count * k // buckets for k in range(buckets + 1)]
     centres = [(left + right - 1) / 2 for left, right in pairwise(edges)]
     medians = [median(logs[left:right]) for left, right in pairwise(edges)]
     error = max(noise, difference_mad(logs, 1)) * math.sqrt(12 / count**3) * (1 + SMALL_SAMPLE / count)
     return theil_sen(centres, medians), error
+
+
+def _logs(values: Sequence[float], floor: float) -> list[float]:
+    least = max(floor, sys.float_info.min)  # a tenth of the smallest number is zero
+    return [math.log(max(value, least)) for value in values]

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from runner.judge.best import FIRST_SHARE
-from runner.judge.curves import Curves
+from runner.judge.curves import Curves, json_numbers
 from runner.judge.evaluations import evaluations
 from runner.judge.robust import difference_mad, theil_sen
-from runner.records import DeclaredEvent, Finding, Series, Severity
+from runner.records import Finding, Series, Severity
 
 # Validation metrics besides the primary that are known to be better when lower. Probes are never ranked.
 LOWER_IS_BETTER = frozenset({"text_lpips", "text_rmse", "loss"})
@@ -35,22 +35,27 @@ JITTER_POINTS = 40
 JITTER_FEWEST = 6
 JITTER_MANY = 12
 
+# The noise of a smooth validation stays below one percent; of a noisy one, below two and a half of its own deviations.
 WARN = 0.010
 WARN_JITTERS = 2.5
+# An abort is for what no repeated validation could show by chance.
 ABORT_Z = 6.0
 # A rate is trusted for at most this share of the budget ahead.
 AHEAD_SHARE = 0.30
+# Healthy runs end up to 2.5 % above their best, collapses beyond 4.5 %: a rise must be past the first and heading well
+# past the second, or stay between them, or be far beyond.
 PROJECTED, PROJECTED_END = 0.021, 0.055
 PERSISTENT = 0.030
 SEVERE = 0.080
 # A severe rise that has eased by less than a tenth is not on its way back.
 EASED_SHARE = 0.10
+# The last checkpoint has no successor to confirm it.
 FINAL = 0.042
+# Three close points are one event seen three times; two may decide only when they lie a regular checkpoint apart.
 THREE_POINTS_SPAN = 0.034
 TWO_CHECKPOINTS_SPAN = 0.09
 # Regular validations after a declared change during which a bump is expected: then only `severe` may abort.
 EVENT_WINDOW = 3
-EVENTS_WITH_BUMP = frozenset({"repa_off", "routing_off", "resolution", "lr_restart"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,7 @@ def _rise(steps: list[int], values: list[float], ordered: list[float], curves: C
         begins -= 1
     if begins == len(values):
         return None
-    window = _is_in_event_window(steps, curves.events)
+    window = _is_in_event_window(steps, curves.regime_changes())
     return _Rise(steps[begins:], values[begins:], steps[best_at], best, jitter, scale, steps_total, len(values), window)
 
 
@@ -192,10 +197,9 @@ def _estimates(values: Sequence[float]) -> list[float]:
     return [difference_mad(values, order) for order in (2, 3) if len(values) >= order + 3]
 
 
-def _is_in_event_window(steps: Sequence[int], events: Sequence[DeclaredEvent]) -> bool:
-    now = steps[-1]
-    changes = [event.step for event in events if event.event in EVENTS_WITH_BUMP and event.step < now]
-    return bool(changes) and sum(step > max(changes) for step in steps) <= EVENT_WINDOW
+def _is_in_event_window(steps: Sequence[int], changes: Sequence[int]) -> bool:
+    past = [change for change in changes if change < steps[-1]]
+    return bool(past) and sum(step > past[-1] for step in steps) <= EVENT_WINDOW
 
 
 def _abort_rule(rise: _Rise, gap_steps: int) -> str | None:
@@ -225,16 +229,18 @@ def _finding(metric: str, severity: Severity, rule: str, rise: _Rise, sign: floa
         severity=severity,
         step=step,
         summary=f"{metric} is {percent:.1f} % worse than its best of step {rise.best_step} (step {step}, {rule})",
-        evidence={
-            "metric": metric,
-            "rule": rule,
-            "value": sign * rise.values[-1],
-            "best_value": sign * rise.best,
-            "best_step": rise.best_step,
-            "regress_percent": round(percent, 3),
-            "jitter_percent": round(100 * rise.jitter / rise.scale, 3),
-            "z": round(rise.z, 2),
-            "projected_percent": round(100 * rise.projected(), 3),
-            "points": [[at, sign * value] for at, value in zip(rise.steps, rise.values, strict=True)],
-        },
+        evidence=json_numbers(
+            {
+                "metric": metric,
+                "rule": rule,
+                "value": sign * rise.values[-1],
+                "best_value": sign * rise.best,
+                "best_step": rise.best_step,
+                "regress_percent": round(percent, 3),
+                "jitter_percent": round(100 * rise.jitter / rise.scale, 3),
+                "z": round(rise.z, 2),
+                "projected_percent": round(100 * rise.projected(), 3),
+                "points": [[at, sign * value] for at, value in zip(rise.steps, rise.values, strict=True)],
+            }
+        ),
     )
