@@ -23,6 +23,7 @@ from runner.store.status import read_status
 from runner.view import exit_code, leave_or_stop, say, watch
 
 REPORT_WITHIN_S = 300.0
+CONTROLLER_AGAIN_S = 5.0
 
 
 def launch(
@@ -62,8 +63,13 @@ def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: boo
     console = Console(highlight=False, stderr=as_json, quiet=as_json)
     since = time.time()
 
+    last_start = time.monotonic()
+
     def keep_controller() -> None:
-        if not is_held(home.lock) and _has_open_runs(home, chosen):
+        nonlocal last_start
+        patient = time.monotonic() - last_start < CONTROLLER_AGAIN_S
+        if not patient and not is_held(home.lock) and _has_open_runs(home, chosen):
+            last_start = time.monotonic()
             ensure_controller(home)
 
     try:

@@ -35,6 +35,8 @@ from runner.store.history import seconds_per_step
 ANSWER_WITHIN_S = 30.0
 START_AGAIN_S = 3.0
 POLL_S = 0.05
+RESERVE_MIB = 64.0
+"""What must stay free beside checkpoints: database, logs, pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +243,11 @@ def _slots(arms: Sequence[ResolvedArm], options: Options) -> dict[Shape, tuple[S
 
 
 def _require_disk(prepared: Prepared) -> None:
-    wanted_mib = prepared.plan.disk_mib
+    wanted_mib = prepared.plan.disk_mib + RESERVE_MIB
     free_mib = shutil.disk_usage(prepared.home.root).free / 2**20
     if wanted_mib > free_mib:
         raise HomeError(
-            f"{prepared.home.root}: the checkpoints of this launch need about {wanted_mib:.0f} MiB and only "
+            f"{prepared.home.root}: this launch needs about {wanted_mib:.0f} MiB of disk and only "
             f"{free_mib:.0f} MiB are free; lower checkpoint.keep, launch fewer runs, or choose another --home "
             "(nothing was started)"
         )

@@ -1,0 +1,73 @@
+"""What stands between a launch and its first run: disk, a newer database, unfair comparisons, earlier launches."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.errors import HomeError, NotInThisVersion, UsageError
+from runner.home import Home
+from runner.launching import Options, commit, prepare, ready_database, refuse_unfair
+from tests.fakes.lab import ROOT, Lab
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    found = Lab(tmp_path)
+    yield found
+    found.clean_up()
+
+
+def test_a_full_disk_is_refused_before_anything_starts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(Home(lab.home), [lab.arm("talker")], Options())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 2**20))
+    with pytest.raises(HomeError, match=rf"{lab.home}: .* only 1 MiB are free.*nothing was started"):
+        commit(prepared)
+    assert list(lab.home.iterdir()) == []
+
+
+def test_preparing_writes_nothing(lab: Lab) -> None:
+    prepared = prepare(Home(lab.home), [lab.arm("talker")], Options())
+    assert [run.sentence for run in prepared.plan.runs] == ["starts"]
+    assert not lab.home.exists()
+
+
+def test_every_command_refuses_a_database_from_the_future(lab: Lab) -> None:
+    arm = lab.arm("talker")
+    lab.home.mkdir()
+    ready_database(Home(lab.home))
+    connection = sqlite3.connect(lab.home / "runner.db")
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    for arguments in (["launch", str(arm)], ["status"], ["resume"]):
+        refused = lab.run(*arguments, code=3)
+        assert f"{lab.home}/runner.db" in refused.stderr
+        assert "9999" in refused.stderr
+
+
+def test_a_provider_of_a_later_version_and_no_slots_are_refused(lab: Lab) -> None:
+    arm = lab.arm("talker")
+    with pytest.raises(NotInThisVersion, match="vast"):
+        prepare(Home(lab.home), [arm], Options(provider="vast"))
+    with pytest.raises(UsageError, match="at least one slot"):
+        prepare(Home(lab.home), [arm], Options(slots=0))
+
+
+def test_an_unfair_comparison_is_refused_until_a_reason_is_given(lab: Lab) -> None:
+    arm = lab.folder / "dead.yaml"
+    base = ROOT / "arms" / "base" / "quickstart.yaml"
+    arm.write_text(f"extends: {base}\narm: A\nchanges: {{trainer.tread.ratio: 0.25}}\n")
+    unfair = prepare(Home(lab.home), [arm], Options())
+    with pytest.raises(UsageError, match=r"F17.*tread.*--allow F17="):
+        refuse_unfair(unfair)
+    refuse_unfair(prepare(Home(lab.home), [arm], Options(allow=("F17=a test of a dead switch",))))
+    assert lab.run("launch", arm, code=2).stderr.startswith("runner: F17")
+    assert not lab.home.exists()
