@@ -24,7 +24,7 @@ from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, HomeError
 from runner.follow import Follow
-from runner.home import Home, create_home
+from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock
 from runner.observe import checkpoints
 from runner.perform import Perform
@@ -72,6 +72,7 @@ class Controller:
         self._report = report
         self._reports: dict[str, subprocess.Popen[bytes]] = {}
         self._troubles: set[tuple[str, str]] = set()
+        self._warned_of_disk = False
         self._repeat_stops()
 
     def step(self) -> Round:
@@ -87,6 +88,7 @@ class Controller:
         actions = schedule(facts, slots)
         for action in actions:
             self._guarded(by_id[action.run], self._carrying_out(action))
+        self._watch_disk(runs)
         reporting = self._write_reports()
         return Round(open=bool(asked or runs or reporting), acted=bool(asked or actions))
 
@@ -159,6 +161,7 @@ class Controller:
         shape = (arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib)
         with self._session.reading() as connection:
             last_step = history.last_step(connection, run.run)
+            gpus = None if run.attempt is None else history.reported_gpus(connection, run.run, run.attempt.number)
         verdict = run.verdict or {}
         return RunFacts(
             run=run.run,
@@ -168,7 +171,7 @@ class Controller:
             shape=shape,
             steps_total=run.steps_total,
             last_step=last_step,
-            attempt=None if run.attempt is None else _attempt_facts(run.attempt),
+            attempt=None if run.attempt is None else _attempt_facts(run.attempt, gpus),
             abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
             stop_wanted=run.stop_wanted,
             stopping_rule=run.rule if run.state is RunState.STOPPING else "",
@@ -182,6 +185,21 @@ class Controller:
             return False
         shell = self._places.by_lease(run.attempt.lease).shell
         return bool(checkpoints(shell, self._home.root / run.run))
+
+    def _watch_disk(self, runs: Sequence[StoredRun]) -> None:
+        """Say once, at every live run, that the disk is nearly full: a checkpoint that does not fit ends a training."""
+        live = [run for run in runs if run.attempt is not None and run.attempt.phase == Phase.LIVE]
+        if self._warned_of_disk or not live:
+            return
+        assert live[0].attempt is not None
+        free_mib = self._places.by_lease(live[0].attempt.lease).shell.free_disk_mib(str(self._home.root))
+        if free_mib >= RESERVE_MIB:
+            return
+        self._warned_of_disk = True
+        reason = f"{self._home.root}: only {free_mib} MiB of disk are left; free some, or checkpoints will fail"
+        with self._session.transaction() as connection:
+            for run in live:
+                changes.add_event(connection, self._clock.now(), "warning", reason, study=run.study, run=run.run)
 
     def _write_reports(self) -> bool:
         """A study whose runs have all ended gets its report, written by a child; says whether one is being written."""
@@ -204,8 +222,9 @@ class Controller:
             changes.add_event(connection, self._clock.now(), "report", said, study=study, data={"code": code})
 
 
-def _attempt_facts(attempt: StoredAttempt) -> AttemptFacts:
+def _attempt_facts(attempt: StoredAttempt, gpus: Sequence[str] | None) -> AttemptFacts:
     ended = attempt.exit
+    wrong = bool(gpus and attempt.slot.gpu_uuids) and set(gpus or ()) != set(attempt.slot.gpu_uuids)
     return AttemptFacts(
         number=attempt.number,
         kind=AttemptKind(attempt.kind),
@@ -217,6 +236,7 @@ def _attempt_facts(attempt: StoredAttempt) -> AttemptFacts:
         if ended is None
         else Exit(ended.get("code"), ended.get("signal"), ended.get("cause", ""), ended.get("error") or ""),
         last_words="" if ended is None else ended.get("last_words", ""),
+        wrong_gpus=f"it sees {', '.join(gpus or ())}, not {', '.join(attempt.slot.gpu_uuids)}" if wrong else "",
     )
 
 

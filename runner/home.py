@@ -14,6 +14,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
      "fuse.glusterfs", "gpfs", "9p", "afs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone"}
 )  # fmt: skip
 
+RESERVE_MIB = 64.0
+"""Disk that must stay free beside checkpoints: database, logs, pictures."""
+
 
 @dataclass(frozen=True, slots=True)
 class Home:

@@ -16,11 +16,12 @@ from sqlalchemy import Connection, select
 
 from provisioning import PROVIDERS
 from provisioning.base import Handle, NoCapacity, Request, Slot
+from provisioning.gpus import MASK, NvmlDriver, usable_gpus
 from reports.study import LintView
 from runner.accept import capacity_of, known_runs
 from runner.detach import SUPERVISOR, start_controller
 from runner.errors import HomeError, InfrastructureError, NotInThisVersion, UsageError, Where
-from runner.home import Home, create_home
+from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock, is_held
 from runner.plan import KnownRun, Plan, make_plan
 from runner.provenance import collect
@@ -35,8 +36,6 @@ from runner.store.history import seconds_per_step
 ANSWER_WITHIN_S = 30.0
 START_AGAIN_S = 3.0
 POLL_S = 0.05
-RESERVE_MIB = 64.0
-"""What must stay free beside checkpoints: database, logs, pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +120,7 @@ def commit(prepared: Prepared) -> int:
     create_home(home)
     _require_disk(prepared)
     ready_database(home)
+    gpus = [gpu.name for gpu in usable_gpus(NvmlDriver(), os.environ.get(MASK)).gpus]
     entries = []
     for arm in prepared.arms:
         snapshot = take(arm, home)
@@ -128,7 +128,7 @@ def commit(prepared: Prepared) -> int:
             {
                 "document": to_json(arm),
                 "snapshot": {"hash": snapshot.hash, "root": snapshot.root, "arm_dir": snapshot.arm_dir},
-                "provenance": collect(arm, snapshot, os.environ),
+                "provenance": collect(arm, snapshot, os.environ, gpus),
             }
         )
     payload = {

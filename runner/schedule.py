@@ -19,6 +19,9 @@ from runner.records import ON_A_SLOT, AttemptKind, RunState
 Shape = tuple[int, int, float]
 """What a run asks of a slot: GPUs, CPU cores, GiB of GPU memory."""
 
+WRONG_GPU = "wrong_gpu"
+"""The failure of an attempt whose process sees other GPUs than its slot holds."""
+
 FAILURE_CLASSES: Mapping[int, str] = {78: "config", 65: "data", 70: "internal"}
 """Exit codes that our trainer gives a meaning to; a foreign script's codes stand for themselves."""
 
@@ -44,7 +47,8 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFacts:
-    """The latest attempt of a run. `reported` is true once its process was seen alive."""
+    """The latest attempt of a run. `reported` is true once its process was seen alive; `wrong_gpus` says which GPUs it
+    reported when they are not those of its slot."""
 
     number: int
     kind: AttemptKind
@@ -54,6 +58,7 @@ class AttemptFacts:
     reported: bool = False
     exit: Exit | None = None
     last_words: str = ""
+    wrong_gpus: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,8 @@ def _next_for(run: RunFacts) -> Action | None:
 def _stop_if_due(run: RunFacts, attempt: AttemptFacts) -> Stop | None:
     if attempt.stop_sent or run.state not in (RunState.STARTING, RunState.RUNNING):
         return None
+    if attempt.wrong_gpus:
+        return Stop(run.run, attempt.number, attempt.wrong_gpus, WRONG_GPU)
     if run.stop_wanted:
         return Stop(run.run, attempt.number, run.stop_wanted)
     if run.abort is not None:
@@ -202,12 +209,14 @@ def _settle_zero(run: RunFacts) -> Settle:
 
 def _after_stop(run: RunFacts, attempt: AttemptFacts) -> Action:
     """A stop that we asked for has happened; an aborted trainer run is scored in full while its slot is still held."""
-    if run.is_trainer and run.stopping_rule and run.has_checkpoint:
+    if run.is_trainer and run.stopping_rule not in ("", WRONG_GPU) and run.has_checkpoint:
         return Start(run.run, attempt.number + 1, AttemptKind.EVALUATE, attempt.slot, resume=False)
     return _settle_stopped(run, "")
 
 
 def _settle_stopped(run: RunFacts, note: str) -> Settle:
+    if run.stopping_rule == WRONG_GPU:
+        return Settle(run.run, RunState.FAILED, run.stopping_reason, WRONG_GPU)
     if run.stopping_rule:
         return Settle(run.run, RunState.ABORTED, run.stopping_reason + note, run.stopping_rule)
     return Settle(run.run, RunState.CANCELLED, (run.stop_wanted or run.stopping_reason) + note)

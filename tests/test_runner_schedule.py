@@ -112,6 +112,19 @@ def test_an_aborted_trainer_run_is_scored_on_its_slot_before_it_is_settled() -> 
     assert only(replace(stopped, is_trainer=False)) == Settle("r", RunState.ABORTED, "why", "explosion")
 
 
+def test_a_process_on_other_gpus_than_its_slot_s_is_stopped_and_failed() -> None:
+    astray = AttemptFacts(1, AttemptKind.TRAIN, Phase.LIVE, CPU0, reported=True, wrong_gpus="it sees GPU-b, not GPU-a")
+    assert only(on_slot(attempt=astray)) == Stop("r", 1, "it sees GPU-b, not GPU-a", "wrong_gpu")
+    stopped = on_slot(
+        RunState.STOPPING,
+        ended(75, cause="stopped", stop_sent=True),
+        stopping_rule="wrong_gpu",
+        stopping_reason="why",
+        has_checkpoint=True,
+    )
+    assert only(stopped) == Settle("r", RunState.FAILED, "why", "wrong_gpu")
+
+
 def test_a_stop_that_came_too_late_leaves_a_finished_run_finished() -> None:
     run = on_slot(RunState.STOPPING, ended(0, stop_sent=True), last_step=100, stopping_rule="explosion")
     assert only(run).state is RunState.FINISHED

@@ -26,13 +26,9 @@ def studies_without_report(connection: Connection, ended: Sequence[str]) -> tupl
     """Studies whose runs have all ended and changed since the last report was tried."""
     runs, events = tables.runs, tables.events
     rows = connection.execute(select(runs.c.study, runs.c.state, runs.c.changed, runs.c.superseded_by)).all()
-    reported = dict(
-        connection.execute(
-            select(events.c.study, func.max(events.c.time)).where(events.c.what == "report").group_by(events.c.study)
-        )
-        .tuples()
-        .all()
-    )
+    last_report = select(events.c.study, func.max(events.c.time)).where(events.c.what == "report")
+    rows_reported = connection.execute(last_report.group_by(events.c.study)).all()
+    reported: dict[str, float] = {row[0]: row[1] for row in rows_reported}
     open_studies = {row.study for row in rows if row.state not in ended}
     changed = {row.study: 0.0 for row in rows}
     for row in rows:
@@ -68,3 +64,14 @@ def report_outcome(connection: Connection, study: str, since: float) -> str | No
         .where(events.c.what == "report", events.c.study == study, events.c.time >= since)
         .order_by(events.c.id.desc())
     ).scalar()
+
+
+def reported_gpus(connection: Connection, run: str, attempt: int) -> tuple[str, ...] | None:
+    """UUIDs of the GPUs that an attempt's process said it sees; None while it has said nothing."""
+    events = tables.events
+    data = connection.execute(
+        select(events.c.data).where(
+            events.c.run == run, events.c.attempt == attempt, events.c.what == "started", events.c.data.is_not(None)
+        )
+    ).scalar()
+    return None if not data or "gpu_uuids" not in data else tuple(data["gpu_uuids"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from reports.study import (
 from runner.errors import UsageError
 from runner.home import Home
 from runner.judge.best import best_point
+from runner.spec.lint import lint
 from runner.spec.models import ResolvedArm, document, from_json
 from runner.store import tables
 from runner.store.curves import as_series, read_curves
@@ -44,13 +45,14 @@ def build_study_view(connection: Connection, home: Home, study: str) -> StudyVie
         select(runs).where(runs.c.study == study).order_by(runs.c.arm_order, runs.c.seed, runs.c.generation)
     ).all()
     primary = stored.document.get("primary")
+    views = tuple(_run(connection, home, row) for row in rows if row.superseded_by is None)
     return StudyView(
         study=study,
         primary=None if primary is None else PrimaryView(**primary),
         policy=stored.document.get("policy", {}),
-        runs=tuple(_run(connection, home, row) for row in rows if row.superseded_by is None),
+        runs=views,
         superseded=tuple(f"{row.id} ({row.arm}-s{row.seed})" for row in rows if row.superseded_by is not None),
-        lint=tuple(LintView(**finding) for finding in stored.lint),
+        lint=(*(LintView(**finding) for finding in stored.lint), *_held_out_remarks(rows, views)),
         neighbours=tuple(_neighbours(connection, study)),
     )
 
@@ -99,6 +101,17 @@ def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
         flops_per_sample=None if arm.check is None else arm.check.flops_per_sample,
         code_hash=row.snapshot["hash"],
     )
+
+
+def _held_out_remarks(rows: Sequence[Row[Any]], views: Sequence[RunView]) -> Iterable[LintView]:
+    """What only the validations of the runs could tell: held-out samples that were training samples."""
+    shared: dict[str, int] = {}
+    for view in views:
+        counts = [int(meta.get("train_ids_overlap", 0)) for meta in view.metas.values()]
+        arm = f"{rows[0].study}/{view.arm}"
+        shared[arm] = max([shared.get(arm, 0), *counts])
+    arms = {row.arm: from_json(row.arm_document) for row in rows if row.superseded_by is None}
+    return (remark for remark in lint(list(arms.values()), training_ids_in_eval=shared) if remark.rule == "F05")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
