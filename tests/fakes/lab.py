@@ -69,7 +69,7 @@ class Lab:
         environment = {**os.environ, "RUNNER_HOME": str(self.home), "OMP_NUM_THREADS": "1", **self.extra_environment}
         environment.pop("COVERAGE_PROCESS_START", None)
         return subprocess.Popen(
-            [sys.executable, "-m", "runner.cli", *map(str, arguments)],
+            [sys.executable, "-P", "-m", "runner.cli", *map(str, arguments)],
             env={**environment, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
