@@ -34,7 +34,10 @@ class Accept:
 
     def __call__(self, request: Request) -> None:
         """Carry out one request and answer it; a wrong one is refused and changes nothing."""
-        act = {"launch": self._launch, "stop": self._stop, "resume": self._resume}[request.kind]
+        act = {"launch": self._launch, "stop": self._stop, "resume": self._resume}.get(request.kind)
+        if act is None:
+            self._refuse(request, f"{request.kind}: not in this version")
+            return
         try:
             act(request)
         except (UsageError, ProvisioningError) as error:

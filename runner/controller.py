@@ -22,7 +22,7 @@ from provisioning.base import HostLost, Provider, SpawnRefused
 from runner.accept import Accept
 from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
-from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, HomeError
+from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, Fenced, HomeError
 from runner.follow import Follow
 from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock
@@ -124,9 +124,9 @@ class Controller:
         except SpawnRefused as error:
             self._record_trouble(run, str(error), "")
             self._give_up_if_stuck(run, error)
+        except (HomeError, Fenced):
+            raise  # these end the controller, not one run
         except Exception as error:  # the one broad except: see above
-            if isinstance(error, HomeError):
-                raise
             self._record_trouble(run, f"{type(error).__name__}: {error}", traceback.format_exc())
             self._give_up_if_stuck(run, error)
 
@@ -145,7 +145,7 @@ class Controller:
         """A run that cannot be staged or started has failed; one that is training goes on."""
         with self._session.transaction() as connection:
             state = history.state_of(connection, run.run)
-            if state in (RunState.PLACED, RunState.STAGING, RunState.STARTING):
+            if state in (RunState.QUEUED, RunState.PLACED, RunState.STAGING, RunState.STARTING):
                 reason = f"it could not be started: {error}"
                 changes.move_run(connection, run.run, RunState.FAILED, reason, self._clock.now(), rule="staging")
 

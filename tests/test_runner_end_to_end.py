@@ -118,6 +118,18 @@ for step in range(1, 400):
     lab.until(lambda: lab.status()["nan-s0"]["state"] != "aborted(non_finite)", "the resumed run to move")
 
 
+def test_a_study_keeps_its_terms_until_they_are_amended(lab: Lab) -> None:
+    lab.run("launch", lab.arm("one"))
+    other = lab.arm("two", policy={"detectors": {"explosion": "warn"}})
+    refused = lab.run("launch", other, code=2)
+    assert "policy.detectors.explosion" in refused.stderr
+    assert "one.yaml" in refused.stderr
+    assert "two.yaml" in refused.stderr
+    assert set(lab.status()) == {"one-s0"}
+    lab.run("launch", other, "--amend")
+    assert lab.status()["two-s0"]["state"] == "finished"
+
+
 def test_more_runs_than_slots_wait_for_their_turn(lab: Lab) -> None:
     arms = [lab.arm(f"a{index}") for index in range(3)]
     lab.run("launch", *arms, "--slots", "1", "--seeds", "0-1")

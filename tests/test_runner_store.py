@@ -287,6 +287,19 @@ def test_requests_are_answered_once(home: Home, session: Session) -> None:
         assert requests.read_answer(connection, number) == requests.Answer(True, "done")
 
 
+def test_a_request_of_another_version_is_refused_and_does_not_stop_the_controller(home: Home, session: Session) -> None:
+    from runner.accept import Accept
+    from runner.places import Places
+
+    number = requests.ask(home, "extend", {})
+    with session.reading() as connection:
+        (request,) = requests.pending(connection)
+    Accept(session, home, Places(session, {}, lambda: 1.0), lambda: 1.0)(request)
+    with reading(home) as connection:
+        answer = requests.read_answer(connection, number)
+    assert answer == requests.Answer(False, "extend: not in this version")
+
+
 def test_verdicts_keep_words_where_json_has_no_number(session: Session) -> None:
     from runner.records import Finding, Severity
 
