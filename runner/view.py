@@ -19,6 +19,7 @@ from runner.store.database import reading
 from runner.store.status import read_status
 
 REFRESH_S = 0.5
+LINES_REFRESH_S = 1.0
 SECOND_PRESS_S = 3.0
 _ENDED_WORDS = frozenset(str(state) for state in ENDED)
 
@@ -66,7 +67,7 @@ def _watch_lines(
                     print(line, flush=True)
         if all_ended(document):
             return document
-        time.sleep(REFRESH_S)
+        time.sleep(LINES_REFRESH_S)
 
 
 def all_ended(document: dict[str, Any]) -> bool:

@@ -5,11 +5,14 @@ SQLite in WAL mode. Alembic is imported only to create or upgrade; every other o
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -76,7 +79,7 @@ def create_or_upgrade(home: Home, lock: HomeLock) -> None:
 
 def open_writer(path: Path) -> Engine:
     """An engine whose transactions take the write lock at once, so that a check inside one stays true until commit."""
-    engine = create_engine("sqlite://", creator=lambda: _read_write(path), poolclass=NullPool)
+    engine = create_engine("sqlite://", creator=lambda: _read_write(path), poolclass=NullPool, json_deserializer=_loads)
     event.listen(engine, "connect", _enter_wal)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
@@ -92,7 +95,9 @@ def reading(home: Home) -> Iterator[Connection]:
         raise HomeError(
             f"{home.database}: there is no database here; start with `runner launch`, or name another --home"
         )
-    engine = create_engine("sqlite://", creator=lambda: _read_only(home.database), poolclass=NullPool)
+    engine = create_engine(
+        "sqlite://", creator=lambda: _read_only(home.database), poolclass=NullPool, json_deserializer=_loads
+    )
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     try:
         with engine.connect() as connection:
@@ -101,6 +106,12 @@ def reading(home: Home) -> Iterator[Connection]:
         raise HomeError(f"{home.database}: the database cannot be read: {error.orig}") from error
     finally:
         engine.dispose()
+
+
+@lru_cache(maxsize=512)
+def _loads(text: str) -> Any:
+    """Documents of arms are read in every round and hardly ever change; what is returned is shared."""
+    return json.loads(text)
 
 
 def _read_write(path: Path) -> sqlite3.Connection:
