@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from reports.readings import at, curve, evaluation_sets, is_complete, last, run_label, state_of
 from reports.study import RunView, StudyView
@@ -74,9 +75,13 @@ def baseline_arms(study: StudyView) -> tuple[str, ...]:
 
 
 def seed_floor(runs: Sequence[RunView], metric: str, step: int) -> float | None:
-    """The largest distance between two seeds of one arm at a step, |A0 - A1|; None with fewer than two values."""
+    """How far two seeds of one arm are apart at a step: |A0 - A1|, the mean over all pairs when there are more seeds.
+
+    A mean and not the range, because a range grows with every seed that is added. None with fewer than two values.
+    """
     values = [value for run in runs if (value := at(run, metric, step)) is not None and math.isfinite(value)]
-    return max(values) - min(values) if len(values) >= 2 else None
+    apart = [abs(one - other) for one, other in combinations(values, 2)]
+    return math.fsum(apart) / len(apart) if apart else None
 
 
 def sets_differ(run: RunView, other: RunView) -> bool:

@@ -57,6 +57,12 @@ def test_a_difference_equal_to_the_floor_is_within_it() -> None:
     assert seed_floor(runs[:1], PRIMARY.metric, next(iter(steps))) is None
 
 
+def test_the_seed_floor_of_many_seeds_is_the_mean_over_pairs_and_not_their_range() -> None:
+    run = quickstart().runs[0]
+    seeds = [with_curve(run, PRIMARY.metric, {100: value}) for value in (0.0, 1.0, 3.0)]
+    assert seed_floor(seeds, PRIMARY.metric, 100) == pytest.approx((1 + 3 + 2) / 3)
+
+
 def test_an_aborted_arm_is_read_at_the_last_common_step() -> None:
     found = by_arm(quickstart())["B"]
     assert [(pair.arm_step, pair.baseline_step) for pair in found.pairs] == [(600, 600)]
