@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -81,5 +82,17 @@ def _sample(argv: list[str]) -> int:
 
 _COMMANDS = {"train": _train, "check": _check, "evaluate": _evaluate, "sample": _sample}
 
+
+def _turn_deaf() -> None:
+    """A stop that arrives while the interpreter shuts down must not turn the exit code into a death by signal.
+
+    At shutdown Python puts the default action back for every handler, but not for an ignored signal.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    _turn_deaf()
+    sys.exit(exit_code)
