@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +22,7 @@ from runner.store.status import read_status
 
 REFRESH_S = 0.5
 LINES_REFRESH_S = 1.0
+STEP_S = 0.1
 SECOND_PRESS_S = 3.0
 _ENDED_WORDS = frozenset(str(state) for state in ENDED)
 
@@ -31,27 +34,51 @@ def watch(
     study: str | None = None,
     runs: Sequence[str] | None = None,
     each_round: Callable[[], None] = lambda: None,
-    until_ended: bool = True,
 ) -> dict[str, Any]:
     """Show the status until every chosen run has ended, and return the last document.
 
     `runs` narrows the view to some run folders, `study` to one study. Raises KeyboardInterrupt on Ctrl-C.
     """
     wanted = None if runs is None else frozenset(runs)
-    if not console.is_terminal:
-        return _watch_lines(home, study, wanted, each_round, console.quiet)
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        while True:
-            each_round()
-            document = _chosen(home, study, wanted)
-            live.update(render(document, console.width), refresh=True)
-            if until_ended and all_ended(document):
-                return document
-            time.sleep(REFRESH_S)
+    with _interrupts() as asked:
+        if not console.is_terminal:
+            return _watch_lines(home, study, wanted, each_round, console.quiet, asked)
+        with Live(console=console, auto_refresh=False, transient=False) as live:
+            while True:
+                each_round()
+                document = _chosen(home, study, wanted)
+                live.update(render(document, console.width), refresh=True)
+                if all_ended(document):
+                    return document
+                _wait(REFRESH_S, asked)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C is remembered instead of raised: raised in the wrong place, a destructor say, it would be lost."""
+    asked: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _wait(seconds: float, asked: list[int]) -> None:
+    """Wait in short steps; raises KeyboardInterrupt once Ctrl-C was pressed."""
+    for _ in range(round(seconds / STEP_S)):
+        if asked:
+            raise KeyboardInterrupt
+        time.sleep(STEP_S)
 
 
 def _watch_lines(
-    home: Home, study: str | None, wanted: frozenset[str] | None, each_round: Callable[[], None], quiet: bool
+    home: Home,
+    study: str | None,
+    wanted: frozenset[str] | None,
+    each_round: Callable[[], None],
+    quiet: bool,
+    asked: list[int],
 ) -> dict[str, Any]:
     """A line whenever a run's state or health changes; none when `quiet`."""
     said: dict[str, tuple[str, str]] = {}
@@ -67,7 +94,7 @@ def _watch_lines(
                     print(line, flush=True)
         if all_ended(document):
             return document
-        time.sleep(LINES_REFRESH_S)
+        _wait(LINES_REFRESH_S, asked)
 
 
 def all_ended(document: dict[str, Any]) -> bool:

@@ -141,9 +141,7 @@ def test_the_tree_in_the_readme_is_the_real_one() -> None:
     block = re.search(r"```tree\n(.*?)```", readme, re.S)
     assert block is not None
     listed = set(_tree_paths(block.group(1)))
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     real: set[str] = set()
     for name in tracked.stdout.splitlines():
         parts = name.split("/")

@@ -163,7 +163,9 @@ def test_every_state_change_has_a_reason_and_the_order_is_the_drawn_one(lab: Lab
         events = connection.execute(select(tables.events).where(tables.events.c.run.is_not(None))).all()
         leases = connection.execute(select(tables.leases)).all()
     session.close()
-    assert [event.what for event in events] == ["queued", "placed", "staging", "starting", "running", "finished"]
+    order = [event.what for event in events]
+    # A process may end before anybody has seen it running.
+    assert order in [["queued", "placed", "staging", "starting", *seen, "finished"] for seen in ([], ["running"])]
     assert all(event.reason for event in events)
     assert [(lease.provider, lease.state) for lease in leases] == [("local", "released")]
     assert leases[0].label.startswith("armature/")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.home import Home
-from runner.store.database import reading
+from runner.store.database import check_revision, reading
 from runner.store.status import read_status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +92,8 @@ class Lab:
 
     def status(self) -> dict[str, dict[str, Any]]:
         """The runs by arm and seed, newest generation."""
+        if check_revision(self.home / "runner.db") is None:
+            return {}
         with reading(Home(self.home)) as connection:
             document = read_status(connection, time.time())
         return {f"{run['arm']}-s{run['seed']}": run for study in document["studies"] for run in study["runs"]}
