@@ -33,7 +33,7 @@ from runner.records import ENDED, AttemptKind, RunState
 from runner.schedule import Action, AttemptFacts, Exit, Phase, RunFacts, schedule
 from runner.spec.models import from_json
 from runner.store import changes, history, requests
-from runner.store.database import create_or_upgrade
+from runner.store.database import create_or_upgrade, reading
 from runner.store.facts import StoredAttempt, StoredRun, open_runs
 from runner.store.session import Session
 
@@ -286,8 +286,6 @@ def _serve(home: Home, lock: HomeLock, stop: Callable[[], bool]) -> None:
 
 
 def _asked(home: Home) -> bool:
-    from runner.store.database import reading
-
     with reading(home) as connection:
         return bool(requests.pending(connection))
 

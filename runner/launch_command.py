@@ -20,7 +20,7 @@ from runner.store import requests
 from runner.store.database import reading
 from runner.store.history import report_outcome
 from runner.store.status import read_status
-from runner.view import exit_code, leave_or_stop, say, watch
+from runner.view import all_ended, exit_code, leave_or_stop, say, watch
 
 REPORT_WITHIN_S = 300.0
 CONTROLLER_AGAIN_S = 5.0
@@ -84,8 +84,6 @@ def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: boo
 
 
 def _has_open_runs(home: Home, chosen: Sequence[str]) -> bool:
-    from runner.view import all_ended
-
     with reading(home) as connection:
         document = read_status(connection, time.time())
     for entry in document["studies"]:
@@ -115,8 +113,6 @@ def _await_reports(home: Home, prepared: Prepared, since: float) -> None:
 
 
 def _study_ended(home: Home, study: str) -> bool:
-    from runner.view import all_ended
-
     with reading(home) as connection:
         document: dict[str, Any] = read_status(connection, time.time(), study)
     return all_ended(document)
