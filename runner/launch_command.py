@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -19,8 +18,7 @@ from runner.plan import Intent
 from runner.store import requests
 from runner.store.database import reading
 from runner.store.history import report_outcome
-from runner.store.status import read_status
-from runner.view import all_ended, exit_code, leave_or_stop, say, watch
+from runner.view import all_ended, chosen_status, exit_code, leave_or_stop, say, watch
 
 REPORT_WITHIN_S = 300.0
 CONTROLLER_AGAIN_S = 5.0
@@ -68,7 +66,7 @@ def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: boo
     def keep_controller() -> None:
         nonlocal last_start
         patient = time.monotonic() - last_start < CONTROLLER_AGAIN_S
-        if not patient and not is_held(home.lock) and _has_open_runs(home, chosen):
+        if not patient and not is_held(home.lock) and not all_ended(chosen_status(home, wanted=frozenset(chosen))):
             last_start = time.monotonic()
             ensure_controller(home)
 
@@ -81,14 +79,6 @@ def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: boo
     if as_json:
         print(json.dumps(document, allow_nan=False))
     return max(exit_code(document), EXIT_OK)
-
-
-def _has_open_runs(home: Home, chosen: Sequence[str]) -> bool:
-    with reading(home) as connection:
-        document = read_status(connection, time.time())
-    for entry in document["studies"]:
-        entry["runs"] = [run for run in entry["runs"] if run["run_dir"] in chosen]
-    return not all_ended(document)
 
 
 def _stop(home: Home, chosen: Sequence[str]) -> None:
@@ -113,6 +103,4 @@ def _await_reports(home: Home, prepared: Prepared, since: float) -> None:
 
 
 def _study_ended(home: Home, study: str) -> bool:
-    with reading(home) as connection:
-        document: dict[str, Any] = read_status(connection, time.time(), study)
-    return all_ended(document)
+    return all_ended(chosen_status(home, study))

@@ -46,7 +46,7 @@ def watch(
         with Live(console=console, auto_refresh=False, transient=False) as live:
             while True:
                 each_round()
-                document = _chosen(home, study, wanted)
+                document = chosen_status(home, study, wanted)
                 live.update(render(document, console.width), refresh=True)
                 if all_ended(document):
                     return document
@@ -84,7 +84,7 @@ def _watch_lines(
     said: dict[str, tuple[str, str]] = {}
     while True:
         each_round()
-        document = _chosen(home, study, wanted)
+        document = chosen_status(home, study, wanted)
         runs = [run for entry in document["studies"] for run in entry["runs"]]
         for run, line in zip(runs, lines(document), strict=True):
             now = (run["state"], run["health"])
@@ -108,7 +108,8 @@ def exit_code(document: dict[str, Any]) -> int:
     return EXIT_RUN_FAILED if any(state in ("failed", "lost", "preempted") for state in states) else EXIT_OK
 
 
-def _chosen(home: Home, study: str | None, wanted: frozenset[str] | None) -> dict[str, Any]:
+def chosen_status(home: Home, study: str | None = None, wanted: frozenset[str] | None = None) -> dict[str, Any]:
+    """The status document, narrowed to one study or to some run folders."""
     with reading(home) as connection:
         document = read_status(connection, time.time(), study)
     if wanted is not None:

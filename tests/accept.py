@@ -39,7 +39,7 @@ class NotMet(AssertionError):
 
 @dataclass
 class Bench:
-    """A fresh clone with its own home, and the notes of one line."""
+    """A fresh clone, a folder for homes beside it, and the notes of one line."""
 
     clone: Path
     notes: dict[str, Any] = field(default_factory=dict)
@@ -65,14 +65,18 @@ class Bench:
         return done.stdout + done.stderr
 
     def runner(self, *arguments: str, home: str, code: int | None = 0, limit_s: float = 7200) -> str:
-        """Run our command with a home inside the clone."""
+        """Run our command with a home beside the clone."""
         command, *rest = arguments
-        return self.run(".venv/bin/runner", command, *rest, "--home", home, code=code, limit_s=limit_s)
+        return self.run(".venv/bin/runner", command, *rest, "--home", str(self.home(home)), code=code, limit_s=limit_s)
+
+    def home(self, name: str) -> Path:
+        """A folder outside the clone, which stays clean."""
+        return self.clone.parent / name
 
     def status(self, home: str) -> dict[str, dict[str, Any]]:
         """Runs by arm and seed."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNNER_")}
-        command = [".venv/bin/runner", "status", "--json", "--home", home]
+        command = [".venv/bin/runner", "status", "--json", "--home", str(self.home(home))]
         done = subprocess.run(command, cwd=self.clone, env=environment, capture_output=True, text=True, check=True)
         document = json.loads(done.stdout)
         return {f"{run['arm']}-s{run['seed']}": run for study in document["studies"] for run in study["runs"]}
@@ -81,7 +85,7 @@ class Bench:
         """Comparable points by run id: no times, no machine metrics."""
         self.runner("report", study, home=home)
         found: dict[str, list[str]] = {}
-        lines = (self.clone / home / study / "report/data/points.csv").read_text().splitlines()[1:]
+        lines = (self.home(home) / study / "report/data/points.csv").read_text().splitlines()[1:]
         for line in lines:
             run, attempt, name, step, value, _time = line.split(",")
             if not name.startswith(("sys/", "memory/")):
@@ -144,13 +148,14 @@ def demo(bench: Bench) -> None:
         out = bench.run("make", "demo", limit_s=1800)
         bench.notes["demo_s"] = round(time.monotonic() - started)
     bench.notes["peak_mib"] = round(measured["peak_mib"])
-    runs = bench.status("runs")
+    runs = bench.status("armature/runs")
     bench.notes["runs"] = {
         name: [run["state"], run["health"], run["reason"], run["primary"]] for name, run in runs.items()
     }
     require(len(runs) == 5, "five runs")
     require(all(_ended_well(run) for run in runs.values()), "runs finished or were ended by policy with evidence")
     figures = bench.clone / "runs/portrait-quickstart/report/figures"
+    shutil.copytree(figures.parent, RESULTS / "demo_report", dirs_exist_ok=True)
     for name in FIGURES:
         require((figures / name).is_file(), f"figure {name}")
     require(
@@ -186,7 +191,7 @@ def hot_lr(bench: Bench) -> None:
     require(hot["state"] == "aborted(explosion)" or hot["state"] == "aborted(non_finite)", "hot_lr is aborted")
     require(hot["step"] < hot["steps_total"] / 2, f"before half its budget (step {hot['step']})")
     require(hot["rule"] and hot["verdict"]["findings"][0]["evidence"], "rule and evidence in status --json")
-    report = (bench.clone / "with/portrait-quickstart/report/report.md").read_text().replace("\\", "")
+    report = (bench.home("with") / "portrait-quickstart/report/report.md").read_text().replace("\\", "")
     require(
         hot["rule"] in report and hot["rule"] in bench.runner("status", home="with"), "rule in the report and the table"
     )
@@ -246,19 +251,22 @@ def kill(bench: Bench) -> None:
     bench.runner("launch", *QUICKSTART[2:], *SHORT, home="calm")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNNER_")}
     viewer = subprocess.Popen(
-        [".venv/bin/runner", "launch", *QUICKSTART[2:], *SHORT, "--home", "killed"],
+        [".venv/bin/runner", "launch", *QUICKSTART[2:], *SHORT, "--home", str(bench.home("killed"))],
         cwd=bench.clone, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    lock = bench.clone / "killed/controller.lock"
+    lock = bench.home("killed") / "controller.lock"
     bench.until(lambda: lock.exists() and lock.read_text().strip(), "a controller")
     bench.until(lambda: min((run["step"] for run in bench.status("killed").values()), default=0) >= 60, "step 60")
     os.killpg(viewer.pid, signal.SIGHUP)
     viewer.wait(timeout=60)
     os.kill(int(lock.read_text()), signal.SIGKILL)
     before = bench.status("killed")
-    pids = _training_pids(bench.clone / "killed")
-    time.sleep(5)
-    require(pids and pids == _training_pids(bench.clone / "killed"), "the trainings never stopped")
+    pids, written = _training_pids(bench.home("killed")), _metric_bytes(bench.home("killed"))
+    bench.until(
+        lambda: all(now > then for now, then in zip(_metric_bytes(bench.home("killed")), written, strict=True)),
+        "every training writes on without a controller",
+    )
+    require(pids and pids == _training_pids(bench.home("killed")), "the trainings never stopped")
     bench.runner("resume", home="killed")
     bench.until(lambda: all(run["state"] == "finished" for run in bench.status("killed").values()), "the end", 1200)
     calm, killed = bench.points("calm", "portrait-quickstart"), bench.points("killed", "portrait-quickstart")
@@ -271,6 +279,10 @@ def kill(bench: Bench) -> None:
 def _training_pids(home: Path) -> list[int]:
     records = [json.loads(path.read_text()) for path in home.glob("*/*/attempt-*/supervisor.json")]
     return sorted(record["child"]["pid"] for record in records if psutil.pid_exists(record["child"]["pid"]))
+
+
+def _metric_bytes(home: Path) -> list[int]:
+    return [path.stat().st_size for path in sorted(home.glob("*/*/attempt-*/metrics.jsonl"))]
 
 
 def resume(bench: Bench) -> None:
