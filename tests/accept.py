@@ -211,7 +211,7 @@ def _reuses_slot(bench: Bench) -> str:
     bench.runner("launch", HOT, QUICKSTART[1], *SHORT, "--slots", "1", "--detach", home="slot")
     bench.until(lambda: bench.status("slot")["B-s0"]["state"] == "running", "the next run to start", 300)
     hot, following = (bench.status("slot")[name] for name in ("hot_lr-s0", "B-s0"))
-    bench.runner("stop", "--all", home="slot")
+    bench.runner("stop", "--all", "--wait", home="slot")
     require(hot["state"].startswith("aborted") and hot["slot"] == following["slot"], "its slot was reused")
     return f"{following['slot']}, {following['started'] - hot['changed']:.1f} s after the abort was settled"
 

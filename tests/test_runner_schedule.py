@@ -95,14 +95,14 @@ def test_a_person_comes_before_the_judge() -> None:
     assert only(queued("q", stop_wanted="by hand")) == Settle("q", RunState.CANCELLED, "by hand")
 
 
+def stopped_by(rule: str) -> RunFacts:
+    """A run that was stopped for a rule, saved, and has ended."""
+    saved = ended(75, cause="stopped", stop_sent=True)
+    return on_slot(RunState.STOPPING, saved, stopping_rule=rule, stopping_reason="why", has_checkpoint=True)
+
+
 def test_an_aborted_trainer_run_is_scored_on_its_slot_before_it_is_settled() -> None:
-    stopped = on_slot(
-        RunState.STOPPING,
-        ended(75, cause="stopped", stop_sent=True),
-        stopping_rule="explosion",
-        stopping_reason="why",
-        has_checkpoint=True,
-    )
+    stopped = stopped_by("explosion")
     assert only(stopped) == Start("r", 2, AttemptKind.EVALUATE, CPU0, resume=False)
     scored = replace(stopped, attempt=ended(0, kind=AttemptKind.EVALUATE, number=2))
     assert only(scored) == Settle("r", RunState.ABORTED, "why", "explosion")
@@ -115,14 +115,7 @@ def test_an_aborted_trainer_run_is_scored_on_its_slot_before_it_is_settled() -> 
 def test_a_process_on_other_gpus_than_its_slot_s_is_stopped_and_failed() -> None:
     astray = AttemptFacts(1, AttemptKind.TRAIN, Phase.LIVE, CPU0, reported=True, wrong_gpus="it sees GPU-b, not GPU-a")
     assert only(on_slot(attempt=astray)) == Stop("r", 1, "it sees GPU-b, not GPU-a", "wrong_gpu")
-    stopped = on_slot(
-        RunState.STOPPING,
-        ended(75, cause="stopped", stop_sent=True),
-        stopping_rule="wrong_gpu",
-        stopping_reason="why",
-        has_checkpoint=True,
-    )
-    assert only(stopped) == Settle("r", RunState.FAILED, "why", "wrong_gpu")
+    assert only(stopped_by("wrong_gpu")) == Settle("r", RunState.FAILED, "why", "wrong_gpu")
 
 
 def test_a_stop_that_came_too_late_leaves_a_finished_run_finished() -> None:
