@@ -205,6 +205,13 @@ class Shell(Protocol):
         """Whether exactly this process still runs (a zombie does not)."""
         ...
 
+    def end_descriptor(self, identity: ProcessIdentity) -> int | None:
+        """A new file descriptor that turns readable when the process ends, for the caller to close.
+
+        None where there is none to be had: the host is elsewhere, or the process has ended already.
+        """
+        ...
+
     def free_disk_mib(self, path: str) -> int:
         """MiB free for us on the file system that holds `path`."""
         ...

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.base import HostLost, ProcessIdentity, Spawned, SpawnRefused
-from provisioning.processes import is_alive
+from provisioning.processes import end_descriptor, is_alive
 from provisioning.spawner import ANSWER_S, Spawner
 
 _IDENTITY = ("boot_id", "init_start_ticks", "pid", "start_ticks")
@@ -76,6 +76,10 @@ class LocalShell:
     def is_alive(self, identity: ProcessIdentity) -> bool:
         """Whether exactly this process still runs (a zombie does not)."""
         return is_alive(identity)
+
+    def end_descriptor(self, identity: ProcessIdentity) -> int | None:
+        """A file descriptor that turns readable when the process ends; None when it has ended already."""
+        return end_descriptor(identity)
 
     def free_disk_mib(self, path: str) -> int:
         """MiB free for us on the file system that holds `path`, or its nearest folder that exists."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from provisioning.base import ProcessIdentity
@@ -23,6 +24,19 @@ def is_alive(identity: ProcessIdentity) -> bool:
     """Whether exactly this process still runs. A zombie has ended; so has everything of an earlier boot."""
     found = _state_and_start(identity.pid)
     return found is not None and found[0] not in "ZX" and identity_of(identity.pid) == identity
+
+
+def end_descriptor(identity: ProcessIdentity) -> int | None:
+    """A pidfd of exactly this process, for the caller to close; None when it does not run (any more)."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)
+    except OSError:
+        return None
+    # Asked after opening: the number cannot have passed to another process since.
+    if is_alive(identity):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _state_and_start(pid: int) -> tuple[str, int] | None:

@@ -68,7 +68,7 @@ class Accept:
             entries = {arm.name: (arm, entry) for arm, entry in zip(arms, payload["arms"], strict=True)}
             for planned in plan.runs:
                 arm, entry = entries[f"{planned.study}/{planned.arm}"]
-                self._carry_out(connection, request.id, planned, arm, entry)
+                self._carry_out(connection, request, planned, arm, entry)
             changes.answer(connection, request.id, True, summary(plan), self._now())
 
     def _capacity(self, arms: Sequence[ResolvedArm]) -> Capacity:
@@ -101,11 +101,12 @@ class Accept:
                 )  # fmt: skip
 
     def _carry_out(
-        self, connection: Connection, launch: int, planned: PlannedRun, arm: ResolvedArm, entry: Mapping[str, Any]
+        self, connection: Connection, request: Request, planned: PlannedRun, arm: ResolvedArm, entry: Mapping[str, Any]
     ) -> None:
+        launch, priority = request.id, request.payload.get("priority", 0)
         if planned.intent is Intent.RESTART:
             run = read_run(connection, planned.folder)
-            changes.set_run(connection, run.run, arm_document=entry["document"], launch=launch)
+            changes.set_run(connection, run.run, arm_document=entry["document"], launch=launch, priority=priority)
             _requeue(connection, run, "launched again", "last", self._now())
         if planned.intent is not Intent.START:
             return
@@ -114,6 +115,7 @@ class Accept:
             insert(tables.runs).values(
                 run=planned.folder, id=planned.id, study=planned.study, arm=planned.arm, seed=planned.seed,
                 generation=planned.generation, arm_order=planned.arm_order, launch=launch, identity=planned.identity,
+                priority=priority, wave=barrier(planned, arm.resources.colocate),
                 arm_document=entry["document"], snapshot=entry["snapshot"], provenance=entry["provenance"],
                 steps_total=planned.steps, state=RunState.QUEUED, health=Health.UNKNOWN, overridden=[],
                 created=now, changed=now,
@@ -161,6 +163,12 @@ class Accept:
             changes.answer(connection, request.id, True, f"{run.id} is queued again", self._now())
 
 
+def barrier(planned: PlannedRun, colocate: str) -> int | None:
+    """The wave that a new run starts in: every wave with `require`, only the first with `prefer`, else none."""
+    starts_together = colocate == "require" or (colocate == "prefer" and planned.wave == 0)
+    return planned.wave if starts_together else None
+
+
 def capacity_of(slots: Mapping[tuple[int, int, float], Sequence[Any]]) -> Capacity:
     """How many runs the host can hold at once, from the slots cut for each shape."""
     return Capacity(
@@ -204,6 +212,8 @@ def _requeue(connection: Connection, run: StoredRun, reason: str, start: str, no
         overridden=overridden,
         resume_from=start,
         verdict=None,
+        retries_used=0,
+        wave=None,
         health=Health.UNKNOWN,
         stop_wanted=None,
     )

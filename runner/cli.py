@@ -55,12 +55,15 @@ def launch(
     ] = False,
     amend: Annotated[bool, typer.Option("--amend", help="Replace the stored study-level keys.")] = False,
     allow: Allow = None,
+    priority: Annotated[
+        int, typer.Option("--priority", help="Higher goes first among what waits; nothing that runs makes way.")
+    ] = 0,
 ) -> None:
     """Train the arms: one run for each arm and seed, one slot for each run."""
     from runner import launch_command
     from runner.launching import Options
 
-    options = Options(tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, tuple(allow or ()))
+    options = Options(tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, tuple(allow or ()), priority)
     raise typer.Exit(launch_command.launch(arm_files, options, home, dry_run=dry_run, detach=detach, as_json=as_json))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import time
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -17,8 +19,8 @@ class Clock(Protocol):
         """Seconds that never run backwards."""
         ...
 
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
+    def wait(self, seconds: float, descriptors: Collection[int] = ()) -> frozenset[int]:
+        """Wait so long, or until one of the file descriptors is readable; returns those that are."""
         ...
 
 
@@ -33,6 +35,9 @@ class SystemClock:
         """Seconds that never run backwards."""
         return time.monotonic()
 
-    def sleep(self, seconds: float) -> None:
-        """Wait for real."""
-        time.sleep(seconds)
+    def wait(self, seconds: float, descriptors: Collection[int] = ()) -> frozenset[int]:
+        """Wait for real; a signal handler that runs in between does not end the waiting."""
+        poll = select.poll()
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        return frozenset(descriptor for descriptor, _ in poll.poll(seconds * 1000))

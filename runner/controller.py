@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from provisioning import PROVIDERS
 from provisioning.base import HostLost, Provider, SpawnRefused
@@ -23,19 +24,21 @@ from runner.accept import Accept
 from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, Fenced, HomeError
+from runner.failures import Exit, Failure, classify
 from runner.follow import Follow
 from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock
 from runner.observe import checkpoints
-from runner.perform import Perform
+from runner.perform import Perform, Staged
 from runner.places import Places
 from runner.records import ENDED, AttemptKind, RunState
-from runner.schedule import Action, AttemptFacts, Exit, Phase, RunFacts, schedule
+from runner.schedule import Action, AttemptFacts, Phase, RunFacts, Start, StartTogether, schedule
 from runner.spec.models import from_json
 from runner.store import changes, history, requests
 from runner.store.database import create_or_upgrade, reading
 from runner.store.facts import StoredAttempt, StoredRun, open_runs
 from runner.store.session import Session
+from runner.wake import Wake
 
 ROUND_S = 0.5
 BUSY_ROUND_S = 0.1
@@ -70,6 +73,8 @@ class Controller:
         self._perform = Perform(session, home, self._places, clock.now, environment)
         self._accept = Accept(session, home, self._places, clock.now)
         self._report = report
+        self._wake = Wake()
+        self._live: tuple[StoredAttempt, ...] = ()
         self._reports: dict[str, subprocess.Popen[bytes]] = {}
         self._troubles: set[tuple[str, str]] = set()
         self._warned_of_disk = False
@@ -87,13 +92,34 @@ class Controller:
         slots = self._places.slots(fact.shape for fact in facts) if facts else {}
         actions = schedule(facts, slots)
         for action in actions:
-            self._guarded(by_id[action.run], self._carrying_out(action))
+            self._carry_out(action, by_id)
+        self._live = _live(self._open_runs() if actions else runs)
         self._watch_disk(runs)
         reporting = self._write_reports()
-        return Round(open=bool(asked or runs or reporting), acted=bool(asked or actions))
+        is_open = any(run.state is not RunState.LOST for run in runs)
+        return Round(open=bool(asked or is_open or reporting), acted=bool(asked or actions))
 
-    def _carrying_out(self, action: Action) -> Callable[[StoredRun], None]:
-        return lambda _run: self._perform(action)
+    def _carry_out(self, action: Action, runs: Mapping[str, StoredRun]) -> None:
+        if not isinstance(action, StartTogether):
+            self._guarded(runs[action.run], lambda _run: self._perform(action))
+            return
+        staged: list[Staged] = []
+
+        def prepare(start: Start) -> Callable[[StoredRun], None]:
+            return lambda _run: staged.append(self._perform.prepare(start))
+
+        for start in action.starts:
+            self._guarded(runs[start.run], prepare(start))
+        self._guarded(runs[action.run], lambda _run: self._perform.spawn(staged))
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the next round; the end of any attempt's supervisor ends the waiting."""
+        self._wake.watch(
+            (self._places.by_lease(attempt.lease).shell, attempt.identity)
+            for attempt in self._live
+            if attempt.identity is not None
+        )
+        self._wake.wait(self._clock, seconds)
 
     def let_go(self) -> bool:
         """Give back what we hold, once nothing is left to do; False while that is not proven."""
@@ -101,6 +127,7 @@ class Controller:
 
     def close(self) -> None:
         """Leave everything running and let go of connections."""
+        self._wake.close()
         self._places.close()
         self._session.close()
 
@@ -165,15 +192,17 @@ class Controller:
         verdict = run.verdict or {}
         return RunFacts(
             run=run.run,
-            order=(run.launch, run.seed, run.arm_order),
+            order=(-run.priority, run.launch, run.seed, run.arm_order),
             state=run.state,
             is_trainer=arm.command is None,
             shape=shape,
             steps_total=run.steps_total,
             last_step=last_step,
-            attempt=None if run.attempt is None else _attempt_facts(run.attempt, gpus),
+            attempt=None if run.attempt is None else _attempt_facts(run.attempt, gpus, arm.command is None, last_step),
             abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
             stop_wanted=run.stop_wanted,
+            wave=run.wave,
+            retries_left=max(0, arm.retries - run.retries_used),
             stopping_rule=run.rule if run.state is RunState.STOPPING else "",
             stopping_reason=run.reason if run.state is RunState.STOPPING else "",
             has_checkpoint=run.attempt is not None and self._has_checkpoint(run),
@@ -222,8 +251,10 @@ class Controller:
             changes.add_event(connection, self._clock.now(), "report", said, study=study, data={"code": code})
 
 
-def _attempt_facts(attempt: StoredAttempt, gpus: Sequence[str] | None) -> AttemptFacts:
-    ended = attempt.exit
+def _attempt_facts(
+    attempt: StoredAttempt, gpus: Sequence[str] | None, is_trainer: bool, last_step: int
+) -> AttemptFacts:
+    ended = None if attempt.exit is None else _exit(attempt.exit)
     wrong = bool(gpus and attempt.slot.gpu_uuids) and set(gpus or ()) != set(attempt.slot.gpu_uuids)
     return AttemptFacts(
         number=attempt.number,
@@ -232,12 +263,24 @@ def _attempt_facts(attempt: StoredAttempt, gpus: Sequence[str] | None) -> Attemp
         slot=attempt.slot,
         stop_sent=attempt.stop_reason is not None,
         reported=attempt.phase != Phase.INTENDED and attempt.identity is not None,
-        exit=None
-        if ended is None
-        else Exit(ended.get("code"), ended.get("signal"), ended.get("cause", ""), ended.get("error") or ""),
-        last_words="" if ended is None else ended.get("last_words", ""),
+        exit=ended,
+        failure=None if ended is None else _failure(attempt, ended, is_trainer, last_step),
         wrong_gpus=f"it sees {', '.join(gpus or ())}, not {', '.join(attempt.slot.gpu_uuids)}" if wrong else "",
     )
+
+
+def _live(runs: Sequence[StoredRun]) -> tuple[StoredAttempt, ...]:
+    return tuple(run.attempt for run in runs if run.attempt is not None and run.attempt.phase == Phase.LIVE)
+
+
+def _exit(record: Mapping[str, Any]) -> Exit:
+    return Exit(record.get("code"), record.get("signal"), record.get("cause", ""), record.get("error") or "")
+
+
+def _failure(attempt: StoredAttempt, ended: Exit, is_trainer: bool, last_step: int) -> Failure:
+    tail = (attempt.exit or {}).get("tail", "")
+    steps_done = last_step - (attempt.resumed_from or 0)
+    return classify(ended, is_trainer=is_trainer, tail=tail, steps_done=steps_done)
 
 
 def run_rounds(controller: Controller, home: Home, clock: Clock, wants_to_stop: Callable[[], bool]) -> None:
@@ -248,7 +291,7 @@ def run_rounds(controller: Controller, home: Home, clock: Clock, wants_to_stop: 
         found = controller.step()
         if not found.open and controller.let_go():
             return
-        clock.sleep(BUSY_ROUND_S if found.acted else ROUND_S)
+        controller.wait(BUSY_ROUND_S if found.acted else ROUND_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,6 +50,7 @@ class Options:
     fresh: bool = False
     amend: bool = False
     allow: tuple[str, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ def commit(prepared: Prepared) -> int:
         "slots": prepared.options.slots,
         "provider": prepared.options.provider,
         "fresh": prepared.options.fresh,
+        "priority": prepared.options.priority,
         "lint": {study: [asdict(remark) for remark in found] for study, found in prepared.remarks.items()},
     }
     return requests.ask(home, "launch", payload)

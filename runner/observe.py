@@ -21,7 +21,7 @@ _CHECKPOINT = re.compile(r"step_\d+")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the files and processes of an attempt say now. `exit` is exit.json with `last_words` added."""
+    """What the files and processes of an attempt say now. `exit` is exit.json with `tail` added."""
 
     phase: Phase
     identity: ProcessIdentity | None
@@ -60,18 +60,18 @@ def checkpoints(shell: Shell, run_dir: Path) -> tuple[int, ...]:
 
 def _exit_record(shell: Shell, attempt_dir: Path) -> Mapping[str, Any] | None:
     record = _json(shell, attempt_dir / "exit.json")
-    return {**record, "last_words": last_words(shell, attempt_dir)} if record else None
+    return {**record, "tail": log_tail(shell, attempt_dir)} if record else None
 
 
-def last_words(shell: Shell, attempt_dir: Path) -> str:
-    """The last line that a process wrote to its error stream, '' when it wrote none."""
-    path = str(attempt_dir / "stderr.log")
-    stamp = shell.stamp(path)
-    if stamp is None:
-        return ""
-    data = shell.read(path, max(0, stamp[1] - TAIL_BYTES), TAIL_BYTES) or b""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", data.decode("utf-8", errors="replace"))]
-    return next((line[:300] for line in reversed(lines) if line), "")
+def log_tail(shell: Shell, attempt_dir: Path) -> str:
+    """The end of what a process wrote to its error stream, or to its output when it wrote no errors."""
+    for name in ("stderr.log", "stdout.log"):
+        path = str(attempt_dir / name)
+        stamp = shell.stamp(path)
+        if stamp is not None and stamp[1] > 0:
+            data = shell.read(path, max(0, stamp[1] - TAIL_BYTES), TAIL_BYTES) or b""
+            return data.decode("utf-8", errors="replace")
+    return ""
 
 
 def _json(shell: Shell, path: Path) -> dict[str, Any]:

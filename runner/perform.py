@@ -7,12 +7,12 @@ second spawn of an attempt is refused by its supervisor), and what was not yet d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from provisioning.base import Shell
+from provisioning.base import Shell, SpawnRefused
 from provisioning.gpus import slot_environment
 from runner.home import Home
 from runner.judge.best import best_point
@@ -20,13 +20,23 @@ from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_
 from runner.observe import checkpoints
 from runner.places import Places
 from runner.records import AttemptKind, RunState
-from runner.schedule import Action, MarkRunning, Settle, Spawn, Start, Stop
+from runner.schedule import Action, MarkRunning, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
 from runner.spec.models import DEFAULT_AUTOPSY_S, ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
 from runner.store import changes
 from runner.store.curves import as_series, read_curves
 from runner.store.facts import StoredRun, read_run
 from runner.store.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An attempt whose row and files are in place: what is left is to spawn it. The launch spec may hold secrets."""
+
+    run: str
+    attempt: int
+    shell: Shell
+    launch_spec: Mapping[str, Any]
 
 
 class Perform:
@@ -50,18 +60,25 @@ class Perform:
         """Carry out one action."""
         match action:
             case Start():
-                self._start(action)
+                self.spawn([self.prepare(action)])
+            case StartTogether():
+                self.spawn([self.prepare(start) for start in action.starts])
             case Spawn():
-                self._spawn(action.run)
+                self.spawn([self._stage(action.run)])
             case MarkRunning():
                 with self._session.transaction() as connection:
                     changes.move_run(connection, action.run, RunState.RUNNING, "its process is alive", self._now())
+            case Retry():
+                self._retry(action)
+            case Revive():
+                self._revive(action)
             case Stop():
                 self._stop(action)
             case Settle():
                 self._settle(action)
 
-    def _start(self, action: Start) -> None:
+    def prepare(self, action: Start) -> Staged:
+        """Everything of a start but its process: the intent row first, then the files."""
         place = self._places.hold("local")
         now = self._now()
         with self._session.transaction() as connection:
@@ -75,29 +92,45 @@ class Perform:
             changes.add_attempt(
                 connection, action.run, action.attempt, action.kind, place.lease, asdict(action.slot), now
             )
-        self._spawn(action.run)
+        return self._stage(action.run)
 
-    def _spawn(self, run_id: str) -> None:
-        """From the intent row to a confirmed process; every part may be repeated."""
+    def spawn(self, staged: Sequence[Staged]) -> None:
+        """Start what is staged, in one call for each host, and confirm it.
+
+        Raises SpawnRefused for a single attempt. Of several nothing is confirmed then: the next round asks for each
+        alone, and those that are alive already answer with who they are.
+        """
+        for shell in dict.fromkeys(one.shell for one in staged):
+            group = [one for one in staged if one.shell is shell]
+            try:
+                spawned = shell.spawn([one.launch_spec for one in group])
+            except SpawnRefused:
+                if len(group) == 1:
+                    raise
+                continue
+            with self._session.transaction() as connection:
+                for one, answer in zip(group, spawned, strict=True):
+                    changes.set_attempt(
+                        connection, one.run, one.attempt,
+                        phase="live", identity=asdict(answer.identity), started=self._now(),
+                    )  # fmt: skip
+
+    def _stage(self, run_id: str) -> Staged:
+        """The files of an intended attempt; every part may be repeated."""
         with self._session.reading() as connection:
             run = read_run(connection, run_id)
         assert run.attempt is not None
         place = self._places.by_lease(run.attempt.lease)
         arm = from_json(run.arm_document)
         run_dir = self._home.root / run.run
-        self._stage(place.shell, run, arm, run_dir)
+        self._write_files(place.shell, run, arm, run_dir)
         spec = self._launch_spec(place.shell, run, arm, run_dir)
         if run.state is RunState.STAGING:
             with self._session.transaction() as connection:
                 changes.move_run(connection, run.run, RunState.STARTING, "staged", self._now())
-        (spawned,) = place.shell.spawn([spec])
-        with self._session.transaction() as connection:
-            changes.set_attempt(
-                connection, run.run, run.attempt.number,
-                phase="live", identity=asdict(spawned.identity), started=self._now(),
-            )  # fmt: skip
+        return Staged(run.run, run.attempt.number, place.shell, spec)
 
-    def _stage(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> None:
+    def _write_files(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> None:
         assert run.attempt is not None
         config = dump(document(arm, run.seed, run.id))
         shell.write(str(run_dir / "config.yaml"), config.encode())
@@ -172,8 +205,31 @@ class Perform:
         document = {"attempt": attempt, "seq": seq, "probe_every_steps": None, "stop": stop}
         shell.write(path, _json(document))
 
+    def _retry(self, action: Retry) -> None:
+        now = self._now()
+        with self._session.transaction() as connection:
+            run = read_run(connection, action.run)
+            assert run.attempt is not None
+            used = run.retries_used + 1
+            changes.set_attempt(connection, run.run, run.attempt.number, failure=action.rule)
+            changes.move_run(connection, run.run, action.state, action.reason, now, rule=action.rule)
+            changes.set_run(connection, run.run, retries_used=used, wave=None)
+            allowed = from_json(run.arm_document).retries
+            again = f"retry {used} of {allowed} after {action.rule}, from the last complete checkpoint"
+            changes.move_run(connection, run.run, RunState.QUEUED, again, now)
+
+    def _revive(self, action: Revive) -> None:
+        with self._session.transaction() as connection:
+            changes.set_attempt(connection, action.run, action.attempt, phase="live", ended=None)
+            reason = "it reports again: its process never died"
+            changes.move_run(connection, action.run, RunState.RUNNING, reason, self._now(), attempt=action.attempt)
+
     def _settle(self, action: Settle) -> None:
         with self._session.transaction() as connection:
+            if action.state in (RunState.FAILED, RunState.LOST):
+                run = read_run(connection, action.run)
+                if run.attempt is not None:
+                    changes.set_attempt(connection, run.run, run.attempt.number, failure=action.rule)
             changes.move_run(connection, action.run, action.state, action.reason, self._now(), rule=action.rule)
             changes.set_run(connection, action.run, stop_wanted=None, resume_from=None)
 

@@ -116,6 +116,7 @@ def make_plan(
     host does not have.
     """
     _require_slots(arms, capacity)
+    _require_whole_waves(arms, capacity)
     pairs = [(seed, order, arm) for order, arm in enumerate(arms) for seed in arm.seeds]
     runs = []
     for seed, order, arm in sorted(pairs, key=lambda pair: pair[:2]):
@@ -157,6 +158,24 @@ def _require_slots(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
                 arm.where("resources.cpus"),
                 problem,
                 allowed="fewer cores",
+                next_command=f"runner check {shlex.quote(arm.file)}",
+            )
+
+
+def _require_whole_waves(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
+    """colocate: require promises that all arms of a seed run at the same time on one host."""
+    for arm in arms:
+        if arm.resources.colocate != "require":
+            continue
+        kind = arm.resources.gpus > 0
+        together = [one for one in arms if (one.resources.gpus > 0) == kind]
+        slots = capacity.gpu_slots if kind else capacity.cpu_slots
+        most = max(sum(seed in one.seeds for one in together) for seed in arm.seeds)
+        if most > slots:
+            raise SpecError(
+                arm.where("resources.colocate"),
+                f"require: {most} arms share a seed and this host has {slots} slots for them",
+                allowed="prefer, off, fewer arms, or a host with more slots",
                 next_command=f"runner check {shlex.quote(arm.file)}",
             )
 

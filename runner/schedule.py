@@ -3,17 +3,17 @@
     (runs with their attempts and verdicts, slots) -> actions
 
 The judge only returns verdicts; here a verdict and a person's wishes become starts, stops and settled states, in the
-order: settle what ended, stop what must stop, then fill every free slot in (launch, seed, arm) order.
+order: settle what ended, stop what must stop, then fill every free slot in (priority, launch, seed, arm) order.
 """
 
 from __future__ import annotations
 
-import signal as signals
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from provisioning.base import Slot
+from runner.failures import Exit, Failure, describe_exit
 from runner.records import ON_A_SLOT, AttemptKind, RunState
 
 Shape = tuple[int, int, float]
@@ -22,33 +22,28 @@ Shape = tuple[int, int, float]
 WRONG_GPU = "wrong_gpu"
 """The failure of an attempt whose process sees other GPUs than its slot holds."""
 
-FAILURE_CLASSES: Mapping[int, str] = {78: "config", 65: "data", 70: "internal"}
-"""Exit codes that our trainer gives a meaning to; a foreign script's codes stand for themselves."""
+BUDGET = "budget"
+"""The rule of a stop, or of a run that was never started, because its hours or its money are used up."""
+
+Order = tuple[int, int, int, int]
+"""(minus priority, launch, seed, place of the arm in its launch): the queue."""
 
 
 class Phase(StrEnum):
-    """Where one attempt's process is: decided on, alive, ended with an exit record, or vanished without one."""
+    """Where one attempt's process is: decided on, alive, ended with an exit record, or without one: proven gone, or
+    silent where its process cannot be seen and no sign of life comes."""
 
     INTENDED = "intended"
     LIVE = "live"
     ENDED = "ended"
     GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a process ended, as its supervisor recorded it."""
-
-    code: int | None
-    signal: int | None
-    cause: str
-    error: str = ""
+    SILENT = "silent"
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptFacts:
     """The latest attempt of a run. `reported` is true once its process was seen alive; `wrong_gpus` says which GPUs it
-    reported when they are not those of its slot."""
+    reported when they are not those of its slot; `failure` is what its end means unless it ended well."""
 
     number: int
     kind: AttemptKind
@@ -57,16 +52,21 @@ class AttemptFacts:
     stop_sent: bool = False
     reported: bool = False
     exit: Exit | None = None
-    last_words: str = ""
+    failure: Failure | None = None
     wrong_gpus: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """One run as it stands. `abort` is the (rule, reason) of a verdict that the policy lets stop it."""
+    """One run as it stands.
+
+    `abort` is the (rule, reason) of a verdict that the policy lets stop it; `budget` says which limit is used up.
+    `wave` is the barrier that it starts behind, None once it may start alone. `reports_again` is true for a lost run
+    whose process gave a sign of life. `left_s` is what its budget leaves for a final evaluation, None without a limit.
+    """
 
     run: str
-    order: tuple[int, int, int]
+    order: Order
     state: RunState
     is_trainer: bool
     shape: Shape
@@ -75,6 +75,10 @@ class RunFacts:
     attempt: AttemptFacts | None = None
     abort: tuple[str, str] | None = None
     stop_wanted: str | None = None
+    budget: str | None = None
+    wave: int | None = None
+    retries_left: int = 0
+    reports_again: bool = False
     stopping_rule: str = ""
     stopping_reason: str = ""
     has_checkpoint: bool = False
@@ -117,6 +121,36 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """The run failed for a reason that may pass: it is queued again, for a new attempt from its last checkpoint."""
+
+    run: str
+    state: RunState
+    reason: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartTogether:
+    """Begin one wave: everything is staged first, then all processes are spawned in one call."""
+
+    starts: tuple[Start, ...]
+
+    @property
+    def run(self) -> str:
+        """The first run of the wave."""
+        return self.starts[0].run
+
+
+@dataclass(frozen=True, slots=True)
+class Revive:
+    """A run that was given up for lost reports again: its process never died."""
+
+    run: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """The run is over, for now."""
 
@@ -126,7 +160,7 @@ class Settle:
     rule: str = ""
 
 
-Action = Start | Spawn | MarkRunning | Stop | Settle
+Action = Start | StartTogether | Spawn | MarkRunning | Stop | Retry | Revive | Settle
 
 
 def schedule(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]]) -> tuple[Action, ...]:
@@ -156,19 +190,29 @@ def conflicts(one: Slot, other: Slot) -> bool:
 def _next_for(run: RunFacts) -> Action | None:
     """The one action for a run that is not waiting for a slot."""
     if run.state is RunState.QUEUED:
-        return Settle(run.run, RunState.CANCELLED, run.stop_wanted) if run.stop_wanted else None
+        return _settle_waiting(run)
     attempt = run.attempt
+    if run.state is RunState.LOST and run.reports_again and attempt is not None:
+        return Revive(run.run, attempt.number)
     if run.state not in ON_A_SLOT or attempt is None:
         return None
     if attempt.phase is Phase.INTENDED:
         return Spawn(run.run, attempt.number)
-    if attempt.phase is Phase.GONE:
+    if attempt.phase in (Phase.GONE, Phase.SILENT):
         return _settle_gone(run, attempt)
     if attempt.phase is Phase.ENDED:
         return _after_end(run, attempt)
     if run.state is RunState.STARTING and attempt.reported:
         return MarkRunning(run.run)
     return _stop_if_due(run, attempt)
+
+
+def _settle_waiting(run: RunFacts) -> Settle | None:
+    if run.stop_wanted:
+        return Settle(run.run, RunState.CANCELLED, run.stop_wanted)
+    if run.budget:
+        return Settle(run.run, RunState.CANCELLED, run.budget, BUDGET)
+    return None
 
 
 def _stop_if_due(run: RunFacts, attempt: AttemptFacts) -> Stop | None:
@@ -181,6 +225,8 @@ def _stop_if_due(run: RunFacts, attempt: AttemptFacts) -> Stop | None:
     if run.abort is not None:
         rule, reason = run.abort
         return Stop(run.run, attempt.number, reason, rule)
+    if run.budget:
+        return Stop(run.run, attempt.number, run.budget, BUDGET)
     return None
 
 
@@ -226,57 +272,84 @@ def _evaluation_note(ended: Exit) -> str:
     return "" if ended.code == 0 else f" (its final evaluation ended with {describe_exit(ended)})"
 
 
-def _settle_failed(run: RunFacts, attempt: AttemptFacts) -> Settle:
+def _settle_failed(run: RunFacts, attempt: AttemptFacts) -> Settle | Retry:
     assert attempt.exit is not None
-    words = f": {attempt.last_words}" if attempt.last_words else ""
-    reason = f"{describe_exit(attempt.exit)} at step {run.last_step}{words}"
-    return Settle(run.run, RunState.FAILED, reason, _failure_class(run, attempt.exit))
+    assert attempt.failure is not None
+    failure = attempt.failure
+    reason = f"{describe_exit(attempt.exit)} at step {run.last_step}: {failure.says}"
+    if failure.is_transient and run.retries_left > 0 and not run.stop_wanted:
+        return Retry(run.run, RunState.FAILED, reason, failure.name)
+    if failure.is_transient and not run.stop_wanted:
+        reason += "; no retries are left"
+    return Settle(run.run, RunState.FAILED, reason, failure.name)
 
 
-def _failure_class(run: RunFacts, ended: Exit) -> str:
-    if ended.cause in ("spawn_failed", "deadline"):
-        return ended.cause
-    if ended.signal is not None:
-        return "killed"
-    if run.is_trainer and ended.code is not None and ended.code in FAILURE_CLASSES:
-        return FAILURE_CLASSES[ended.code]
-    return f"exit {ended.code}"
-
-
-def describe_exit(ended: Exit) -> str:
-    """How a process ended, for a person."""
-    if ended.cause == "spawn_failed":
-        return f"it could not be started ({ended.error})" if ended.error else "it could not be started"
-    if ended.signal is not None:
-        try:
-            name = signals.Signals(ended.signal).name
-        except ValueError:
-            name = f"signal {ended.signal}"
-        return f"killed by {name}"
-    return f"exit code {ended.code}"
-
-
-def _settle_gone(run: RunFacts, attempt: AttemptFacts) -> Settle:
+def _settle_gone(run: RunFacts, attempt: AttemptFacts) -> Settle | Retry:
+    """No exit record. Only what is proven gone is started again: two processes must never share a run."""
+    if attempt.phase is Phase.SILENT:
+        reason = f"attempt {attempt.number} gives no sign of life and cannot be seen from here"
+        return Settle(run.run, RunState.LOST, f"{reason} (last step {run.last_step})", "silent")
     reason = f"attempt {attempt.number} and its supervisor are gone and left no exit record (last step {run.last_step})"
-    return Settle(run.run, RunState.LOST, reason, "vanished")
+    if run.stop_wanted or run.retries_left <= 0:
+        return Settle(run.run, RunState.LOST, reason, "vanished")
+    return Retry(run.run, RunState.LOST, reason, "vanished")
 
 
 def _occupies(run: RunFacts, action: Action | None) -> bool:
     """Whether the run's slot is taken in this round; a run that settles now gives it back at once."""
-    return run.state in ON_A_SLOT and run.attempt is not None and not isinstance(action, Settle)
+    if run.attempt is None or isinstance(action, Settle | Retry):
+        return False
+    return run.state in ON_A_SLOT or isinstance(action, Revive)
 
 
-def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]], busy: Iterable[Slot]) -> list[Start]:
+def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]], busy: Iterable[Slot]) -> list[Action]:
+    """Fill the slots in the order of the queue.
+
+    A wave starts when all of it has a slot, and until then keeps what is free for itself: a wave that anybody could
+    overtake would wait for ever. One that is larger than the host (a slot was lost since) starts as far as it fits.
+    """
     taken = list(busy)
-    starts: list[Start] = []
-    waiting = [run for run in runs if run.state is RunState.QUEUED and not run.stop_wanted]
-    for run in sorted(waiting, key=lambda run: run.order):
-        free = next(
-            (slot for slot in slots.get(run.shape, ()) if not any(conflicts(slot, other) for other in taken)), None
-        )
-        if free is None:
+    actions: list[Action] = []
+    for group in _groups(runs):
+        placed = _fit(group, slots, taken)
+        largest = len(_fit(group, slots, ())) if len(placed) < len(group) else len(group)
+        taken += placed.values()
+        starts = tuple(_start(run, placed[run.run]) for run in group if run.run in placed)
+        if len(placed) < largest or not starts:
             continue
-        taken.append(free)
-        number = 1 if run.attempt is None else run.attempt.number + 1
-        starts.append(Start(run.run, number, AttemptKind.TRAIN, free, resume=run.has_checkpoint))
-    return starts
+        actions.append(StartTogether(starts) if len(starts) > 1 else starts[0])
+    return actions
+
+
+def _groups(runs: Sequence[RunFacts]) -> Iterator[tuple[RunFacts, ...]]:
+    """The waiting runs in the order of the queue: those of a wave together, any other alone."""
+    waiting = [run for run in runs if run.state is RunState.QUEUED and not run.stop_wanted and not run.budget]
+    waiting.sort(key=lambda run: run.order)
+    waves: dict[tuple[int, int, int | None], list[RunFacts]] = {}
+    for run in waiting:
+        if run.wave is not None:
+            waves.setdefault((run.order[0], run.order[1], run.wave), []).append(run)
+    for run in waiting:
+        if run.wave is None:
+            yield (run,)
+            continue
+        wave = waves[run.order[0], run.order[1], run.wave]
+        if wave[0] is run:
+            yield tuple(wave)
+
+
+def _fit(group: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]], taken: Iterable[Slot]) -> dict[str, Slot]:
+    """A slot for every run of a group that finds one beside what is taken."""
+    used = list(taken)
+    found: dict[str, Slot] = {}
+    for run in group:
+        free = next((slot for slot in slots.get(run.shape, ()) if not any(conflicts(slot, one) for one in used)), None)
+        if free is not None:
+            used.append(free)
+            found[run.run] = free
+    return found
+
+
+def _start(run: RunFacts, slot: Slot) -> Start:
+    number = 1 if run.attempt is None else run.attempt.number + 1
+    return Start(run.run, number, AttemptKind.TRAIN, slot, resume=run.has_checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,9 @@ class Ticking:
     def monotonic(self) -> float:
         return time.monotonic()
 
-    def sleep(self, seconds: float) -> None:
+    def wait(self, seconds: float, descriptors: Collection[int] = ()) -> frozenset[int]:
         time.sleep(min(seconds, 0.01))
+        return frozenset()
 
 
 @pytest.fixture
@@ -134,14 +135,14 @@ def test_an_error_in_one_run_becomes_its_event_and_the_others_go_on(lab: Lab, mo
     commit(prepare(Home(lab.home), [lab.arm("bad"), lab.arm("good")], Options()))
     from runner.perform import Perform
 
-    stage = Perform._stage
+    write = Perform._write_files
 
     def break_one(self: Perform, shell: Shell, run: Any, *rest: Any) -> None:
         if run.arm == "bad":
             raise RuntimeError("the disk said no")
-        stage(self, shell, run, *rest)
+        write(self, shell, run, *rest)
 
-    monkeypatch.setattr(Perform, "_stage", break_one)
+    monkeypatch.setattr(Perform, "_write_files", break_one)
     found = controller(lab)
     until_idle(found)
     bad, good = runs(lab)

@@ -10,16 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.base import Slot
+from runner.failures import Exit, Failure
 from runner.records import AttemptKind, RunState
 from runner.schedule import (
     AttemptFacts,
-    Exit,
     MarkRunning,
+    Order,
     Phase,
+    Retry,
+    Revive,
     RunFacts,
     Settle,
     Spawn,
     Start,
+    StartTogether,
     Stop,
     conflicts,
     schedule,
@@ -28,9 +32,11 @@ from runner.schedule import (
 SHAPE = (0, 1, 0.0)
 CPU0, CPU1 = Slot("cpu0", (0,)), Slot("cpu1", (1,))
 SLOTS = {SHAPE: (CPU0, CPU1)}
+FOR_GOOD = Failure("config", False, "batch must be positive")
+MAY_PASS = Failure("nccl", True, "the peer went away")
 
 
-def queued(name: str, order: tuple[int, int, int] = (1, 0, 0), **changes: Any) -> RunFacts:
+def queued(name: str, order: Order = (0, 1, 0, 0), **changes: Any) -> RunFacts:
     return replace(RunFacts(name, order, RunState.QUEUED, True, SHAPE, steps_total=100), **changes)
 
 
@@ -40,7 +46,9 @@ def on_slot(state: RunState = RunState.RUNNING, attempt: AttemptFacts | None = N
 
 
 def ended(code: int | None = 0, signal: int | None = None, cause: str = "exited", **changes: Any) -> AttemptFacts:
-    facts = AttemptFacts(1, AttemptKind.TRAIN, Phase.ENDED, CPU0, reported=True, exit=Exit(code, signal, cause))
+    facts = AttemptFacts(
+        1, AttemptKind.TRAIN, Phase.ENDED, CPU0, reported=True, exit=Exit(code, signal, cause), failure=FOR_GOOD
+    )
     return replace(facts, **changes)
 
 
@@ -50,7 +58,12 @@ def only(run: RunFacts) -> Any:
 
 
 def test_the_queue_is_filled_in_launch_seed_arm_order_and_the_rest_waits() -> None:
-    runs = [queued("c", (1, 1, 0)), queued("b", (1, 0, 1)), queued("a", (1, 0, 0)), queued("late", (2, 0, 0))]
+    runs = [
+        queued("c", (0, 1, 1, 0)),
+        queued("b", (0, 1, 0, 1)),
+        queued("a", (0, 1, 0, 0)),
+        queued("late", (0, 2, 0, 0)),
+    ]
     actions = schedule(runs, SLOTS)
     assert [(action.run, action.slot.name) for action in actions if isinstance(action, Start)] == [
         ("a", "cpu0"),
@@ -134,29 +147,96 @@ def test_a_person_s_stop_ends_cancelled_without_scoring() -> None:
     ("attempt", "rule", "words"),
     [
         (ended(0), "incomplete", "exit code 0 at step 40 of 100"),
-        (ended(78, last_words="batch must be positive"), "config", "batch must be positive"),
-        (ended(65), "data", "exit code 65"),
-        (ended(70), "internal", "exit code 70"),
-        (ended(3), "exit 3", "exit code 3"),
-        (ended(None, 9, "killed"), "killed", "SIGKILL"),
-        (ended(exit=Exit(None, None, "spawn_failed", "no such file")), "spawn_failed", "no such file"),
+        (ended(78), "config", "exit code 78 at step 40: batch must be positive"),
+        (ended(None, 9, "killed", failure=MAY_PASS), "nccl", "SIGKILL at step 40: the peer went away; no retries"),
     ],
 )
 def test_every_other_end_is_a_failure_with_its_class(attempt: AttemptFacts, rule: str, words: str) -> None:
     action = only(on_slot(attempt=attempt))
+    assert isinstance(action, Settle)
     assert (action.state, action.rule) == (RunState.FAILED, rule)
     assert words in action.reason
 
 
-def test_a_command_is_finished_by_exit_code_zero_and_other_codes_stand_for_themselves() -> None:
+def test_only_what_may_pass_is_tried_again_and_only_as_often_as_allowed() -> None:
+    passing = on_slot(attempt=ended(1, failure=MAY_PASS), retries_left=1)
+    assert only(passing) == Retry("r", RunState.FAILED, "exit code 1 at step 40: the peer went away", "nccl")
+    assert isinstance(only(replace(passing, retries_left=0)), Settle)
+    assert isinstance(only(replace(passing, stop_wanted="by hand")), Settle)
+    assert isinstance(only(on_slot(attempt=ended(78), retries_left=2)), Settle)
+
+
+def test_a_command_is_finished_by_exit_code_zero() -> None:
     assert only(on_slot(attempt=ended(0), is_trainer=False)).state is RunState.FINISHED
-    assert only(on_slot(attempt=ended(78), is_trainer=False)).rule == "exit 78"
 
 
-def test_an_attempt_that_vanished_is_lost() -> None:
+def test_an_attempt_that_vanished_is_lost_and_tried_again_because_it_is_proven_gone() -> None:
     gone = AttemptFacts(2, AttemptKind.TRAIN, Phase.GONE, CPU0, reported=True)
     action = only(on_slot(attempt=gone))
+    assert isinstance(action, Settle)
     assert (action.state, action.rule) == (RunState.LOST, "vanished")
+    again = only(on_slot(attempt=gone, retries_left=1))
+    assert isinstance(again, Retry)
+    assert (again.state, again.rule) == (RunState.LOST, "vanished")
+
+
+def test_an_attempt_that_only_fell_silent_is_lost_and_never_started_twice() -> None:
+    silent = AttemptFacts(1, AttemptKind.TRAIN, Phase.SILENT, CPU0, reported=True)
+    action = only(on_slot(attempt=silent, retries_left=2))
+    assert isinstance(action, Settle)
+    assert (action.state, action.rule) == (RunState.LOST, "silent")
+    lost = on_slot(RunState.LOST, silent, reports_again=True)
+    assert schedule([lost, queued("next")], {SHAPE: (CPU0,)}) == (Revive("r", 1),)
+    assert schedule([replace(lost, reports_again=False)], SLOTS) == ()
+
+
+def test_a_budget_that_is_used_up_stops_what_runs_and_cancels_what_waits() -> None:
+    assert only(on_slot(budget="2.0 of 2 h used")) == Stop("r", 1, "2.0 of 2 h used", "budget")
+    assert only(queued("q", budget="spent")) == Settle("q", RunState.CANCELLED, "spent", "budget")
+    stopped = on_slot(
+        RunState.STOPPING,
+        ended(75, cause="stopped", stop_sent=True),
+        stopping_rule="budget",
+        stopping_reason="spent",
+        has_checkpoint=True,
+    )
+    assert only(stopped) == Start("r", 2, AttemptKind.EVALUATE, CPU0, resume=False)
+
+
+def names(action: object) -> list[str]:
+    assert isinstance(action, StartTogether)
+    return [start.run for start in action.starts]
+
+
+def test_higher_priority_goes_first() -> None:
+    actions = schedule([queued("early"), queued("urgent", (-5, 2, 0, 0))], {SHAPE: (CPU0,)})
+    assert [action.run for action in actions] == ["urgent"]
+
+
+def test_a_wave_starts_together_or_not_at_all_and_is_not_overtaken() -> None:
+    wave = [queued("a", (0, 2, 0, 0), wave=0), queued("b", (0, 2, 0, 1), wave=0)]
+    later = queued("c", (0, 3, 0, 0))
+    busy = on_slot()
+    assert schedule([busy, *wave, later], SLOTS) == ()
+    (together,) = schedule([*wave, later], SLOTS)
+    assert names(together) == ["a", "b"]
+
+
+def test_a_wave_that_no_longer_fits_starts_as_far_as_it_fits() -> None:
+    wave = [queued(name, (0, 2, 0, place), wave=0) for place, name in enumerate("abc")]
+    (together,) = schedule(wave, SLOTS)
+    assert names(together) == ["a", "b"]
+    (single,) = schedule(wave, {SHAPE: (CPU1,)})
+    assert isinstance(single, Start)
+
+
+def test_waves_of_one_launch_keep_their_order() -> None:
+    first = [queued(name, (0, 2, 0, place), wave=0) for place, name in enumerate("ab")]
+    second = [queued(name, (0, 2, 1, place), wave=1) for place, name in enumerate("cd")]
+    (together,) = schedule([*second, *first], SLOTS)
+    assert names(together) == ["a", "b"]
+    running = on_slot()
+    assert schedule([running, *second], SLOTS) == ()
 
 
 def test_slots_conflict_by_gpu_and_by_cores_that_nobody_shares() -> None:
@@ -188,16 +268,19 @@ def worlds(draw: st.DrawFn) -> list[RunFacts]:
                 stop_sent=state is RunState.STOPPING,
                 reported=draw(st.booleans()),
                 exit=Exit(code, None if code is not None else 9, "exited") if phase is Phase.ENDED else None,
+                failure=draw(st.sampled_from([FOR_GOOD, MAY_PASS])) if phase is Phase.ENDED else None,
             )
         runs.append(
             queued(
                 f"r{index}",
-                (1, index % 2, index),
+                (0, 1, index % 2, index),
                 state=state,
                 attempt=attempt,
                 last_step=draw(st.sampled_from([0, 100])),
                 has_checkpoint=draw(st.booleans()),
                 stop_wanted=draw(st.sampled_from([None, "by hand"])),
+                wave=draw(st.sampled_from([None, 0])) if state is RunState.QUEUED else None,
+                retries_left=draw(st.integers(0, 1)),
                 abort=draw(st.sampled_from([None, ("explosion", "x")])),
                 stopping_rule=draw(st.sampled_from(["", "explosion"])) if state is RunState.STOPPING else "",
             )
@@ -209,16 +292,27 @@ def worlds(draw: st.DrawFn) -> list[RunFacts]:
 def test_no_two_runs_ever_share_a_slot_and_nobody_gets_two_orders(runs: list[RunFacts]) -> None:
     actions = schedule(runs, SLOTS)
     assert actions == schedule(runs, SLOTS)
-    assert len({action.run for action in actions}) == len(actions)
-    settled = {action.run for action in actions if isinstance(action, Settle)}
+    starts = [
+        start
+        for action in actions
+        for start in (action.starts if isinstance(action, StartTogether) else (action,))
+        if isinstance(start, Start) and start.kind is AttemptKind.TRAIN
+    ]
+    others = [action.run for action in actions if not isinstance(action, Start | StartTogether)]
+    ordered = others + [start.run for start in starts]
+    assert len(set(ordered)) == len(ordered)
+    settled = {action.run for action in actions if isinstance(action, Settle | Retry)}
     held = [
         run.attempt.slot.name
         for run in runs
         if run.attempt and run.state is not RunState.QUEUED and run.run not in settled
     ]
-    given_out = [
-        action.slot.name for action in actions if isinstance(action, Start) and action.kind is AttemptKind.TRAIN
-    ]
+    given_out = [start.slot.name for start in starts]
     assert len(held + given_out) == len(set(held + given_out))
     waiting = [run for run in runs if run.state is RunState.QUEUED and not run.stop_wanted]
-    assert len(given_out) == min(len(waiting), 2 - len(held))
+    free = 2 - len(held)
+    if all(run.wave is None for run in waiting):
+        assert len(given_out) == min(len(waiting), free)
+    # A slot stays empty only while a wave waits for another one.
+    if free == 2 and waiting:
+        assert given_out

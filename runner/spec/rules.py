@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.spec.command import PLACEHOLDERS, BadPlaceholder, check_argument
-from runner.spec.models import DEFAULT_AUTOPSY_S, DEFAULT_BUDGET, DEFAULT_RESCUE, DEFAULT_RETRIES, DETECTOR_NAMES
+from runner.spec.models import DEFAULT_AUTOPSY_S, DEFAULT_BUDGET, DEFAULT_RESCUE, DETECTOR_NAMES
 from runner.spec.schema import ArmBlock, Later, Mistake, nearest
 from runner.spec.yaml12 import Path
 
@@ -184,7 +184,6 @@ def _check_later(block: ArmBlock) -> None:
 
 
 _LATER: Mapping[tuple[str, ...], Any] = {
-    ("resources", "colocate"): "prefer",
     ("budget", "run", "max_hours"): DEFAULT_BUDGET["run"]["max_hours"],
     ("budget", "run", "max_usd"): DEFAULT_BUDGET["run"]["max_usd"],
     ("budget", "study", "max_hours"): DEFAULT_BUDGET["study"]["max_hours"],
@@ -195,6 +194,5 @@ _LATER: Mapping[tuple[str, ...], Any] = {
     ("policy", "rescue", "max"): DEFAULT_RESCUE["max"],
     ("policy", "autopsy_s"): DEFAULT_AUTOPSY_S,
     ("environment", "setup"): None,
-    ("retries",): DEFAULT_RETRIES,
     ("notify",): None,
 }

@@ -23,8 +23,8 @@ from runner.errors import HomeError, StoreTooNew
 from runner.home import Home
 from runner.lock import HomeLock
 
-REVISION = "0001"
-KNOWN_REVISIONS = ("0001",)  # oldest first
+REVISION = "0002"
+KNOWN_REVISIONS = ("0001", "0002")  # oldest first
 BUSY_TIMEOUT_S = 5.0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, select
+from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from provisioning.base import ProcessIdentity, Slot
 from runner.records import ENDED, RunState
@@ -40,6 +40,9 @@ class StoredRun:
     seed: int
     arm_order: int
     launch: int
+    priority: int
+    wave: int | None
+    retries_used: int
     arm_document: Mapping[str, Any]
     snapshot: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -57,8 +60,10 @@ class StoredRun:
 
 
 def open_runs(connection: Connection) -> tuple[StoredRun, ...]:
-    """Runs that are waiting or on a slot, in the order of the queue."""
-    return _read(connection, tables.runs.c.state.not_in([str(state) for state in ENDED]))
+    """Runs that are waiting or on a slot, in the order of the queue, and lost ones that may report again."""
+    is_open = tables.runs.c.state.not_in([str(state) for state in ENDED])
+    may_return = and_(tables.runs.c.state == RunState.LOST, tables.attempts.c.phase == "silent")
+    return _read(connection, or_(is_open, may_return))
 
 
 def read_run(connection: Connection, run: str) -> StoredRun:
@@ -76,7 +81,7 @@ def _read(connection: Connection, condition: Any) -> tuple[StoredRun, ...]:
         .outerjoin(latest, latest.c.run == runs.c.run)
         .outerjoin(attempts, and_(attempts.c.run == latest.c.run, attempts.c.attempt == latest.c.attempt))
         .where(condition)
-        .order_by(runs.c.launch, runs.c.seed, runs.c.arm_order)
+        .order_by(runs.c.priority.desc(), runs.c.launch, runs.c.seed, runs.c.arm_order)
     )
     return tuple(_run(row) for row in connection.execute(query))
 
@@ -84,6 +89,7 @@ def _read(connection: Connection, condition: Any) -> tuple[StoredRun, ...]:
 def _run(row: Row[Any]) -> StoredRun:
     return StoredRun(
         run=row.run, study=row.study, arm=row.arm, seed=row.seed, arm_order=row.arm_order, launch=row.launch,
+        priority=row.priority, wave=row.wave, retries_used=row.retries_used,
         arm_document=row.arm_document, snapshot=row.snapshot, provenance=row.provenance, id=row.id,
         steps_total=row.steps_total, state=RunState(row.state), rule=row.rule, reason=row.reason, health=row.health,
         verdict=row.verdict, stop_wanted=row.stop_wanted, resume_from=row.resume_from,

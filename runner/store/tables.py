@@ -9,7 +9,8 @@ infinities are stored as they are. Only the controller writes here, except `requ
                 runs 1─n verdicts
     requests 1─0..1 answers
     leases   1─n attempts
-    events                                      every state change with its reason
+    leases   1─n quarantines                    slots that may not be used, and why
+    events   1─n notifications                  every state change with its reason; who was told of it
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ runs = Table(
     Column("generation", Integer, nullable=False),
     Column("arm_order", Integer, nullable=False),  # place of the arm in its launch: the queue is (launch, seed, arm)
     Column("launch", Integer, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),  # higher goes first; nothing running makes way
+    Column("wave", Integer),  # runs of one launch and one wave start together; NULL = as soon as a slot is free
     Column("identity", String, nullable=False),
     Column("arm_document", JSON, nullable=False),
     Column("snapshot", JSON, nullable=False),
@@ -98,6 +101,9 @@ runs = Table(
     Column("overridden", JSON, nullable=False),  # rules a person has overruled for this run
     Column("parent", String),
     Column("superseded_by", String),
+    Column("retries_used", Integer, nullable=False, server_default="0"),  # since a person last asked for an attempt
+    Column("best_step", Integer),  # of the primary, kept with its points so that a status need not read them
+    Column("best_value", Float),
     Column("created", Float, nullable=False),
     Column("changed", Float, nullable=False),
     UniqueConstraint("study", "arm", "seed", "generation"),
@@ -117,6 +123,8 @@ attempts = Table(
     Column("resumed_from", Integer),
     Column("stop_reason", String),
     Column("exit", JSON),
+    Column("failure", String),  # class of the failure that ended it, NULL for any other end
+    Column("before", JSON),  # what its slot looked like before its start: GPU memory in use, MiB by UUID
     Column("sync", String, nullable=False),  # pending | done | waived
     Column("created", Float, nullable=False),
     Column("started", Float),
@@ -197,12 +205,37 @@ events = Table(
 )
 Index("events_by_run", events.c.run)
 
+Index("events_by_what", events.c.what)
+
+quarantines = Table(
+    "quarantines",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("lease", Integer, ForeignKey("leases.id"), nullable=False),
+    Column("slot", String, nullable=False),
+    Column("gpu_uuids", JSON, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("lifted", Float),  # NULL = in force
+)
+
+notifications = Table(
+    "notifications",
+    METADATA,
+    Column("event", Integer, ForeignKey("events.id"), primary_key=True, autoincrement=False),
+    Column("state", String, nullable=False),  # waiting | sent | failed
+    Column("tries", Integer, nullable=False),
+    Column("said", Text, nullable=False, server_default=""),
+    Column("changed", Float, nullable=False),
+)
+Index("notifications_by_state", notifications.c.state)
+
 requests = Table(
     "requests",
     METADATA,
     Column("id", Integer, primary_key=True),
     Column("time", Float, nullable=False),
-    Column("kind", String, nullable=False),  # launch | stop | resume
+    Column("kind", String, nullable=False),  # launch | stop | resume | extend
     Column("payload", JSON, nullable=False),
 )
 
