@@ -25,7 +25,14 @@ STATE_STYLES = {
     "cancelled": "yellow",
     "preempted": "yellow",
 }
-HEALTH_STYLES = {"ok": "green", "warned": "yellow", "diverged": "bold red", "stalled": "yellow", "unknown": "dim"}
+HEALTH_STYLES = {
+    "ok": "green",
+    "warned": "yellow",
+    "diverged": "bold red",
+    "stalled": "yellow",
+    "hung": "bold red",
+    "unknown": "dim",
+}
 BAR_CELLS = 8
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED
+from runner.errors import EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED
 from runner.home import Home
 from runner.live import lines, render
 from runner.records import ENDED
@@ -103,9 +103,12 @@ def all_ended(document: dict[str, Any]) -> bool:
 
 
 def exit_code(document: dict[str, Any]) -> int:
-    """The highest exit code over the runs: a run that failed or was lost is 1, everything else went as ordered."""
-    states = [run["state"].split("(")[0] for entry in document["studies"] for run in entry["runs"]]
-    return EXIT_RUN_FAILED if any(state in ("failed", "lost", "preempted") for state in states) else EXIT_OK
+    """The highest exit code over the runs: 4 where a budget ended one, 1 where one failed or was lost, else 0."""
+    states = [run["state"] for entry in document["studies"] for run in entry["runs"]]
+    if any(state.endswith("(budget)") for state in states):
+        return EXIT_BUDGET
+    ended = {state.split("(")[0] for state in states}
+    return EXIT_RUN_FAILED if ended & {"failed", "lost", "preempted"} else EXIT_OK
 
 
 def chosen_status(home: Home, study: str | None = None, wanted: frozenset[str] | None = None) -> dict[str, Any]:
