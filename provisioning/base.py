@@ -16,7 +16,7 @@ next, so each error below is a verb for the caller.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -165,6 +165,61 @@ class ProcessIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessOwner:
+    """Whose a process is: its user, the start of its command line, and the attempt whose mark it or a process above it
+    carries ('' = none)."""
+
+    user: str
+    command: str
+    attempt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """Memory that one process holds on one GPU. `pid` is None for what no process that we can see accounts for."""
+
+    gpu_uuid: str
+    mib: int
+    pid: int | None
+    user: str = ""
+    command: str = ""
+    attempt: str = ""
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"processes that cannot be seen from here hold {self.mib:,} MiB"
+        return f"pid {self.pid} ({self.user}: {self.command}) holds {self.mib:,} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A process that still runs although its attempt has ended; it started `age_s` seconds ago."""
+
+    identity: ProcessIdentity
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlotProbe:
+    """What one look at a slot found, memory in MiB by GPU UUID.
+
+    `used_mib` is all that is in use; `graphics_mib` is the part of programs that only draw; `others_mib` is the part of
+    every process that is visible and not ours. `foreign` are those that compete with a run for a GPU, `ours` those that
+    carry a mark of this home. `leftovers` are the processes that still run of those asked for. `problem` says why the
+    slot cannot be used at all ('' = it can).
+    """
+
+    used_mib: Mapping[str, int] = field(default_factory=dict)
+    graphics_mib: Mapping[str, int] = field(default_factory=dict)
+    others_mib: Mapping[str, int] = field(default_factory=dict)
+    foreign: tuple[GpuUse, ...] = ()
+    ours: tuple[GpuUse, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Spawned:
     """A supervisor has the attempt and lives on without us. `existing`: it had it before this call."""
 
@@ -244,6 +299,14 @@ class Provider(Protocol):
 
     def slots(self, handle: Handle, request: Request) -> tuple[Slot, ...]:
         """The host cut into slots for this request; raises NoCapacity when not even one fits."""
+        ...
+
+    def probe(self, handle: Handle, slot: Slot, pids: Sequence[int] = ()) -> SlotProbe:
+        """Who uses the GPUs of a slot, whether its cores are still ours, and which of the processes still run.
+
+        Ours is what carries the mark of an attempt of the home that the handle's label names. What was seen a moment
+        ago may be answered again. Never raises for a GPU or a driver that does not answer: that is its `problem`.
+        """
         ...
 
     def shell(self, handle: Handle) -> Shell:

@@ -6,11 +6,13 @@ CUDA_VISIBLE_DEVICES means once CUDA_DEVICE_ORDER=PCI_BUS_ID is set; by default 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from provisioning.base import Slot
+from provisioning.gpu_watch import GpuProcess, GpuReading
 
 MASK = "CUDA_VISIBLE_DEVICES"
 THREAD_CAPS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -42,9 +44,20 @@ class GpuDriver(Protocol):
         """All GPUs; none, with a note that says why, when there is no driver. Never raises for that."""
         ...
 
+    def read(self, uuids: Sequence[str]) -> Mapping[str, GpuReading | str]:
+        """Memory and processes of each GPU now, or a sentence that says why it does not answer. Never raises."""
+        ...
+
 
 class NvmlDriver:
-    """The GPUs that NVIDIA's management library knows. Without the library or a driver there are none."""
+    """The GPUs that NVIDIA's management library knows. Without the library or a driver there are none.
+
+    Where nothing keeps a driver awake, opening the library takes seconds: once readings are asked for, it stays open
+    until a GPU fails to answer or this process ends.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = False
 
     def survey(self) -> GpuSurvey:
         """All GPUs of the driver; one that does not answer is left out with a note."""
@@ -60,6 +73,49 @@ class NvmlDriver:
             return _ask_all(pynvml)
         finally:
             pynvml.nvmlShutdown()
+
+    def read(self, uuids: Sequence[str]) -> Mapping[str, GpuReading | str]:
+        """Memory and processes of each GPU now, or why it does not answer."""
+        try:
+            import pynvml
+        except ImportError:
+            return dict.fromkeys(uuids, "the package nvidia-ml-py is not installed")
+        try:
+            if not self._is_open:
+                pynvml.nvmlInit()
+                self._is_open = True
+        except pynvml.NVMLError as error:
+            return dict.fromkeys(uuids, str(error))
+        found = {uuid: _read_or_reason(pynvml, uuid) for uuid in uuids}
+        if any(isinstance(reading, str) for reading in found.values()):
+            self.close()  # the driver may have been loaded anew: the next reading starts afresh
+        return found
+
+    def driver_version(self) -> str:
+        """The version of the driver; '' when there is none."""
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except ImportError:
+            return ""
+        except pynvml.NVMLError:
+            return ""
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        except pynvml.NVMLError:
+            return ""
+        finally:
+            pynvml.nvmlShutdown()
+
+    def close(self) -> None:
+        """Let go of the library; harmless when it is not open."""
+        if self._is_open:
+            import pynvml
+
+            self._is_open = False
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
 
 
 def usable_gpus(driver: GpuDriver, mask: str | None) -> GpuSurvey:
@@ -117,6 +173,42 @@ def _ask(nvml: Any, index: int) -> Gpu:
         is_partitioned = False
     memory_mib = nvml.nvmlDeviceGetMemoryInfo(device).total // 2**20
     return Gpu(nvml.nvmlDeviceGetUUID(device), index, nvml.nvmlDeviceGetName(device), memory_mib, is_partitioned)
+
+
+def _read_or_reason(nvml: Any, uuid: str) -> GpuReading | str:
+    try:
+        device = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        used_mib = _used_bytes(nvml, device) // 2**20
+        return GpuReading(uuid, used_mib, tuple(_processes(nvml, device)))
+    except nvml.NVMLError as error:
+        return str(error)
+
+
+def _used_bytes(nvml: Any, device: Any) -> int:
+    """Bytes that processes use; drivers before 510 only know the sum with what they keep for themselves."""
+    unknown = (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported, nvml.NVMLError_InvalidArgument)
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(device, version=nvml.nvmlMemory_v2).used)
+    except unknown:
+        return int(nvml.nvmlDeviceGetMemoryInfo(device).used)
+
+
+def _processes(nvml: Any, device: Any) -> Iterator[GpuProcess]:
+    """What computes, what computes through the sharing service (MPS), what draws. A list we cannot have is empty: the
+    memory behind it is then memory that no process accounts for."""
+    lists = (
+        (nvml.nvmlDeviceGetComputeRunningProcesses, False),
+        (nvml.nvmlDeviceGetMPSComputeRunningProcesses, False),
+        (nvml.nvmlDeviceGetGraphicsRunningProcesses, True),
+    )
+    for ask, is_graphics in lists:
+        try:
+            found = ask(device)
+        except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+            continue
+        for process in found:
+            mib = None if process.usedGpuMemory is None else int(process.usedGpuMemory) // 2**20
+            yield GpuProcess(int(process.pid), mib, is_graphics)
 
 
 def _named_by(mask: str, gpus: Sequence[Gpu]) -> tuple[list[Gpu], str | None]:

@@ -1,12 +1,10 @@
-"""What differs between runs besides their scores: configuration, machine, code, and the time they shared. Pure."""
+"""What differs between runs besides their scores: configuration, machine and code. Pure."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 from reports.readings import run_label
@@ -59,17 +57,6 @@ def value_text(config: Mapping[str, Any], key: str) -> str:
     return json.dumps(config[key], sort_keys=True, ensure_ascii=False, default=str) if key in config else NOT_SET
 
 
-def did_not_overlap(study: StudyView) -> tuple[tuple[str, str], ...]:
-    """Pairs of runs of one seed that never ran at the same time, by label; runs that never started are left out."""
-    times = {run.run: _spans(run) for run in study.runs}
-    return tuple(
-        (run_label(one), run_label(two))
-        for one, two in combinations(study.runs, 2)
-        if one.seed == two.seed and times[one.run] and times[two.run]
-        if not any(a[0] < b[1] and b[0] < a[1] for a in times[one.run] for b in times[two.run])
-    )
-
-
 def provenance_rows(study: StudyView) -> tuple[tuple[str, str, str], ...]:
     """(what, value, runs) for every provenance entry; runs that agree share a row. `runs` is `all` when they all do."""
     flat = {run_label(run): _flat(run) for run in study.runs}
@@ -106,14 +93,6 @@ def _is_declared(run: RunView, key: str) -> bool:
 def _covers(changed: str, key: str) -> bool:
     """Whether a change of one key may set the other: a mapping sets everything below it."""
     return key == changed or key.startswith(changed + ".")
-
-
-def _spans(run: RunView) -> list[tuple[float, float]]:
-    return [
-        (attempt.started, math.inf if attempt.ended is None else attempt.ended)
-        for attempt in run.attempts
-        if attempt.started is not None and attempt.kind == "train"
-    ]
 
 
 def _flat(run: RunView) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from reports.contrasts import WITHIN, Contrast
+from reports.overlap import Overlap, apart
 from reports.readings import is_complete, last, run_label, state_of
 from reports.study import RunView, StudyView
 from reports.wording import counted, label, listed, number, signed
@@ -108,7 +109,7 @@ def sentence(contrast: Contrast) -> str:
     return f"{'; '.join(parts)}. {_capital(reading(contrast))}.{notes}"
 
 
-def cannot_be_said(study: StudyView, found: tuple[Contrast, ...]) -> list[str]:
+def cannot_be_said(study: StudyView, found: tuple[Contrast, ...], shared: tuple[Overlap, ...]) -> list[str]:
     """The limits of this study, one sentence each."""
     limits = []
     weak = [contrast.arm for contrast in found if contrast.delta is not None and contrast.paired_seeds < 3]
@@ -134,6 +135,13 @@ def cannot_be_said(study: StudyView, found: tuple[Contrast, ...]) -> list[str]:
     waiting = [run_label(run) for run in study.runs if state_of(run) not in ENDED_EARLY | {"finished"}]
     if waiting:
         limits.append(f"{listed(waiting)} {'is' if len(waiting) == 1 else 'are'} not done: these numbers will change.")
+    later = apart(shared)
+    if later:
+        told = some([f"{run_label(one.run)} (against {run_label(one.baseline)})" for one in later])
+        limits.append(
+            f"{told} did not train at the same time as what {'it is' if len(later) == 1 else 'they are'} read against: "
+            "what else the machine did in the meantime is part of any difference in speed."
+        )
     limits.append("All numbers hold for this data, model size and schedule; nothing here was tried at another.")
     return limits
 

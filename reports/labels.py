@@ -14,7 +14,8 @@ from reports.wording import counted, listed
 def labels(study: StudyView) -> list[str]:
     """Labels of the evaluation (as its own files state them), of the learning rate, of the data, of the primary."""
     found = dict.fromkeys(text for run in study.runs for text in [*_lpips(run), *_stated(run), *_overlap(run)] if text)
-    return [*found, *_learning_rate(study), *_sets(study), *_selection(study)]
+    extended = [text for run in study.runs for text in _extended(run)]
+    return [*found, *extended, *_learning_rate(study), *_sets(study), *_selection(study)]
 
 
 def _lpips(run: RunView) -> list[str]:
@@ -41,6 +42,12 @@ def _overlap(run: RunView) -> list[str]:
     if not isinstance(overlap, int) or overlap == 0:
         return []
     return [f"{run_label(run)}: {counted(overlap, 'held-out sample')} were also trained on."]
+
+
+def _extended(run: RunView) -> list[str]:
+    """A longer budget that was given after the launch: an annealed run that goes on is not one planned so long."""
+    declared = [one for one in run.events if one.what == "extended" and one.reason.startswith("extended from ")]
+    return [f"{run_label(run)} was {one.reason} (asked at step {one.step})." for one in declared]
 
 
 def _learning_rate(study: StudyView) -> list[str]:

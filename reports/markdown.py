@@ -18,10 +18,11 @@ from reports.budgets import times_to_quality
 from reports.conditioning import manipulations, stream_uses
 from reports.contention import Busyness, busyness
 from reports.contrasts import contrasts
-from reports.differences import did_not_overlap, provenance_rows, shown_provenance
+from reports.differences import provenance_rows, shown_provenance
 from reports.figure_plan import figure_plan
 from reports.findings import better_is, cannot_be_said, ended_early, ending, headline, states
 from reports.labels import labels
+from reports.overlap import apart, overlaps
 from reports.readings import run_label
 from reports.study import StudyView
 from reports.wording import counted, escape, number
@@ -35,6 +36,7 @@ def render(study: StudyView) -> dict[str, str]:
     found = contrasts(study)
     busy = busyness(study)
     origin = provenance_rows(study)
+    shared = overlaps(study)
     uses, moved = stream_uses(study), manipulations(study)
     data = {
         "data/points.csv": tables.points_csv(study),
@@ -50,7 +52,7 @@ def render(study: StudyView) -> dict[str, str]:
         "states": states(study),
         "better": better_is(study.primary.direction) if study.primary is not None else "",
         "headline": headline(study, found),
-        "limits": cannot_be_said(study, found),
+        "limits": cannot_be_said(study, found, shared),
         "figures": {_short(planned.name): planned for planned in figure_plan(study)},
         "runs": sections.runs_table(study),
         "reference_levels": sections.reference_levels(study),
@@ -64,7 +66,8 @@ def render(study: StudyView) -> dict[str, str]:
         "manipulation": sections.manipulation_table(moved),
         "throughput": sections.throughput_table(study, busy),
         "level": _level(busy),
-        "apart": "; ".join(" and ".join(pair) for pair in did_not_overlap(study)),
+        "apart": "; ".join(sections.apart_text(one) for one in apart(shared)),
+        "shared": sections.overlap_table(shared),
         "attempts": sections.attempts_table(study),
         "policy": _policy(study),
         "verdicts": sections.verdicts_table(study),

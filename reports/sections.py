@@ -14,6 +14,7 @@ from reports.contrasts import Contrast
 from reports.differences import differences, ineffective
 from reports.findings import better_is, ending, reading
 from reports.intervals import Interval
+from reports.overlap import Overlap
 from reports.protocols import protocol_values, protocols_of
 from reports.readings import calibration, curve, last, run_label
 from reports.study import RunView, StudyView, VerdictView
@@ -199,6 +200,23 @@ def attempts_table(study: StudyView) -> Table:
         for attempt in run.attempts
     ]  # fmt: skip
     return Table(header, rows)
+
+
+def overlap_table(found: Sequence[Overlap]) -> Table:
+    """How long each run trained at the same time as the run that it is read against."""
+    rows = [
+        [
+            run_label(one.run), run_label(one.baseline),
+            "still running" if one.common_s is None else f"{number(one.common_s)} s", _percent(one.share),
+        ]
+        for one in found
+    ]  # fmt: skip
+    return Table(["run", "read against", "both trained", "of the shorter training"], rows)
+
+
+def apart_text(one: Overlap) -> str:
+    """`A-s0 and D-s0 (95 s apart)`, baseline first."""
+    return f"{run_label(one.baseline)} and {run_label(one.run)} ({number(one.apart_s, 3)} s apart)"
 
 
 def interval_text(interval: Interval | None) -> str:

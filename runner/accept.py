@@ -12,13 +12,17 @@ from sqlalchemy import Connection, insert, select, update
 
 from provisioning.base import ProvisioningError
 from runner.errors import ArmatureError, UsageError
+from runner.extending import EXTENDED, Way, extension, keep_extension, with_steps
 from runner.home import Home
 from runner.places import Places
 from runner.plan import Capacity, Intent, KnownRun, Plan, PlannedRun, make_plan
 from runner.records import ENDED, Health, RunState
-from runner.spec.models import ResolvedArm, from_json, study_document
+from runner.schedule import BUDGET
+from runner.spec.models import TRAINER, ResolvedArm, from_json, study_document
 from runner.store import changes, tables
+from runner.store.best import find_best
 from runner.store.facts import StoredRun, read_run
+from runner.store.history import last_step
 from runner.store.requests import Request
 from runner.store.session import Session
 
@@ -34,7 +38,9 @@ class Accept:
 
     def __call__(self, request: Request) -> None:
         """Carry out one request and answer it; a wrong one is refused and changes nothing."""
-        act = {"launch": self._launch, "stop": self._stop, "resume": self._resume}.get(request.kind)
+        act = {
+            "launch": self._launch, "stop": self._stop, "resume": self._resume, "extend": self._extend,
+        }.get(request.kind)  # fmt: skip
         if act is None:
             self._refuse(request, f"{request.kind}: not in this version")
             return
@@ -53,7 +59,7 @@ class Accept:
 
     def _launch(self, request: Request) -> None:
         payload = request.payload
-        self._places.request_slots(payload["provider"], payload["slots"])
+        self._places.request_slots(payload["provider"], payload["slots"], payload.get("share_gpus", False))
         arms = [from_json(entry["document"]) for entry in payload["arms"]]
         capacity = self._capacity(arms)
         with self._session.transaction() as connection:
@@ -73,7 +79,7 @@ class Accept:
 
     def _capacity(self, arms: Sequence[ResolvedArm]) -> Capacity:
         shapes = {(arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib) for arm in arms}
-        return capacity_of(self._places.slots(shapes))
+        return capacity_of(self._places.cut(shapes))
 
     def _store_studies(self, connection: Connection, arms: Sequence[ResolvedArm], payload: Mapping[str, Any]) -> None:
         for arm in {arm.study: arm for arm in reversed(arms)}.values():
@@ -106,7 +112,8 @@ class Accept:
         launch, priority = request.id, request.payload.get("priority", 0)
         if planned.intent is Intent.RESTART:
             run = read_run(connection, planned.folder)
-            changes.set_run(connection, run.run, arm_document=entry["document"], launch=launch, priority=priority)
+            document = keep_extension(entry["document"], run.steps_total)
+            changes.set_run(connection, run.run, arm_document=document, launch=launch, priority=priority)
             _requeue(connection, run, "launched again", "last", self._now())
         if planned.intent is not Intent.START:
             return
@@ -162,6 +169,33 @@ class Accept:
             )
             changes.answer(connection, request.id, True, f"{run.id} is queued again", self._now())
 
+    def _extend(self, request: Request) -> None:
+        """A longer budget. A live trainer must save and end first: until then the request stays without an answer, and
+        every round looks at it again, so that a kill at any line forgets neither the stop nor what follows it."""
+        wanted = request.payload["steps"]
+        with self._session.transaction() as connection:
+            run = read_run(connection, request.payload["run"])
+            is_trainer = run.arm_document["kind"] == TRAINER
+            found = extension(
+                run.id, run.state, is_trainer=is_trainer, before=run.steps_total, wanted=wanted,
+                stop_wanted=run.stop_wanted,
+            )  # fmt: skip
+            if found.way is Way.STOP_FIRST:
+                if run.stop_wanted is None and run.state is not RunState.STOPPING:
+                    changes.set_run(connection, run.run, stop_wanted=found.sentence)
+                return
+            now, step = self._now(), last_step(connection, run.run)
+            document = with_steps(run.arm_document, wanted, request.payload["check"])
+            changes.set_run(connection, run.run, arm_document=document, steps_total=wanted)
+            find_best(connection, run.run)  # what counts as best begins at a share of the budget
+            changes.add_event(
+                connection, now, EXTENDED, found.sentence, study=run.study, run=run.run, step=step,
+                data=found.data(step),
+            )  # fmt: skip
+            if found.way is Way.AGAIN:
+                _requeue(connection, run, found.sentence, "last", now)
+            changes.answer(connection, request.id, True, f"{run.id}: {found.sentence}", now)
+
 
 def barrier(planned: PlannedRun, colocate: str) -> int | None:
     """The wave that a new run starts in: every wave with `require`, only the first with `prefer`, else none."""
@@ -195,7 +229,10 @@ def summary(plan: Plan) -> str:
 
 def _check_resumable(run: StoredRun) -> None:
     if run.state is RunState.FINISHED:
-        raise UsageError(f"{run.id} has finished all its steps; `runner launch … --fresh` runs it again")
+        raise UsageError(
+            f"{run.id} has finished all its steps; `runner extend {run.id} --steps N` gives it more, "
+            "`runner launch … --fresh` runs it again"
+        )
     if run.state not in ENDED:
         raise UsageError(f"{run.id} is {run.state} already; `runner status --watch` shows it")
 
@@ -203,9 +240,9 @@ def _check_resumable(run: StoredRun) -> None:
 def _requeue(connection: Connection, run: StoredRun, reason: str, start: str, now: float) -> None:
     """A new attempt. A person who resumes an aborted run overrides that rule: it may not stop this run again."""
     overridden = list(run.overridden)
-    if run.state is RunState.ABORTED:
+    if run.state is RunState.ABORTED or run.rule == BUDGET:
         overridden = sorted({*overridden, run.rule})
-        reason = f"{reason}; the abort by {run.rule} is overridden and that rule is off for this run"
+        reason = f"{reason}; the end by {run.rule} is overridden and that rule is off for this run"
     changes.set_run(
         connection,
         run.run,

@@ -30,7 +30,7 @@ def check(
     remarks = [remark for found in prepared.remarks.values() for remark in found]
     if blocking(remarks):
         return EXIT_USAGE
-    warned = any(remark.severity == "W" and not remark.allowed for remark in remarks)
+    warned = any(remark.severity == "W" and not remark.allowed for remark in remarks) or bool(prepared.budget_notes)
     return EXIT_RUN_FAILED if strict and warned else EXIT_OK
 
 
@@ -55,8 +55,10 @@ def plan_document(prepared: Prepared) -> dict[str, Any]:
         ],
         "waves": [list(wave) for wave in prepared.plan.waves],
         "slots": sorted({slot.name for slots in prepared.slots.values() for slot in slots}),
+        "left_out": sorted({str(one) for found in prepared.left_out.values() for one in found}),
         "disk_mib": prepared.plan.disk_mib,
         "hours": prepared.plan.hours,
+        "budget": list(prepared.budget_notes),
         "lint": [
             {"study": study, "rule": one.rule, "severity": one.severity, "message": one.message, "allowed": one.allowed}
             for study, remarks in prepared.remarks.items()
@@ -95,6 +97,8 @@ def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
         for remark in remarks:
             note = f" (allowed: {remark.allowed})" if remark.allowed else ""
             yield f"{study}  {remark.rule} {_severity(remark.severity)}: {remark.message}{note}"
+    for note in prepared.budget_notes:
+        yield f"warning: {note}"
     if brief:
         return
     yield ""
@@ -109,6 +113,8 @@ def _needs(prepared: Prepared) -> Iterator[str]:
     slots = sorted({slot.name for found in prepared.slots.values() for slot in found})
     shared = any(slot.shares_cores for found in prepared.slots.values() for slot in found)
     yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
+    for one in dict.fromkeys(one for found in prepared.left_out.values() for one in found):
+        yield f"  left out: {one}"
     plan = prepared.plan
     names = {run.folder: f"{run.arm}-s{run.seed}" for run in plan.runs}
     waves = "; ".join(", ".join(names[folder] for folder in wave) for wave in plan.waves)

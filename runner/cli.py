@@ -11,7 +11,7 @@ import typer
 
 from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ArmatureError
 
-LATER = ("backtest", "autopsy", "diff", "doctor", "gc", "offers", "extend", "export")
+LATER = ("backtest", "autopsy", "gc", "offers")
 """Commands of the format whose behaviour this version does not have."""
 
 
@@ -36,6 +36,10 @@ Allow = Annotated[
     list[str] | None, typer.Option("--allow", help="RULE=reason: accept a fairness error; the report says why.")
 ]
 
+ShareGpus = Annotated[
+    bool, typer.Option("--share-gpus", help="Start on GPUs that somebody else computes on, in what memory is left.")
+]
+
 
 @app.command()
 def launch(
@@ -58,12 +62,14 @@ def launch(
     priority: Annotated[
         int, typer.Option("--priority", help="Higher goes first among what waits; nothing that runs makes way.")
     ] = 0,
+    share_gpus: ShareGpus = False,
 ) -> None:
     """Train the arms: one run for each arm and seed, one slot for each run."""
     from runner import launch_command
     from runner.launching import Options
 
-    options = Options(tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, tuple(allow or ()), priority)
+    allowed = tuple(allow or ())
+    options = Options(tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, allowed, priority, share_gpus)
     raise typer.Exit(launch_command.launch(arm_files, options, home, dry_run=dry_run, detach=detach, as_json=as_json))
 
 
@@ -143,6 +149,45 @@ def resume(
 
 
 @app.command()
+def extend(
+    run: Annotated[str, typer.Argument(help="A run: id, unique prefix, or study/arm-s0.", show_default=False)],
+    steps: Annotated[int, typer.Option("--steps", help="Its new budget in steps, in all.", show_default=False)],
+    home: HomeOption = None,
+) -> None:
+    """Give a run more steps; a training goes on from its last checkpoint with the new schedule."""
+    from runner import extend_command
+
+    raise typer.Exit(extend_command.extend(home, run, steps))
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A run: id, unique prefix, or study/arm-s0.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The run to compare it with.", show_default=False)],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two runs: configuration, code, environment, outcome."""
+    from runner import diff_command
+
+    raise typer.Exit(diff_command.diff(home, a, b, as_json=as_json))
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(help="A study.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write (default: export/ in the study's folder).")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a study's tables as CSV: runs, attempts, points, events, verdicts."""
+    from runner import export_command
+
+    raise typer.Exit(export_command.export(home, study, out))
+
+
+@app.command()
 def report(
     study: Annotated[str, typer.Argument(help="A study.", show_default=False)],
     home: HomeOption = None,
@@ -151,6 +196,17 @@ def report(
     from runner import report_command
 
     raise typer.Exit(report_command.report(home, study))
+
+
+@app.command()
+def doctor(
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at this machine and the home: what is wrong, and what to do about it."""
+    from runner import doctor_command
+
+    raise typer.Exit(doctor_command.doctor(home, as_json=as_json))
 
 
 @app.command()

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from provisioning import PROVIDERS
 from provisioning.base import HostLost, Provider, SpawnRefused
@@ -24,16 +22,17 @@ from runner.accept import Accept
 from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, Fenced, HomeError
-from runner.failures import Exit, Failure, classify
 from runner.follow import Follow
 from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock
-from runner.observe import checkpoints
+from runner.notify import Notifier
 from runner.perform import Perform, Staged
 from runner.places import Places
-from runner.records import ENDED, AttemptKind, RunState
-from runner.schedule import Action, AttemptFacts, Phase, RunFacts, Start, StartTogether, schedule
-from runner.spec.models import from_json
+from runner.records import RunState
+from runner.reporting import Report, Reporting
+from runner.schedule import Action, Phase, Start, StartTogether, schedule
+from runner.situation import Situation
+from runner.spending import Spending
 from runner.store import changes, history, requests
 from runner.store.database import create_or_upgrade, reading
 from runner.store.facts import StoredAttempt, StoredRun, open_runs
@@ -42,7 +41,6 @@ from runner.wake import Wake
 
 ROUND_S = 0.5
 BUSY_ROUND_S = 0.1
-Report = Callable[[Home, str], "subprocess.Popen[bytes]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +66,16 @@ class Controller:
         self._home = home
         self._session = session
         self._clock = clock
-        self._places = Places(session, providers, clock.now)
+        self._places = Places(session, providers, clock.now, clock.monotonic)
         self._follow = Follow(session, home, self._places, clock.now)
-        self._perform = Perform(session, home, self._places, clock.now, environment)
+        self._spending = Spending(session, clock.now, clock.monotonic)
+        self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
+        self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
+        self._situation = Situation(session, home, self._places, self._spending.reason)
+        self._reporting = Reporting(session, home, clock.now, report)
         self._accept = Accept(session, home, self._places, clock.now)
-        self._report = report
         self._wake = Wake()
         self._live: tuple[StoredAttempt, ...] = ()
-        self._reports: dict[str, subprocess.Popen[bytes]] = {}
         self._troubles: set[tuple[str, str]] = set()
         self._warned_of_disk = False
         self._repeat_stops()
@@ -87,17 +87,22 @@ class Controller:
             if run.attempt is not None and run.attempt.phase in (Phase.INTENDED, Phase.LIVE):
                 self._guarded(run, self._follow)
         runs = self._open_runs()
-        facts = [self._facts(run) for run in runs]
+        if runs:
+            self._spending.look(runs)
+        held = self._places.prove_released(runs)
+        facts = [self._situation(run) for run in runs]
         by_id = {run.run: run for run in runs}
-        slots = self._places.slots(fact.shape for fact in facts) if facts else {}
-        actions = schedule(facts, slots)
+        waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED}
+        slots = self._places.slots(waiting) if waiting else {}
+        actions = schedule(facts, slots, held)
         for action in actions:
             self._carry_out(action, by_id)
         self._live = _live(self._open_runs() if actions else runs)
         self._watch_disk(runs)
-        reporting = self._write_reports()
-        is_open = any(run.state is not RunState.LOST for run in runs)
-        return Round(open=bool(asked or is_open or reporting), acted=bool(asked or actions))
+        reporting = self._reporting.step()
+        is_open = bool(asked or reporting or held or any(run.state is not RunState.LOST for run in runs))
+        telling = self._notifier.step(must_look=not is_open)
+        return Round(open=is_open or telling, acted=bool(asked or actions))
 
     def _carry_out(self, action: Action, runs: Mapping[str, StoredRun]) -> None:
         if not isinstance(action, StartTogether):
@@ -127,6 +132,7 @@ class Controller:
 
     def close(self) -> None:
         """Leave everything running and let go of connections."""
+        self._notifier.close()
         self._wake.close()
         self._places.close()
         self._session.close()
@@ -183,38 +189,6 @@ class Controller:
             if run.state is RunState.STOPPING and stopping:
                 self._guarded(run, self._perform.send_stop)
 
-    def _facts(self, run: StoredRun) -> RunFacts:
-        arm = from_json(run.arm_document)
-        shape = (arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib)
-        with self._session.reading() as connection:
-            last_step = history.last_step(connection, run.run)
-            gpus = None if run.attempt is None else history.reported_gpus(connection, run.run, run.attempt.number)
-        verdict = run.verdict or {}
-        return RunFacts(
-            run=run.run,
-            order=(-run.priority, run.launch, run.seed, run.arm_order),
-            state=run.state,
-            is_trainer=arm.command is None,
-            shape=shape,
-            steps_total=run.steps_total,
-            last_step=last_step,
-            attempt=None if run.attempt is None else _attempt_facts(run.attempt, gpus, arm.command is None, last_step),
-            abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
-            stop_wanted=run.stop_wanted,
-            wave=run.wave,
-            retries_left=max(0, arm.retries - run.retries_used),
-            stopping_rule=run.rule if run.state is RunState.STOPPING else "",
-            stopping_reason=run.reason if run.state is RunState.STOPPING else "",
-            has_checkpoint=run.attempt is not None and self._has_checkpoint(run),
-        )
-
-    def _has_checkpoint(self, run: StoredRun) -> bool:
-        assert run.attempt is not None
-        if run.state not in (RunState.QUEUED, RunState.STOPPING):
-            return False
-        shell = self._places.by_lease(run.attempt.lease).shell
-        return bool(checkpoints(shell, self._home.root / run.run))
-
     def _watch_disk(self, runs: Sequence[StoredRun]) -> None:
         """Say once, at every live run, that the disk is nearly full: a checkpoint that does not fit ends a training."""
         live = [run for run in runs if run.attempt is not None and run.attempt.phase == Phase.LIVE]
@@ -230,57 +204,9 @@ class Controller:
             for run in live:
                 changes.add_event(connection, self._clock.now(), "warning", reason, study=run.study, run=run.run)
 
-    def _write_reports(self) -> bool:
-        """A study whose runs have all ended gets its report, written by a child; says whether one is being written."""
-        with self._session.reading() as connection:
-            due = history.studies_without_report(connection, [str(state) for state in ENDED])
-        for study in due:
-            if study not in self._reports:
-                self._reports[study] = self._report(self._home, study)
-        for study, process in list(self._reports.items()):
-            code = process.poll()
-            if code is not None:
-                del self._reports[study]
-                self._note_report(study, code)
-        return bool(self._reports)
-
-    def _note_report(self, study: str, code: int) -> None:
-        path = self._home.report(study) / "report.md"
-        said = f"written to {path}" if code == 0 else f"exit code {code}; see {self._home.log}"
-        with self._session.transaction() as connection:
-            changes.add_event(connection, self._clock.now(), "report", said, study=study, data={"code": code})
-
-
-def _attempt_facts(
-    attempt: StoredAttempt, gpus: Sequence[str] | None, is_trainer: bool, last_step: int
-) -> AttemptFacts:
-    ended = None if attempt.exit is None else _exit(attempt.exit)
-    wrong = bool(gpus and attempt.slot.gpu_uuids) and set(gpus or ()) != set(attempt.slot.gpu_uuids)
-    return AttemptFacts(
-        number=attempt.number,
-        kind=AttemptKind(attempt.kind),
-        phase=Phase(attempt.phase),
-        slot=attempt.slot,
-        stop_sent=attempt.stop_reason is not None,
-        reported=attempt.phase != Phase.INTENDED and attempt.identity is not None,
-        exit=ended,
-        failure=None if ended is None else _failure(attempt, ended, is_trainer, last_step),
-        wrong_gpus=f"it sees {', '.join(gpus or ())}, not {', '.join(attempt.slot.gpu_uuids)}" if wrong else "",
-    )
-
 
 def _live(runs: Sequence[StoredRun]) -> tuple[StoredAttempt, ...]:
     return tuple(run.attempt for run in runs if run.attempt is not None and run.attempt.phase == Phase.LIVE)
-
-
-def _exit(record: Mapping[str, Any]) -> Exit:
-    return Exit(record.get("code"), record.get("signal"), record.get("cause", ""), record.get("error") or "")
-
-
-def _failure(attempt: StoredAttempt, ended: Exit, is_trainer: bool, last_step: int) -> Failure:
-    tail = (attempt.exit or {}).get("tail", "")
-    steps_done = last_step - (attempt.resumed_from or 0)
-    return classify(ended, is_trainer=is_trainer, tail=tail, steps_done=steps_done)
 
 
 def run_rounds(controller: Controller, home: Home, clock: Clock, wants_to_stop: Callable[[], bool]) -> None:

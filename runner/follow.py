@@ -1,13 +1,15 @@
-"""Follows one attempt: look at it, take in its new metrics, judge them, remember what was seen.
+"""Follows live attempts: look at them, take in their new metrics, judge them, remember what was seen.
 
-The metrics of an ended attempt are read to their last byte before its end is stored, so that whoever settles the run
-knows everything it wrote.
+The metrics of an ended attempt are read to their last byte and judged before its end is stored, so that whoever
+settles the run knows everything it wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,78 +17,177 @@ from sqlalchemy import Connection
 
 from provisioning.base import Shell
 from runner.home import Home
-from runner.ingest import Taken, take
+from runner.ingest import Position, Tails, Taken
 from runner.judge import judge
 from runner.launch_spec import attempt_dir
 from runner.memory import CurveMemory
-from runner.metric_formats import Format, Record, format_for
+from runner.metric_formats import format_for
 from runner.observe import Seen, look
 from runner.places import Places
 from runner.records import AttemptKind, DeclaredEvent, Health, Verdict
 from runner.schedule import Phase
 from runner.spec.models import ResolvedArm, from_json
 from runner.store import changes
+from runner.store.curves import is_judged
 from runner.store.facts import StoredAttempt, StoredRun
-from runner.store.points import read_position, write_taken
+from runner.store.points import Written, read_position, write_taken
 from runner.store.session import Session
 
 SILENT_LINES = 500
 SILENT_S = 60.0
+ROUND_CHUNKS = 4
+"""Whole chunks that one round reads of what has piled up: a person who asks for a stop meanwhile is heard soon."""
+
+JUDGING_SHARE = 0.05
+"""The part of one core that judging may take, shared by the runs that live."""
+
+Act = Callable[[StoredRun], None]
+Guarded = Callable[[StoredRun, Act], None]
+
+
+@dataclass(slots=True)
+class _Look:
+    """What a round found out about one attempt. `behind` says that its files hold more than this round may read."""
+
+    attempt: StoredAttempt
+    arm: ResolvedArm
+    seen: Seen
+    taken: list[Taken] = field(default_factory=list)
+    behind: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.seen.phase in (Phase.ENDED, Phase.GONE)
 
 
 class Follow:
     """Observation of live attempts. Holds nothing that a restart could not read again."""
 
-    def __init__(self, session: Session, home: Home, places: Places, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        home: Home,
+        places: Places,
+        now: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._session = session
         self._home = home
         self._places = places
         self._now = now
+        self._monotonic = monotonic
         self._curves = CurveMemory()
+        self._tails = Tails()
+        self._pace = Pace(monotonic)
+        self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
+        self._first_seen: dict[tuple[str, int], float] = {}
         self._silent: set[tuple[str, int]] = set()
         self._orphaned: set[tuple[str, int]] = set()
+        self._chunks_left = ROUND_CHUNKS
 
     def __call__(self, run: StoredRun) -> None:
         """One round for one run with a live or intended attempt."""
+        self.follow_all([run], lambda one, act: act(one))
+
+    def follow_all(self, runs: Collection[StoredRun], guarded: Guarded) -> bool:
+        """One round for all runs with a live or intended attempt; what they wrote is stored in one transaction.
+
+        `guarded` calls what it is given for a run, and decides what an exception of it means to the others. Says
+        whether something was left unread because too much had piled up.
+        """
+        self._chunks_left = ROUND_CHUNKS
+        looks: dict[str, _Look] = {}
+
+        def look_at(run: StoredRun) -> None:
+            looks[run.run] = self._look(run)
+
+        def store(run: StoredRun) -> None:
+            with self._session.transaction() as connection:
+                written[run.run] = [self._store(connection, run, looks[run.run], one) for one in looks[run.run].taken]
+
+        for run in runs:
+            guarded(run, look_at)
+        changed = [run for run in runs if run.run in looks and looks[run.run].taken]
+        written: dict[str, list[Written]] = {}
+        if changed:
+            with self._session.transaction():
+                for run in changed:
+                    guarded(run, store)
+        for run in changed:
+            self._learn(run, looks[run.run], written.get(run.run))
+        for run in runs:
+            if run.run in looks and (run.run in written or not looks[run.run].taken):
+                guarded(run, lambda one: self._conclude(one, looks[one.run], len(runs)))
+        return any(one.behind for one in looks.values())
+
+    def _look(self, run: StoredRun) -> _Look:
+        """Look at processes and files. Nothing is stored but whole chunks of what has piled up."""
         attempt = run.attempt
         assert attempt is not None
         shell = self._places.by_lease(attempt.lease).shell
-        folder = attempt_dir(self._home.root / run.run, attempt.number)
-        seen = look(shell, folder, Phase(attempt.phase), attempt.identity)
-        arm = from_json(run.arm_document)
-        if self._ingest(shell, run, attempt, arm) or run.verdict is None:
-            self._judge(run, attempt, arm)
-        self._remember(run, attempt, seen)
-
-    def _ingest(self, shell: Shell, run: StoredRun, attempt: StoredAttempt, arm: ResolvedArm) -> bool:
-        """Take in everything new; says whether there was anything."""
-        parse = format_for(arm.metrics)
-        found = False
-        for path in metric_files(shell, self._home.root / run.run, attempt.number, arm.metrics):
-            while self._take_chunk(shell, run, attempt, path, parse):
-                found = True
+        self._first_seen.setdefault((run.run, attempt.number), self._monotonic())
+        seen = look(
+            shell, attempt_dir(self._home.root / run.run, attempt.number), Phase(attempt.phase), attempt.identity
+        )
+        found = _Look(attempt, self._arm(run), seen)
+        for path in metric_files(shell, self._home.root / run.run, attempt.number, found.arm.metrics):
+            self._read(shell, run, found, path)
         return found
 
-    def _take_chunk(self, shell: Shell, run: StoredRun, attempt: StoredAttempt, path: str, parse: Format) -> bool:
-        with self._session.reading() as connection:
-            position = read_position(connection, run.run, attempt.number, path)
-        taken = take(position, shell.stamp, shell.read, parse)
-        if taken is None or (taken.position == position and not taken.restarted):
-            return False
-        with self._session.transaction() as connection:
-            written = write_taken(connection, run.run, attempt.number, taken, self._now())
-            self._announce(connection, run, attempt, taken, written.events)
-        self._curves.add(run.run, attempt.number, taken.records)
-        if any(record.event and record.event.get("event") == "resumed" for record in written.events):
+    def _arm(self, run: StoredRun) -> ResolvedArm:
+        known = self._arms.get(run.run)
+        if known is None or known[0] is not run.arm_document:
+            known = self._arms[run.run] = (run.arm_document, from_json(run.arm_document))
+        return known[1]
+
+    def _read(self, shell: Shell, run: StoredRun, found: _Look, path: str) -> None:
+        number, parse = found.attempt.number, format_for(found.arm.metrics)
+
+        def stored() -> Position:
+            with self._session.reading() as connection:
+                return read_position(connection, run.run, number, path)
+
+        while True:
+            if self._chunks_left <= 0:
+                found.behind = True
+                return
+            taken = self._tails.take(run.run, number, path, stored, shell.stamp, shell.read, parse)
+            if taken is None:
+                return
+            if not taken.more:
+                found.taken.append(taken)
+                return
+            self._chunks_left -= 1
+            with self._session.transaction() as connection:
+                written = self._store(connection, run, found, taken)
+            self._learn(run, _Look(found.attempt, found.arm, found.seen, [taken]), [written])
+
+    def _store(self, connection: Connection, run: StoredRun, found: _Look, taken: Taken) -> Written:
+        written = write_taken(connection, run.run, found.attempt.number, taken, self._now())
+        self._announce(connection, run, found.attempt, taken, written)
+        return written
+
+    def _learn(self, run: StoredRun, found: _Look, written: list[Written] | None) -> None:
+        """Take what was stored into memory; what could not be stored is read again in the next round."""
+        number = found.attempt.number
+        if written is None:
+            self._tails.forget(run.run, number)
             self._curves.forget(run.run)
-        return taken.more or bool(taken.records)
+            return
+        for taken, one in zip(found.taken, written, strict=True):
+            self._tails.keep(run.run, number, taken, one.position)
+            self._curves.add(run.run, number, one.fresh)
+            if any(record.event and record.event.get("event") == "resumed" for record in one.events):
+                self._curves.forget(run.run)
+            if one.fresh or one.events:
+                self._pace.news(run.run, number, _not_finite(one))
 
     def _announce(
-        self, connection: Connection, run: StoredRun, attempt: StoredAttempt, taken: Taken, events: list[Record]
+        self, connection: Connection, run: StoredRun, attempt: StoredAttempt, taken: Taken, written: Written
     ) -> None:
         """Announcements of the trainer and oddities of its file become events."""
         place: dict[str, Any] = {"study": run.study, "run": run.run, "attempt": attempt.number}
-        for record in events:
+        for record in written.events:
             assert record.event is not None
             name = str(record.event.get("event", ""))[:64]
             if name == "resumed":
@@ -105,16 +206,33 @@ class Follow:
     def _warn_if_silent(self, connection: Connection, run: StoredRun, attempt: StoredAttempt, taken: Taken) -> None:
         """A pattern that never matches would leave a run unwatched, so say so once and show a line of the log."""
         state = taken.position.state or {}
-        if state.get("matched", 1) or (run.run, attempt.number) in self._silent:
+        key = (run.run, attempt.number)
+        if state.get("matched", 1) or key in self._silent:
             return
-        waited_s = self._now() - (attempt.started or attempt.created)
+        waited_s = self._monotonic() - self._first_seen[key]
         if taken.position.lines >= SILENT_LINES or (waited_s >= SILENT_S and taken.position.lines):
-            self._silent.add((run.run, attempt.number))
+            self._silent.add(key)
             reason = f"no line matched metrics.pattern so far; one of them: {state.get('unmatched', '')!r}"
             changes.add_event(
                 connection, self._now(), "warning", reason, study=run.study, run=run.run, attempt=attempt.number
             )
             changes.set_run(connection, run.run, health=Health.WARNED)
+
+    def _conclude(self, run: StoredRun, found: _Look, live: int) -> None:
+        """Judge what is there and remember what was seen; an end only when all that led to it has been read."""
+        number = found.attempt.number
+        if self._pace.is_due(run.run, number, at_end=found.is_over):
+            began_s = self._monotonic()
+            self._judge(run, found.attempt, found.arm)
+            self._pace.judged(run.run, number, self._monotonic() - began_s, live)
+        if found.behind:
+            return
+        self._remember(run, found.attempt, found.seen)
+        if found.is_over:
+            self._tails.forget(run.run, number)
+            self._curves.forget(run.run)
+            self._pace.forget(run.run, number)
+            self._arms.pop(run.run, None)
 
     def _judge(self, run: StoredRun, attempt: StoredAttempt, arm: ResolvedArm) -> None:
         if attempt.kind != AttemptKind.TRAIN:
@@ -168,6 +286,43 @@ class Follow:
                 )
 
 
+class Pace:
+    """When to judge again. How often the judge looks never changes what it concludes, only how soon it is known, and a
+    look costs more the longer a run is: so all of them together get a fixed share of a core, and a run that writes
+    steadily waits for its turn. The end of an attempt and a value that is not finite do not wait.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._not_before_s: dict[tuple[str, int], float] = {}
+        self._news: dict[tuple[str, int], bool] = {}  # what the judge has not seen yet, and whether it can wait
+        self._broken: dict[tuple[str, int], frozenset[str]] = {}
+
+    def news(self, run: str, attempt: int, not_finite: frozenset[str]) -> None:
+        """Something was stored that the judge has not seen; the first bad value of a metric is urgent."""
+        key = (run, attempt)
+        broken = self._broken.get(key, frozenset())
+        self._news[key] = self._news.get(key, False) or not not_finite <= broken
+        self._broken[key] = broken | not_finite
+
+    def is_due(self, run: str, attempt: int, at_end: bool) -> bool:
+        """Whether to judge now. An attempt that this controller has not judged yet may hold what nobody judged."""
+        key = (run, attempt)
+        if key not in self._not_before_s:
+            return True
+        return key in self._news and (at_end or self._news[key] or self._monotonic() >= self._not_before_s[key])
+
+    def judged(self, run: str, attempt: int, cost_s: float, live: int) -> None:
+        """A run was judged, which took `cost_s`, while so many runs live."""
+        self._news.pop((run, attempt), None)
+        self._not_before_s[run, attempt] = self._monotonic() + cost_s * live / JUDGING_SHARE
+
+    def forget(self, run: str, attempt: int) -> None:
+        """The attempt is over."""
+        for known in (self._news, self._not_before_s, self._broken):
+            known.pop((run, attempt), None)
+
+
 def metric_files(shell: Shell, run_dir: Path, attempt: int, metrics: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The files that an attempt's metrics are read from."""
     folder = attempt_dir(run_dir, attempt)
@@ -187,3 +342,10 @@ def is_news(stored: Mapping[str, Any] | None, verdict: Verdict) -> bool:
         return True
     document = changes.verdict_document(verdict)
     return any(document[key] != stored[key] for key in ("health", "action", "rule", "reason", "findings"))
+
+
+def _not_finite(written: Written) -> frozenset[str]:
+    """Names of the judged metrics that have become nan or infinite."""
+    return frozenset(
+        one.name for one in written.fresh if is_judged(one.name) and not all(map(math.isfinite, one.values))
+    )

@@ -6,15 +6,20 @@ neither loses nor doubles one. Reads local files only; bytes of a remote file ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.metric_formats import MAX_LINE_BYTES, Format, Record
+from runner.metric_formats import MAX_LINE_BYTES, Block, Format, Record
 
 CHUNK_BYTES = 4 * 1024 * 1024
 
-Stamp = Callable[[str], tuple[int, int, int] | None]
+FileStamp = tuple[int, int, int]
+"""(inode, size in bytes, modification time in ns)."""
+
+Stamp = Callable[[str], FileStamp | None]
 Read = Callable[[str, int, int], bytes | None]
 
 
@@ -35,12 +40,66 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Records found behind a position, and the position behind them. `restarted` says why reading began at 0 again."""
+    """Records found behind a position (as in Parsed), and the position behind them. `restarted` says why reading began at 0 again,
+    `more` that a whole chunk was read and the file goes on, `stamp` what the file looked like before it was read."""
 
     records: tuple[Record, ...]
     position: Position
     restarted: str = ""
     more: bool = False
+    stamp: FileStamp | None = None
+    blocks: tuple[Block, ...] = ()
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Let nobody look for cycles meanwhile: a chunk becomes a hundred thousand objects that have none, and looking
+    through them again and again would take a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class Tails:
+    """Where metrics files were read to and what they looked like then, so that one that did not change costs a look.
+
+    What it remembers is what is stored; whoever could not store what was taken must `forget`.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], dict[str, tuple[Position, FileStamp | None]]] = {}
+
+    def take(
+        self, run: str, attempt: int, path: str, stored: Callable[[], Position], stamp: Stamp, read: Read, parse: Format
+    ) -> Taken | None:
+        """What is new in a file of an attempt, at most one chunk; None when there is nothing. `stored` is asked for
+        the position of a file that was not read before."""
+        known = self._known.setdefault((run, attempt), {})
+        found = stamp(path)
+        if found is None:
+            return None
+        if path not in known:
+            known[path] = (stored(), None)
+        position, seen = known[path]
+        if found == seen:
+            return None
+        taken = take(position, lambda _path: found, read, parse)
+        if taken is None or (taken.position == position and not taken.restarted):
+            known[path] = (position, found)
+            return None
+        return taken
+
+    def keep(self, run: str, attempt: int, taken: Taken, stored: Position) -> None:
+        """Remember a position that was stored; a file of which more is to be read counts as changed."""
+        self._known.setdefault((run, attempt), {})[stored.path] = (stored, None if taken.more else taken.stamp)
+
+    def forget(self, run: str, attempt: int) -> None:
+        """Ask for the stored positions of an attempt the next time."""
+        self._known.pop((run, attempt), None)
 
 
 def take(position: Position, stamp: Stamp, read: Read, parse: Format) -> Taken | None:
@@ -59,8 +118,10 @@ def take(position: Position, stamp: Stamp, read: Read, parse: Format) -> Taken |
     if size <= position.offset and not restarted:
         return None
     data = read(position.path, position.offset, CHUNK_BYTES) or b""
-    taken = _parse_chunk(position, data, parse)
-    return replace(taken, restarted=restarted, more=taken.position.offset < size and len(data) == CHUNK_BYTES)
+    with collector_paused():
+        taken = _parse_chunk(position, data, parse)
+    more = taken.position.offset < size and len(data) == CHUNK_BYTES
+    return replace(taken, restarted=restarted, more=more, stamp=found)
 
 
 def _why_restart(position: Position, inode: int, size: int) -> str:
@@ -99,6 +160,7 @@ def _parse_chunk(position: Position, data: bytes, parse: Format) -> Taken:
             rejected=position.rejected + len(rejected),
             example=position.example or (rejected[0][:300] if rejected else ""),
         ),
+        blocks=parsed.blocks,
     )
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -19,12 +19,15 @@ from provisioning.base import Handle, NoCapacity, Request, Slot
 from provisioning.gpus import MASK, NvmlDriver, usable_gpus
 from reports.study import LintView
 from runner.accept import capacity_of, known_runs
+from runner.budgets import budget_notes
 from runner.detach import SUPERVISOR, start_controller
 from runner.errors import HomeError, InfrastructureError, NotInThisVersion, UsageError, Where
 from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock, is_held
+from runner.places import left_out, live_slots, refuse_occupied
 from runner.plan import KnownRun, Plan, make_plan
 from runner.provenance import collect
+from runner.quarantine import Withheld
 from runner.schedule import Shape
 from runner.snapshot import Snapshot, preview, take
 from runner.spec import ResolvedArm, StoredStudy, from_json, read_study_arms, to_json
@@ -51,6 +54,7 @@ class Options:
     amend: bool = False
     allow: tuple[str, ...] = ()
     priority: int = 0
+    share_gpus: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Prepared:
     slots: Mapping[Shape, tuple[Slot, ...]]
     remarks: Mapping[str, tuple[LintView, ...]]
     options: Options
+    budget_notes: tuple[str, ...] = ()
+    left_out: Mapping[Shape, tuple[Withheld, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class _Past:
     runs: tuple[KnownRun, ...] = ()
     arms: tuple[ResolvedArm, ...] = ()
     seconds_per_step: Mapping[str, float] | None = None
+    home_id: str = ""
+    live: tuple[Slot, ...] = ()
 
 
 def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepared:
@@ -89,6 +97,7 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
     arms = read_study_arms(paths, options.sets, options.seeds, options.arms, stored=past.studies, amend=options.amend)
     snapshots = {arm.name: preview(arm, home) for arm in arms}
     slots = _slots(arms, options)
+    kept = _left_out(slots, options, past)
     plan = make_plan(
         arms,
         {name: snapshot.hash for name, snapshot in snapshots.items()},
@@ -99,7 +108,8 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
     )
     studies = dict.fromkeys(arm.study for arm in arms)
     remarks = {study: lint(_members(study, arms, past.arms), allow) for study in studies}
-    return Prepared(home, arms, snapshots, plan, slots, remarks, options)
+    notes = budget_notes(arms, plan, past.seconds_per_step or {})
+    return Prepared(home, arms, snapshots, plan, slots, remarks, options, notes, kept)
 
 
 def refuse_unfair(prepared: Prepared) -> None:
@@ -118,6 +128,8 @@ def commit(prepared: Prepared) -> int:
     Raises HomeError when the home cannot take it; then nothing was started.
     """
     home = prepared.home
+    if prepared.plan.to_run:
+        refuse_occupied(prepared.slots, prepared.left_out)
     create_home(home)
     _require_disk(prepared)
     ready_database(home)
@@ -138,6 +150,7 @@ def commit(prepared: Prepared) -> int:
         "provider": prepared.options.provider,
         "fresh": prepared.options.fresh,
         "priority": prepared.options.priority,
+        "share_gpus": prepared.options.share_gpus,
         "lint": {study: [asdict(remark) for remark in found] for study, found in prepared.remarks.items()},
     }
     return requests.ask(home, "launch", payload)
@@ -190,8 +203,14 @@ def _read_past(home: Home) -> _Past:
     if not home.root.is_dir() or check_revision(home.database) is None:
         return _Past()
     with reading(home) as connection:
+        home_id = connection.execute(select(tables.home.c.home_id)).scalar_one_or_none()
         return _Past(
-            _stored_studies(connection), known_runs(connection), _stored_arms(connection), seconds_per_step(connection)
+            _stored_studies(connection),
+            known_runs(connection),
+            _stored_arms(connection),
+            seconds_per_step(connection),
+            home_id or "",
+            live_slots(connection),
         )
 
 
@@ -242,6 +261,13 @@ def _slots(arms: Sequence[ResolvedArm], options: Options) -> dict[Shape, tuple[S
             slots = ()
         found[needs.gpus, needs.cpus, needs.min_vram_gib] = slots
     return found
+
+
+def _left_out(cut: Mapping[Shape, Sequence[Slot]], options: Options, past: _Past) -> dict[Shape, tuple[Withheld, ...]]:
+    """Who keeps runs off GPUs now; the runs of this home do not count."""
+    provider = PROVIDERS[options.provider](str(SUPERVISOR), os.environ)
+    handle = Handle(provider.name, f"armature/{past.home_id}/plan", "")
+    return left_out(provider, handle, cut, past.live, share_gpus=options.share_gpus)
 
 
 def _require_disk(prepared: Prepared) -> None:

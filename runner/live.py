@@ -130,6 +130,7 @@ def _remarks(study: Mapping[str, Any]) -> Iterator[Text]:
         if verdict.get("reason") and verdict["reason"] not in notes and verdict.get("action") not in ("none", "shadow"):
             notes.append(f"{verdict['action']}: {verdict['reason']}")
         notes.extend(run["warnings"])
+        notes.extend(run.get("extended", ()))
         for note in notes:
             yield Text(f"  {printable(run['arm'])}-s{run['seed']}: {printable(note)}", style="yellow", overflow="fold")
 

@@ -5,41 +5,44 @@ What is remembered always equals the stored view; whatever is not plainly an add
 
 from __future__ import annotations
 
+import operator
+from array import array
 from collections.abc import Iterable
+from itertools import islice
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
-from runner.metric_formats import Record
 from runner.records import Series
 from runner.store import tables
-from runner.store.curves import as_series, read_curves
+from runner.store.curves import as_series, is_judged, read_curves
+from runner.store.points import Column
 
 
 class CurveMemory:
-    """Curves by run, without those of the machine (sys/, memory/)."""
+    """Curves by run, without those of the machine (sys/, memory/): 16 bytes a point."""
 
     def __init__(self) -> None:
-        self._curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+        self._curves: dict[str, dict[str, tuple[array[int], array[float]]]] = {}
         self._attempt: dict[str, int] = {}
 
-    def add(self, run: str, attempt: int, records: Iterable[Record]) -> None:
-        """Append what was just stored; anything out of order makes the run be read again."""
+    def add(self, run: str, attempt: int, fresh: Iterable[Column]) -> None:
+        """Append what was stored just now; anything out of order makes the run be read again."""
         curves = self._curves.get(run)
         if curves is None:
             return
         if self._attempt.get(run) != attempt:
             self.forget(run)
             return
-        for record in records:
-            for name, value in record.values.items():
-                if name.startswith(("sys/", "memory/")):
-                    continue
-                steps, values = curves.setdefault(name, ([], []))
-                if steps and record.step <= steps[-1]:
-                    self.forget(run)
-                    return
-                steps.append(record.step)
-                values.append(value)
+        for column in fresh:
+            if not is_judged(column.name):
+                continue
+            steps, values = curves.setdefault(column.name, (array("q"), array("d")))
+            behind = not steps or column.steps[0] > steps[-1]
+            if not behind or not all(map(operator.lt, column.steps, islice(column.steps, 1, None))):
+                self.forget(run)
+                return
+            steps.extend(column.steps)
+            values.extend(column.values)
 
     def forget(self, run: str) -> None:
         """Read the run from the database the next time."""
@@ -50,12 +53,9 @@ class CurveMemory:
         """The joined curves of a run, from memory when possible."""
         if run not in self._curves:
             stored = as_series(read_curves(connection, run))
-            self._curves[run] = {name: (list(one.steps), list(one.values)) for name, one in stored.items()}
-            self._attempt[run] = connection.execute(
-                select(tables.attempts.c.attempt)
-                .where(tables.attempts.c.run == run)
-                .order_by(tables.attempts.c.attempt.desc())
-            ).scalar()  # type: ignore[assignment]
+            self._curves[run] = {name: (array("q", one.steps), array("d", one.values)) for name, one in stored.items()}
+            latest = select(func.max(tables.attempts.c.attempt)).where(tables.attempts.c.run == run)
+            self._attempt[run] = connection.execute(latest).scalar() or 0
         return {name: Series(name, tuple(steps), tuple(values)) for name, (steps, values) in self._curves[run].items()}
 
     def events(self, connection: Connection, run: str) -> tuple[tuple[int, str], ...]:

@@ -11,29 +11,43 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_STEP = 2**53
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_NOT_TOLD = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Some metrics of one step, or an announcement (`event` is then its whole line). `time` is None when not told."""
+class Record(NamedTuple):
+    """Some metrics of one step, or an announcement (`event` is then its whole line). `time` is None when not told.
+
+    A tuple, because one is made for every line that any training writes.
+    """
 
     step: int
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float] = MappingProxyType({})
     time: float | None = None
     event: Mapping[str, Any] | None = None
+
+
+class Block(NamedTuple):
+    """Records of one shape that follow each other, turned into columns: what most of every file is."""
+
+    steps: Sequence[int]
+    times: Sequence[float | None]
+    columns: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """What was understood of some bytes. `rejected` holds the reason for each line that was not.
 
+    Records stand in `blocks` or one by one in `records`, never in both; those in `blocks` came first.
     `framed` records carry their own length, so that an unfinished one is never mistaken for an endless line.
     """
 
@@ -43,6 +57,7 @@ class Parsed:
     rejected: tuple[str, ...] = ()
     state: Mapping[str, Any] | None = None
     framed: bool = False
+    blocks: tuple[Block, ...] = ()
 
 
 class Unreadable(ValueError):
@@ -93,17 +108,17 @@ def _number_from_text(text: str) -> float:
 
 def _by_lines(
     data: bytes,
-    ends: bytes,
+    ends: str,
     parse: Callable[[str], Record | None],
     state: Mapping[str, Any] | None = None,
 ) -> Parsed:
     """Feed whole lines to `parse`; the rest, an unfinished line, is left for later."""
     records: list[Record] = []
     rejected: list[str] = []
-    lines = consumed = 0
-    for line, end in _whole_lines(data, ends):
-        consumed = end
-        if not line.strip():
+    lines = 0
+    consumed = max(data.rfind(end.encode()) for end in ends) + 1
+    for line in _whole_lines(data[:consumed], ends):
+        if not line or line.isspace():
             continue
         lines += 1
         if len(line) > MAX_LINE_BYTES:
@@ -119,17 +134,82 @@ def _by_lines(
     return Parsed(tuple(records), consumed, lines, tuple(rejected), state)
 
 
-def _whole_lines(data: bytes, ends: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each finished line without its end, and the offset behind it."""
-    start = 0
-    for found in re.finditer(b"[" + re.escape(ends) + b"]", data):
-        yield data[start : found.start()], found.end()
-        start = found.end()
+def _whole_lines(data: bytes, ends: str) -> list[bytes]:
+    """The finished lines without their ends, and an empty one behind the last."""
+    return data.split(ends.encode()) if len(ends) == 1 else re.split(b"[" + re.escape(ends.encode()) + b"]", data)
 
 
 def _jsonl(data: bytes, state: Mapping[str, Any]) -> Parsed:
     """One JSON object a line with `step`, optional `time` and `kind`; every other number is a metric."""
-    return _by_lines(data, b"\n", _json_record)
+    consumed = data.rfind(b"\n") + 1
+    objects = _plain_objects(data[:consumed])
+    if objects is None:
+        return _by_lines(data, "\n", _json_record)
+    blocks: list[Block] = []
+    events: list[Record] = []
+    rejected: list[str] = []
+    for names, group in groupby(objects, tuple):
+        alike = list(group)
+        block = _block(names, alike)
+        if block is not None:
+            blocks.append(block)
+            continue
+        for found in alike:
+            try:
+                record = _record(found)
+            except Unreadable as error:
+                rejected.append(str(error))
+                continue
+            events.extend([record] if record.event is not None else [])
+            blocks.extend(as_blocks([record]))
+    return Parsed(tuple(events), consumed, len(objects), tuple(rejected), blocks=tuple(blocks))
+
+
+def as_blocks(records: Iterable[Record]) -> Iterator[Block]:
+    """The metrics of records in the order of their arrival."""
+    with_values = (record for record in records if record.values)
+    for names, group in groupby(with_values, lambda record: tuple(record.values)):
+        alike = list(group)
+        columns = zip(*(record.values.values() for record in alike), strict=True)
+        yield Block(
+            [record.step for record in alike],
+            [record.time for record in alike],
+            dict(zip(names, columns, strict=True)),
+        )
+
+
+def _block(names: tuple[str, ...], objects: Sequence[dict[str, Any]]) -> Block | None:
+    """Objects of one shape as columns; None where one of them needs a look of its own."""
+    columns = dict(zip(names, zip(*map(dict.values, objects), strict=True), strict=True))
+    steps, times = columns.pop("step"), columns.pop("time", None)
+    if "event" in columns.pop("kind", ()) or set(map(type, steps)) != {int}:
+        return None
+    if any(set(map(type, column)) != {float} for column in columns.values()):
+        return None
+    if min(steps) < 0 or max(steps) > MAX_STEP or (times is not None and set(map(type, times)) != {float}):
+        return None
+    return Block(steps, (None,) * len(steps) if times is None else times, columns)
+
+
+def _plain_objects(data: bytes) -> list[dict[str, Any]] | None:
+    """The objects of many lines, decoded in one go; None for lines that have to be looked at one by one.
+
+    When every line begins with its only opening brace and ends with a closing one, no object and no list can reach
+    into another line (and no string may: a line end inside one is no JSON), so the whole is what each line says alone.
+    """
+    lines = data.count(b"\n")
+    is_plain = (
+        data.startswith(b"{")
+        and data.count(b"{") == lines == data.count(b"}\n") == data.count(b"\n{") + 1
+        and max(map(len, data.split(b"\n"))) <= MAX_LINE_BYTES
+    )
+    if not is_plain:
+        return None
+    try:
+        found = json.loads(b"[%b]" % data[:-1].replace(b"\n", b",\n"))
+    except (ValueError, RecursionError):
+        return None
+    return found if len(found) == lines and all("step" in one for one in found) else None
 
 
 def _json_record(line: str) -> Record:
@@ -139,16 +219,18 @@ def _json_record(line: str) -> Record:
         raise Unreadable(f"not JSON: {line[:60]!r}") from error
     if not isinstance(found, dict) or "step" not in found:
         raise Unreadable(f"no object with a step: {line[:60]!r}")
-    step = whole_step(found["step"])
-    time = number(found["time"]) if "time" in found else None
-    if found.get("kind") == "event":
-        return Record(step, time=time, event=found)
-    values = {
-        name: number(value)
-        for name, value in found.items()
-        if name not in ("step", "time", "kind") and (_is_metric(value))
-    }
-    return Record(step, values, time)
+    return _record(found)
+
+
+def _record(found: dict[str, Any]) -> Record:
+    """What one object says. It is taken apart."""
+    event = dict(found) if found.get("kind") == "event" else None
+    step, time = found.pop("step"), found.pop("time", _NOT_TOLD)
+    found.pop("kind", None)
+    step, time = whole_step(step), None if time is _NOT_TOLD else number(time)
+    if event is not None:
+        return Record(step, time=time, event=event)
+    return Record(step, {name: number(value) for name, value in found.items() if _is_metric(value)}, time)
 
 
 def _is_metric(value: object) -> bool:
@@ -176,7 +258,7 @@ def _csv(data: bytes, state: Mapping[str, Any]) -> Parsed:
         time = _number_from_text(named.pop("time")) if "time" in named else None
         return Record(step, {name: _number_from_text(cell) for name, cell in named.items()}, time)
 
-    parsed = _by_lines(data, b"\n", row)
+    parsed = _by_lines(data, "\n", row)
     return Parsed(parsed.records, parsed.consumed, parsed.lines, parsed.rejected, {"header": header})
 
 
@@ -199,7 +281,7 @@ def _regex(pattern: re.Pattern[str], data: bytes, state: Mapping[str, Any]) -> P
         step = whole_step(_number_from_text(groups.pop("step", "")))
         return Record(step, {name: _number_from_text(text) for name, text in groups.items()})
 
-    parsed = _by_lines(data, b"\r\n", search)
+    parsed = _by_lines(data, "\r\n", search)
     return Parsed(
         parsed.records, parsed.consumed, parsed.lines, parsed.rejected, {"matched": matched, "unmatched": unmatched}
     )

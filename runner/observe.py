@@ -37,6 +37,8 @@ def look(shell: Shell, attempt_dir: Path, phase: Phase, identity: ProcessIdentit
     asked again after the processes were found missing.
     """
     ended = _exit_record(shell, attempt_dir)
+    if ended is None and phase is Phase.LIVE and identity is not None and shell.is_alive(identity):
+        return Seen(Phase.LIVE, identity, True)  # the usual case, many times a second: nothing more is to be read
     written = _json(shell, attempt_dir / "supervisor.json")
     identity = identity or _identity(written.get("supervisor"))
     child = _identity(written.get("child"))

@@ -49,12 +49,14 @@ class Perform:
         places: Places,
         now: Callable[[], float],
         environment: Mapping[str, str],
+        left_s: Callable[[StoredRun], float | None] = lambda _run: None,
     ) -> None:
         self._session = session
         self._home = home
         self._places = places
         self._now = now
         self._environment = environment
+        self._left_s = left_s
 
     def __call__(self, action: Action) -> None:
         """Carry out one action."""
@@ -81,6 +83,7 @@ class Perform:
         """Everything of a start but its process: the intent row first, then the files."""
         place = self._places.hold("local")
         now = self._now()
+        before = self._places.before(action.slot)
         with self._session.transaction() as connection:
             if action.kind is AttemptKind.TRAIN:
                 on_slot = f"attempt {action.attempt} on {action.slot.name}"
@@ -92,6 +95,8 @@ class Perform:
             changes.add_attempt(
                 connection, action.run, action.attempt, action.kind, place.lease, asdict(action.slot), now
             )
+            if before is not None:
+                changes.set_attempt(connection, action.run, action.attempt, before=before)
         return self._stage(action.run)
 
     def spawn(self, staged: Sequence[Staged]) -> None:
@@ -166,8 +171,13 @@ class Perform:
             python=arm.python,
             command=arm.command,
             env=environment_values(arm, self._environment),
-            evaluation_limit_s=DEFAULT_AUTOPSY_S,
+            evaluation_limit_s=self._evaluation_limit_s(run),
         )
+
+    def _evaluation_limit_s(self, run: StoredRun) -> float:
+        """What the last validation may take: no more than the budget has left, and never no time at all."""
+        left_s = self._left_s(run)
+        return DEFAULT_AUTOPSY_S if left_s is None else max(1.0, min(DEFAULT_AUTOPSY_S, left_s))
 
     def _best_step(self, run: StoredRun, arm: ResolvedArm, steps: tuple[int, ...]) -> int | None:
         """The kept checkpoint with the best primary; None when the primary says nothing about any of them."""

@@ -40,7 +40,7 @@ MOVES: Mapping[RunState, frozenset[RunState]] = MappingProxyType(
         _S.STARTING: frozenset({_S.RUNNING, _S.STOPPING, _S.FINISHED, _S.ABORTED, _S.QUEUED, _S.PREEMPTED} | _GIVES_UP),
         _S.RUNNING: frozenset({_S.STOPPING, _S.FINISHED, _S.ABORTED, _S.PREEMPTED} | _GIVES_UP),
         _S.STOPPING: frozenset({_S.FINISHED, _S.ABORTED, _S.PREEMPTED} | _GIVES_UP),
-        _S.FINISHED: frozenset(),
+        _S.FINISHED: frozenset({_S.QUEUED}),  # only with a longer budget, which only a person may give
         _S.ABORTED: frozenset({_S.QUEUED}),  # only a person may ask for this one
         _S.FAILED: frozenset({_S.QUEUED}),
         _S.LOST: frozenset({_S.QUEUED, _S.RUNNING}),  # running: it reported again

@@ -43,7 +43,8 @@ class Phase(StrEnum):
 @dataclass(frozen=True, slots=True)
 class AttemptFacts:
     """The latest attempt of a run. `reported` is true once its process was seen alive; `wrong_gpus` says which GPUs it
-    reported when they are not those of its slot; `failure` is what its end means unless it ended well."""
+    reported when they are not those of its slot; `failure` is what its end means unless it ended well; `release` says
+    of its slot, once it ended, whether that is free, waiting for the proof of it, or quarantined."""
 
     number: int
     kind: AttemptKind
@@ -54,6 +55,7 @@ class AttemptFacts:
     exit: Exit | None = None
     failure: Failure | None = None
     wrong_gpus: str = ""
+    release: str = "free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class RunFacts:
     """One run as it stands.
 
     `abort` is the (rule, reason) of a verdict that the policy lets stop it; `budget` says which limit is used up.
-    `wave` is the barrier that it starts behind, None once it may start alone. `reports_again` is true for a lost run
+    `wave` is the barrier that it starts behind, None once it may start alone; `needs_whole_wave`: never with a part of
+    it. `reports_again` is true for a lost run
     whose process gave a sign of life. `left_s` is what its budget leaves for a final evaluation, None without a limit.
     """
 
@@ -77,6 +80,7 @@ class RunFacts:
     stop_wanted: str | None = None
     budget: str | None = None
     wave: int | None = None
+    needs_whole_wave: bool = False
     retries_left: int = 0
     reports_again: bool = False
     stopping_rule: str = ""
@@ -163,10 +167,13 @@ class Settle:
 Action = Start | StartTogether | Spawn | MarkRunning | Stop | Retry | Revive | Settle
 
 
-def schedule(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]]) -> tuple[Action, ...]:
-    """Every action that the facts call for. `slots` holds the host cut for each shape that a run asks for."""
+def schedule(
+    runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]], held: Sequence[Slot] = ()
+) -> tuple[Action, ...]:
+    """Every action that the facts call for. `slots` holds the host cut for each shape that a run asks for; `held` are
+    those whose attempts ended and that are not proven free: they count as busy."""
     actions: list[Action] = []
-    busy: list[Slot] = []
+    busy: list[Slot] = list(held)
     for run in runs:
         action = _next_for(run)
         if action is not None:
@@ -230,7 +237,7 @@ def _stop_if_due(run: RunFacts, attempt: AttemptFacts) -> Stop | None:
     return None
 
 
-def _after_end(run: RunFacts, attempt: AttemptFacts) -> Action:
+def _after_end(run: RunFacts, attempt: AttemptFacts) -> Action | None:
     """An attempt ended with an exit record: judge it by what was asked of it."""
     assert attempt.exit is not None
     if attempt.kind is AttemptKind.EVALUATE:
@@ -253,9 +260,13 @@ def _settle_zero(run: RunFacts) -> Settle:
     return Settle(run.run, RunState.FINISHED, f"all {run.steps_total or run.last_step} steps done")
 
 
-def _after_stop(run: RunFacts, attempt: AttemptFacts) -> Action:
+def _after_stop(run: RunFacts, attempt: AttemptFacts) -> Action | None:
     """A stop that we asked for has happened; an aborted trainer run is scored in full while its slot is still held."""
     if run.is_trainer and run.stopping_rule not in ("", WRONG_GPU) and run.has_checkpoint:
+        if attempt.release == "waiting":
+            return None
+        if attempt.release == "quarantined":
+            return _settle_stopped(run, " (no final evaluation: its slot was not given back in time)")
         return Start(run.run, attempt.number + 1, AttemptKind.EVALUATE, attempt.slot, resume=False)
     return _settle_stopped(run, "")
 
@@ -306,13 +317,14 @@ def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]],
     """Fill the slots in the order of the queue.
 
     A wave starts when all of it has a slot, and until then keeps what is free for itself: a wave that anybody could
-    overtake would wait for ever. One that is larger than the host (a slot was lost since) starts as far as it fits.
+    overtake would wait for ever. One that is larger than the host (a slot was lost since) starts as far as it fits,
+    unless the study requires all of it to run side by side: that one waits for the slot to come back.
     """
     taken = list(busy)
     actions: list[Action] = []
     for group in _groups(runs):
         placed = _fit(group, slots, taken)
-        largest = len(_fit(group, slots, ())) if len(placed) < len(group) else len(group)
+        largest = len(group) if group[0].needs_whole_wave else len(_fit(group, slots, ()))
         taken += placed.values()
         starts = tuple(_start(run, placed[run.run]) for run in group if run.run in placed)
         if len(placed) < largest or not starts:

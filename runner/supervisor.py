@@ -9,7 +9,7 @@ of its supervisor, or "error") and ends when stdin does; the supervisors live on
 
     attempt                 a name, unique on this host
     argv cwd env cores      what to run; `env` is its whole environment and is written nowhere; cores [] = not pinned
-    run_dir attempt_dir     folders: control.json of the run; logs, heartbeat, supervisor.json, stop.json, exit.json
+    run_dir attempt_dir     folders: control.json of the run; logs, heartbeat, supervisor.json, {stop,dump,exit}.json
     deadline_s              stop after so many seconds; null = never
     grace_s                 how long the leader may take after its SIGTERM, to write a checkpoint
     term_s                  how long everything left may take after the second SIGTERM, before SIGKILL
@@ -163,7 +163,7 @@ class Supervisor:
         self.grace_s, self.term_s = spec["grace_s"], spec["term_s"]
         self.started, self._clock = time.time(), time.monotonic()
         self.max_rss_mib = self._next_beat = 0.0
-        self._beats = self._missed = 0
+        self._beats = self._missed = self._dumped = 0
         self._signals: set[int] = set()
         self._wakeup = _wakeup_pipe(self._signals)
 
@@ -238,6 +238,7 @@ class Supervisor:
         self._read_stop()
         if self.cause:
             return True
+        self._pass_on_dump()
         if self._signals & {signal.SIGTERM, signal.SIGINT}:
             self._ask_stop("SIGTERM to the supervisor")
         elif self._missed >= VANISHED_HEARTBEATS:
@@ -254,6 +255,16 @@ class Supervisor:
             self.grace_s = request["grace_s"] if is_duration(request.get("grace_s")) else self.grace_s
             self.term_s = request["term_s"] if is_duration(request.get("term_s")) else self.term_s
             self._ask_stop(str(request.get("reason", "stop.json gives no reason"))[:1000])
+
+    def _pass_on_dump(self) -> None:
+        """A new seq in dump.json is SIGUSR1 to the leader, unless it has no handler: then that would kill it."""
+        seq, pid = read_object(self._path("dump.json")).get("seq"), self.leader.get("pid", 0)
+        if isinstance(seq, int) and seq != self._dumped:
+            self._dumped, is_caught = seq, catches(pid, signal.SIGUSR1)
+            self.log(f"dump {seq}: " + ("SIGUSR1 to the leader" if is_caught else "the leader does not catch SIGUSR1"))
+            if is_caught:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGUSR1)
 
     def _ask_stop(self, reason: str) -> None:
         self.cause = self.cause or "stopped"
@@ -452,6 +463,13 @@ def is_running(identity: dict[str, Any]) -> bool:
     """Whether exactly this process still runs; a zombie does not."""
     process = process_of(identity.get("pid", 0))
     return process is not None and process.state not in "ZX" and identity_of(process.pid) == identity
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        return any(line.startswith("SigCgt:") and int(line[7:], 16) >> (number - 1) & 1 for line in file)
+    return False
 
 
 def send(pid: int, number: int) -> None:

@@ -23,6 +23,8 @@ from provisioning.base import (
     Released,
     Request,
     Shell,
+    Slot,
+    SlotProbe,
     SpawnRefused,
 )
 from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
@@ -148,6 +150,30 @@ class TestProvider:
     def test_no_slot_at_all_is_no_capacity(self, rig: Rig, handle: Handle) -> None:
         with pytest.raises(NoCapacity, match="100000 CPU cores"):
             rig.provider.slots(handle, IMPOSSIBLE)
+
+
+class TestProbe:
+    def test_a_cpu_slot_of_its_own_has_nothing_to_check(self, rig: Rig, handle: Handle) -> None:
+        for slot in rig.provider.slots(handle, SMALL):
+            assert rig.provider.probe(handle, slot) == SlotProbe()
+
+    def test_a_core_that_is_not_ours_is_a_problem(self, rig: Rig, handle: Handle) -> None:
+        assert "100000" in rig.provider.probe(handle, Slot("cpu0", (100_000,))).problem
+
+    def test_a_gpu_that_is_not_there_is_a_problem_and_no_error(self, rig: Rig, handle: Handle) -> None:
+        probe = rig.provider.probe(handle, Slot("gpu99", (), ("GPU-none",), (99,)))
+        assert "GPU-none does not answer" in probe.problem
+        assert probe.used_mib == {}
+
+    def test_processes_that_still_run_are_named_with_their_age(self, rig: Rig, handle: Handle, shell: Shell) -> None:
+        spec = launch_spec(rig, IGNORES_SIGTERM)
+        identity = spawn(rig, shell, spec)
+        (slot, *_) = rig.provider.slots(handle, SMALL)
+        (found,) = rig.provider.probe(handle, slot, [identity.pid]).leftovers
+        assert found.identity == identity
+        assert found.age_s >= 0
+        shell.write(f"{spec['attempt_dir']}/stop.json", b'{"reason": "enough", "grace_s": 0, "term_s": 0}')
+        until(lambda: rig.provider.probe(handle, slot, [identity.pid]).leftovers == ())
 
 
 class TestShellFiles:

@@ -36,9 +36,19 @@ def drain(position: Position, metrics: Mapping[str, Any] | None = None) -> tuple
     while (taken := take(position, stamp, read, format_for(metrics))) is not None:
         if taken.position == position:
             break
-        records += taken.records
+        records += records_of(taken)
         position = taken.position
     return records, position
+
+
+def records_of(taken: Taken) -> list[Record]:
+    """Everything that was taken, one by one, whatever form it came in."""
+    found = [
+        Record(step, {name: column[index] for name, column in block.columns.items()}, block.times[index])
+        for block in taken.blocks
+        for index, step in enumerate(block.steps)
+    ]
+    return [*found, *taken.records]
 
 
 def line(step: int, **values: Any) -> bytes:
@@ -87,7 +97,7 @@ def test_any_cutting_of_the_bytes_gives_the_same_records(steps: list[int], cuts:
         size = min(len(data), size + cut)
         taken = arriving(position, size)
         if taken is not None:
-            records += taken.records
+            records += records_of(taken)
             position = taken.position
     assert values_of(records, "loss") == [(step, step / 7) for step in steps] + [(99, 0.5)]
     assert position.offset == len(data)

@@ -22,8 +22,6 @@ def test_random_walks_keep_the_promises(wishes: list[RunState]) -> None:
     for wish in wishes:
         if not is_legal(state, wish):
             continue
-        if state is RunState.FINISHED:
-            raise AssertionError("nothing leaves finished")
         if state in ENDED:
             assert wish is RunState.QUEUED or (state is RunState.LOST and wish is RunState.RUNNING)
         if wish is RunState.RUNNING:

@@ -230,6 +230,13 @@ def test_a_wave_that_no_longer_fits_starts_as_far_as_it_fits() -> None:
     assert isinstance(single, Start)
 
 
+def test_a_wave_that_must_be_whole_waits_for_a_lost_slot() -> None:
+    wave = [queued(name, (0, 2, 0, place), wave=0, needs_whole_wave=True) for place, name in enumerate("ab")]
+    assert schedule(wave, {SHAPE: (CPU1,)}) == ()
+    (together,) = schedule(wave, SLOTS)
+    assert names(together) == ["a", "b"]
+
+
 def test_waves_of_one_launch_keep_their_order() -> None:
     first = [queued(name, (0, 2, 0, place), wave=0) for place, name in enumerate("ab")]
     second = [queued(name, (0, 2, 1, place), wave=1) for place, name in enumerate("cd")]

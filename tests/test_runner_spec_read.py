@@ -163,7 +163,7 @@ def test_a_file_that_another_user_may_not_read(lab: Path) -> None:
         ("steps: 5", "steps: 5\nbudget: {run: {max_usd: .nan}}", "budget.run.max_usd: nan is not allowed"),
         ("steps: 5", "steps: 5\ntrainer: {steps: 5}", "command: stands beside trainer"),
         ("command:", "# command:", "has neither trainer nor command"),
-        ("steps: 5", "steps: 5\nretries: 7", "retries: 7 is not in this version"),
+        ("steps: 5", "steps: 5\nretries: -7", "retries: -7 is not allowed"),
     ],
 )
 def test_documents_that_make_no_arm(lab: Path, old: str, new: str, said: str) -> None:

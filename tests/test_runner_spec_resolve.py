@@ -15,6 +15,7 @@ from runner.spec.models import (
     DEFAULT_DETECTORS,
     DETECTOR_NAMES,
     ResolvedArm,
+    check_webhook,
     document,
     from_json,
     study_document,
@@ -265,13 +266,6 @@ def test_a_trainer_arm_ranks_by_a_validation_metric_and_fits_its_slot() -> None:
 
 
 LATER = [
-    "retries: 3",
-    "notify: [mail]",
-    "budget: {run: {max_hours: 1}}",
-    "budget: {run: {max_usd: 1.5}}",
-    "budget: {study: {max_hours: 2}}",
-    "budget: {study: {max_usd: 2}}",
-    "budget: {reserve: 0.1}",
     "environment: {setup: pip install x}",
     "policy: {detectors: {regress: rescue}}",
     "policy: {rescue: {from: last}}",
@@ -281,13 +275,81 @@ LATER = [
 ]
 
 
-@pytest.mark.parametrize("text", [*LATER, "COLOCATE require", "COLOCATE off"])
+@pytest.mark.parametrize("text", LATER)
 def test_values_of_a_later_version_say_so(text: str) -> None:
-    sets = (f"resources.colocate={text.split()[1]}",) if text.startswith("COLOCATE") else ()
     with pytest.raises(NotInThisVersion, match="not in this version") as caught:
-        resolved(COMMAND_ARM + ("" if sets else text + "\n"), sets=sets)
+        resolved(COMMAND_ARM + text + "\n")
     assert caught.value.exit_code == 2
     assert caught.value.allowed
+
+
+def test_budgets_retries_and_waves_reach_the_arm() -> None:
+    budget = "budget: {run: {max_hours: 1.5}, study: {max_usd: 20}, reserve: 0.1}\n"
+    arm = resolved(COMMAND_ARM + "retries: 5\n" + budget, sets=("resources.colocate=off",))
+    assert arm.budget == {
+        "run": {"max_hours": 1.5, "max_usd": None},
+        "study": {"max_hours": None, "max_usd": 20},
+        "reserve": 0.1,
+    }
+    assert (arm.retries, arm.resources.colocate) == (5, "off")
+    assert study_document(arm)["budget"] == {"study": {"max_hours": None, "max_usd": 20}}
+    assert document(arm, 0)["budget"] == arm.budget
+
+
+def test_a_notice_has_receivers_words_and_a_time_limit() -> None:
+    arm = resolved(COMMAND_ARM + "notify: {webhook: {from: LAB_HOOK}, command: [./tell.sh, --loud]}\n")
+    assert arm.notify == {
+        "command": ["/lab/tell.sh", "--loud"],
+        "webhook": {"from": "LAB_HOOK"},
+        "on": ["failed", "aborted", "lost", "hung", "study_ended"],
+        "timeout_s": 10.0,
+    }
+    assert from_json(json.loads(json.dumps(to_json(arm)))) == arm
+    assert document(arm, 0)["notify"] == arm.notify
+    own = resolved(COMMAND_ARM + "notify: {command: [mail, me], on: [finished, warned], timeout_s: 3}\n")
+    assert own.notify == {"command": ["mail", "me"], "webhook": None, "on": ["finished", "warned"], "timeout_s": 3}
+    assert resolved(COMMAND_ARM, sets=("notify.command=[mail]",)).notify is not None
+
+
+def test_the_variable_of_a_webhook_must_hold_an_address() -> None:
+    arm = resolved(COMMAND_ARM + "notify: {webhook: {from: LAB_HOOK}}\n")
+    check_webhook(arm, {"LAB_HOOK": "https://example.com/0a1b2c3d4e5f6a7b8c9d"})
+    check_webhook(resolved(COMMAND_ARM + "notify: {webhook: 'https://example.com/lab'}\n"), {})
+    check_webhook(resolved(COMMAND_ARM), {})
+    for variables, said in (({}, "not set in this shell"), ({"LAB_HOOK": "http://example.com/0a1b"}, "unencrypted")):
+        with pytest.raises(SpecError, match=said) as caught:
+            check_webhook(arm, variables)
+        assert str(caught.value.where) == "file0.yaml:8: notify.webhook"
+        assert "0a1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ("notify: [mail]", "notify", "a block of keys"),
+        ("notify: {}", "notify", "tells nobody"),
+        ("notify: {comand: [mail]}", "notify.comand", "command"),
+        ("notify: {command: mail}", "notify.command", "a list"),
+        ("notify: {command: []}", "notify.command", "at least one"),
+        ("notify: {command: ['']}", "notify.command[0]", "a program"),
+        ("notify: {command: [curl, 'ghp_0123456789abcdefghij']}", "notify.command[1]", "secret"),
+        ("notify: {command: [mail], on: []}", "notify.on", "at least one"),
+        ("notify: {command: [mail], on: [faild]}", "notify.on[0]", "failed"),
+        ("notify: {command: [mail], timeout_s: 0}", "notify.timeout_s", "above 0"),
+        ("notify: {command: [mail], timeout_s: 3600}", "notify.timeout_s", "up to 300"),
+        ("notify: {webhook: 'http://example.com/x'}", "notify.webhook", "unencrypted"),
+        ("notify: {webhook: {from: 'a b'}}", "notify.webhook", "{from: NAME}"),
+        ("notify: {webhook: {form: HOOK}}", "notify.webhook", "{from: NAME}"),
+        ("notify: {webhook: 7}", "notify.webhook", "an address"),
+        ("notify: {webhook: 'https://x.example.com/hooks/0a1b2c3d4e5f6a7b8c9d'}", "notify.webhook", "{from: NAME}"),
+    ],
+)
+def test_a_notice_that_reaches_nobody_is_refused(text: str, key: str, said: str) -> None:
+    error = refused(COMMAND_ARM + text + "\n")
+    assert (error.where.key, error.where.line) == (key, 8)
+    assert said in str(error)
+    assert "0a1b2c3d" not in str(error)
+    assert "ghp_" not in str(error)
 
 
 def test_defaults_may_be_written_out() -> None:

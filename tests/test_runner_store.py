@@ -269,8 +269,7 @@ def test_the_memory_of_live_curves_equals_the_stored_view(attempts: list[tuple[i
             for index in range(0, len(points), 3):
                 part = taken([(step, float(value)) for step, value in points[index : index + 3]], path=f"m{number}")
                 written = write(session, run, number, part)
-                if written.contradicted or any(record.values for record in part.records):
-                    memory.add(run, number, part.records)
+                memory.add(run, number, written.fresh)
                 with session.reading() as connection:
                     assert memory.series(connection, run) == as_series(read_curves(connection, run))
         session.close()
@@ -291,13 +290,13 @@ def test_a_request_of_another_version_is_refused_and_does_not_stop_the_controlle
     from runner.accept import Accept
     from runner.places import Places
 
-    number = requests.ask(home, "extend", {})
+    number = requests.ask(home, "autopsy", {})
     with session.reading() as connection:
         (request,) = requests.pending(connection)
     Accept(session, home, Places(session, {}, lambda: 1.0), lambda: 1.0)(request)
     with reading(home) as connection:
         answer = requests.read_answer(connection, number)
-    assert answer == requests.Answer(False, "extend: not in this version")
+    assert answer == requests.Answer(False, "autopsy: not in this version")
 
 
 def test_verdicts_keep_words_where_json_has_no_number(session: Session) -> None:

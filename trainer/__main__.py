@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import signal
 import sys
 import traceback
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
+    _tell_stacks_on_sigusr1()
     parser = argparse.ArgumentParser(prog="python -m trainer train", description="Train one run.")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a resolved configuration: trainer, seed, run")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run; everything is written there")
@@ -69,6 +71,7 @@ def _check(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
+    _tell_stacks_on_sigusr1()
     from trainer.evaluate.command import main as evaluate
 
     return evaluate(argv)
@@ -81,6 +84,12 @@ def _sample(argv: list[str]) -> int:
 
 
 _COMMANDS = {"train": _train, "check": _check, "evaluate": _evaluate, "sample": _sample}
+
+
+def _tell_stacks_on_sigusr1() -> None:
+    """SIGUSR1 makes every thread say on stderr where it is, even one that is stuck in a computation; work goes on."""
+    standard_error = 2  # the descriptor, not sys.stderr, which may be something without one
+    faulthandler.register(signal.SIGUSR1, file=standard_error, all_threads=True, chain=False)
 
 
 def _turn_deaf() -> None:

@@ -19,6 +19,9 @@ from trainer.data.shapes import stream_shapes
 from trainer.document import load_document, parse_config
 from trainer.errors import EXIT_DONE, ConfigError, UsageError
 
+ABILITIES = ("extended",)
+"""What a runner may ask beside a plain run: to resume with more steps than a checkpoint was made for."""
+
 
 def main(argv: list[str]) -> int:
     """Run the command. With --json 0 means that the question was answered; each answer has its own `ok`."""
@@ -58,6 +61,7 @@ def measure(config: TrainerConfig) -> dict[str, Any]:
         "memory_mib": round(size.memory_mib(config, streams), 1),
         "checkpoint_mib": round(size.checkpoint_mib(config, streams), 1),
         "notes": rules.notes(config),
+        "abilities": list(ABILITIES),
         "config": filled(config),
     }
 

@@ -148,9 +148,12 @@ def describe(document: Document, streams: StreamShapes) -> dict[str, Any]:
 
 
 def require_same_run(state: Mapping[str, Any], document: Document) -> None:
-    """Raise ConfigError unless a checkpoint belongs to this seed and configuration."""
+    """Raise ConfigError unless a checkpoint belongs to this seed and configuration; only `steps` may have grown."""
     differing = [] if state["seed"] == document.seed else ["seed"]
-    differing += _differences(state["config"], filled(document.config))
+    before, now = state["config"], filled(document.config)
+    if now["steps"] > before["steps"]:
+        before = {**before, "steps": now["steps"]}  # a longer budget: everything counted in shares follows the new one
+    differing += _differences(before, now)
     if differing:
         raise ConfigError(f"the checkpoint was trained with another configuration; keys: {', '.join(differing)}")
 

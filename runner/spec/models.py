@@ -11,6 +11,7 @@ from typing import Any
 from runner.errors import SpecError, Where
 from runner.judge import DETECTORS
 from runner.records import Policy, Primary, Resources
+from runner.spec.notices import address_problem
 
 TRAINER = "trainer"
 COMMAND = "command"
@@ -46,7 +47,8 @@ class ResolvedArm:
     messages. `kind` is trainer or command.
     `trainer` is the whole training configuration, complete once `check` is there. `steps` is the step budget of a run.
     `command` holds placeholders still. `metrics`, `environment`, `env`, `code`, `budget` are as in the file, defaults
-    filled in; a value of `env` is text or {"from": NAME}. `changes` are the arm's own and those of --set, in order.
+    filled in; a value of `env`, and `notify.webhook`, is text or {"from": NAME}; `notify` is None for nobody. `changes`
+    are the arm's own and those of --set, in order.
     `origins` maps a dotted key to the file and line (None: no line) that had the last word on it.
     """
 
@@ -73,7 +75,7 @@ class ResolvedArm:
     code: Mapping[str, Any]
     budget: Mapping[str, Any] = field(default_factory=lambda: DEFAULT_BUDGET)
     retries: int = DEFAULT_RETRIES
-    notify: None = None
+    notify: Mapping[str, Any] | None = None
     changes: tuple[tuple[str, Any], ...] = ()
     origins: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     check: TrainerCheck | None = None
@@ -169,6 +171,18 @@ def environment_values(arm: ResolvedArm, variables: Mapping[str, str]) -> dict[s
             problem = f"the variable {source} is not set in this shell"
             raise SpecError(arm.where(f"env.{name}"), problem, next_command=f"export {source}=…")
     return values
+
+
+def check_webhook(arm: ResolvedArm, variables: Mapping[str, str]) -> None:
+    """Raises SpecError when the webhook's {from: NAME} is not set in `variables`, or is no address that may be used."""
+    webhook = None if arm.notify is None else arm.notify["webhook"]
+    if webhook is None or isinstance(webhook, str):
+        return
+    name, where = webhook["from"], arm.where("notify.webhook")
+    if name not in variables:
+        raise SpecError(where, f"the variable {name} is not set in this shell", next_command=f"export {name}=…")
+    if problem := address_problem(variables[name]):
+        raise SpecError(where, f"the address in {name} {problem}", allowed="https://…, or http:// to this machine")
 
 
 def _work(arm: ResolvedArm) -> dict[str, Any]:

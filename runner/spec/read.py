@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.errors import UsageError
 from runner.spec.consistency import StoredStudy, check_names, check_study_keys
 from runner.spec.load import load_chains
-from runner.spec.models import ResolvedArm, environment_values
+from runner.spec.models import ResolvedArm, check_webhook, environment_values
 from runner.spec.resolve import parse_sets, resolve
 from runner.spec.schema import nearest
 from runner.spec.seeds import parse_seeds
@@ -42,6 +42,7 @@ def read_study_arms(
     chosen = found if arms is None else _named(found, arms)
     for arm in chosen:
         environment_values(arm, os.environ if variables is None else variables)
+        check_webhook(arm, os.environ if variables is None else variables)
     return check_trainer_arms(chosen)
 
 

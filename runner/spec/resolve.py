@@ -19,7 +19,11 @@ from runner.spec.schema import TOP_LEVEL_KEYS, ArmBlock, Mistake, nearest, valid
 from runner.spec.yaml12 import Document, Path, dotted, parse_value
 
 SET = "--set"
-RELATIVE_TO_THEIR_FILE: tuple[Path, ...] = (("trainer", "data", "path"), ("environment", "python"))
+RELATIVE_TO_THEIR_FILE: tuple[Path, ...] = (
+    ("trainer", "data", "path"),
+    ("environment", "python"),
+    ("notify", "command", 0),
+)
 
 Origins = dict[Path, tuple[str, int | None]]
 
@@ -183,25 +187,40 @@ def _located(mistake: Mistake, origins: Origins, file: str) -> SpecError:
 
 def _make_absolute(values: dict[str, Any], path: Path, origins: Origins, folders: Mapping[str, str]) -> None:
     """Turn a relative path in the document into an absolute one: runs work elsewhere than where the file lies."""
-    block: Any = values
-    for part in path[:-1]:
-        block = block.get(part) if isinstance(block, Mapping) else None
-    value = block.get(path[-1]) if isinstance(block, Mapping) else None
+    value = _value_at(values, path)
     if not isinstance(value, str) or os.path.isabs(value) or not _is_path(path, value):
         return
     file = next((origins[path[:size]][0] for size in range(len(path), 0, -1) if path[:size] in origins), "")
     if file not in folders:
         raise Mistake(path, f"{value!r} is relative to nothing on a command line", allowed="an absolute path")
-    inner: dict[str, Any] = values
-    for part in path[:-1]:
-        inner[str(part)] = dict(inner[str(part)])
-        inner = inner[str(part)]
-    inner[str(path[-1])] = os.path.normpath(os.path.join(folders[file], value))
+    absolute = os.path.normpath(os.path.join(folders[file], value))
+    values[str(path[0])] = _with_value(values[str(path[0])], path[1:], absolute)
+
+
+def _value_at(values: Any, path: Path) -> Any:
+    """What stands at a path of keys and list places; None where nothing does."""
+    for part in path:
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            return None
+    return values
+
+
+def _with_value(values: Any, path: Path, value: Any) -> Any:
+    """A copy with one value replaced; bases share their blocks, so nothing is changed in place."""
+    if not path:
+        return value
+    copy: Any = list(values) if isinstance(values, list) else dict(values)
+    copy[path[0]] = _with_value(copy[path[0]], path[1:], value)
+    return copy
 
 
 def _is_path(path: Path, value: str) -> bool:
-    """An interpreter without a slash is a name to be found in PATH."""
-    return path != ("environment", "python") or "/" in value
+    """A program without a slash is a name to be found in PATH."""
+    return path == ("trainer", "data", "path") or "/" in value
 
 
 def _arm(
@@ -232,6 +251,9 @@ def _arm(
         environment=block.environment.model_dump(),
         env=dict(block.env),
         code=block.code.model_dump(),
+        budget=block.budget.model_dump(),
+        retries=block.retries,
+        notify=None if block.notify is None else block.notify.model_dump(),
         changes=changes,
         origins={dotted(path): place for path, place in origins.items()},
     )

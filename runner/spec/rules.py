@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.spec.command import PLACEHOLDERS, BadPlaceholder, check_argument
-from runner.spec.models import DEFAULT_AUTOPSY_S, DEFAULT_BUDGET, DEFAULT_RESCUE, DETECTOR_NAMES
+from runner.spec.models import DEFAULT_AUTOPSY_S, DEFAULT_RESCUE, DETECTOR_NAMES
+from runner.spec.notices import address_problem, holds_secret
 from runner.spec.schema import ArmBlock, Later, Mistake, nearest
 from runner.spec.yaml12 import Path
 
@@ -37,6 +38,7 @@ def check_rules(block: ArmBlock) -> None:
     _check_detectors(block)
     _check_env(block.env)
     _check_code(block)
+    _check_notify(block)
     _check_later(block)
 
 
@@ -148,12 +150,15 @@ def _check_env(env: Mapping[str, Any]) -> None:
             raise Mistake(path, "is set by the runner itself", allowed="any other name")
         if isinstance(value, str):
             _check_literal(path, name, value)
-        elif not (isinstance(value, Mapping) and list(value) == ["from"] and _is_variable(value["from"])):
+        elif not _is_reference(value):
             raise Mistake(path, f"{value!r:.60} is not allowed", allowed="text in quotes, or {from: NAME}")
 
 
-def _is_variable(name: object) -> bool:
-    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
+def _is_reference(value: object) -> bool:
+    """Whether a value is {from: NAME}."""
+    if not isinstance(value, Mapping) or list(value) != ["from"]:
+        return False
+    return isinstance(value["from"], str) and _VARIABLE.fullmatch(value["from"]) is not None
 
 
 def _check_literal(path: Path, name: str, value: str) -> None:
@@ -172,6 +177,28 @@ def _check_code(block: ArmBlock) -> None:
                 )
 
 
+def _check_notify(block: ArmBlock) -> None:
+    notify = block.notify
+    if notify is None:
+        return
+    if notify.command is None and notify.webhook is None:
+        raise Mistake(("notify",), "tells nobody", allowed="command, webhook, or both")
+    for index, argument in enumerate(notify.command or ()):
+        path: Path = ("notify", "command", index)
+        if "\0" in argument or (index == 0 and not argument):
+            raise Mistake(path, f"{argument!r:.60} is not allowed", allowed="text; first a program")
+        if _SECRET_VALUE.search(argument):
+            raise Mistake(path, "looks like a secret, and commands are stored", allowed="a variable that it reads")
+    path = ("notify", "webhook")
+    if isinstance(notify.webhook, str):
+        if wrong := address_problem(notify.webhook):
+            raise Mistake(path, wrong, allowed="https://…, or http:// to this machine")
+        if holds_secret(notify.webhook) or _SECRET_VALUE.search(notify.webhook):
+            raise Mistake(path, "looks like it holds a secret, and addresses are stored", allowed="{from: NAME}")
+    elif notify.webhook is not None and not _is_reference(notify.webhook):
+        raise Mistake(path, f"{notify.webhook!r:.60} is not allowed", allowed="an address, or {from: NAME}")
+
+
 def _check_later(block: ArmBlock) -> None:
     written = block.model_dump(by_alias=True)
     for path, default in _LATER.items():
@@ -184,15 +211,9 @@ def _check_later(block: ArmBlock) -> None:
 
 
 _LATER: Mapping[tuple[str, ...], Any] = {
-    ("budget", "run", "max_hours"): DEFAULT_BUDGET["run"]["max_hours"],
-    ("budget", "run", "max_usd"): DEFAULT_BUDGET["run"]["max_usd"],
-    ("budget", "study", "max_hours"): DEFAULT_BUDGET["study"]["max_hours"],
-    ("budget", "study", "max_usd"): DEFAULT_BUDGET["study"]["max_usd"],
-    ("budget", "reserve"): DEFAULT_BUDGET["reserve"],
     ("policy", "rescue", "from"): DEFAULT_RESCUE["from"],
     ("policy", "rescue", "changes"): DEFAULT_RESCUE["changes"],
     ("policy", "rescue", "max"): DEFAULT_RESCUE["max"],
     ("policy", "autopsy_s"): DEFAULT_AUTOPSY_S,
     ("environment", "setup"): None,
-    ("notify",): None,
 }

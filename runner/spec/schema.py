@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from runner.errors import NotInThisVersion, SpecError
+from runner.spec.notices import DEFAULT_NOTICE_S, DEFAULT_NOTICES, MAX_NOTICE_S, Notice
 from runner.spec.seeds import MAX_SEED
 from runner.spec.yaml12 import Path
 
@@ -65,6 +66,15 @@ class BudgetBlock(Block):
     run: LimitBlock = LimitBlock()
     study: LimitBlock = LimitBlock()
     reserve: ShareBelowOne = 0.05
+
+
+class NotifyBlock(Block):
+    """Who is told of what: a command (argv), a webhook (an address or {from: NAME}), or both."""
+
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    webhook: Any = None
+    on: Annotated[list[Notice], Field(min_length=1)] = list(DEFAULT_NOTICES)
+    timeout_s: Annotated[float, Field(gt=0.0, le=MAX_NOTICE_S)] = DEFAULT_NOTICE_S
 
 
 class RescueBlock(Block):
@@ -128,7 +138,7 @@ class ArmBlock(Block):
     env: dict[str, Any] = {}
     code: CodeBlock = CodeBlock()
     retries: Annotated[int, Field(ge=0)] = 2
-    notify: Any = None
+    notify: NotifyBlock | None = None
 
 
 TOP_LEVEL_KEYS = (*ArmBlock.model_fields, "extends", "changes")

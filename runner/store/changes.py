@@ -10,7 +10,8 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from runner.records import AttemptKind, RunState, Verdict, is_legal
-from runner.store import tables
+from runner.store import outbox, tables
+from runner.store.best import find_best
 
 
 def move_run(
@@ -31,6 +32,8 @@ def set_run(connection: Connection, run: str, **values: Any) -> None:
     """Change columns of a run that are not its state."""
     assert "state" not in values
     connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(**values))
+    if "arm_document" in values or "steps_total" in values:
+        find_best(connection, run)  # both say which points count
 
 
 def add_attempt(
@@ -55,6 +58,7 @@ def add_attempt(
             created=now,
         )
     )
+    find_best(connection, run)  # what an earlier attempt wrote behind the start of this one counts no more
 
 
 def set_attempt(connection: Connection, run: str, attempt: int, **values: Any) -> None:
@@ -65,6 +69,8 @@ def set_attempt(connection: Connection, run: str, attempt: int, **values: Any) -
             .where(tables.attempts.c.run == run, tables.attempts.c.attempt == attempt)
             .values(**values)
         )
+    if "resumed_from" in values:
+        find_best(connection, run)
 
 
 def add_event(
@@ -80,12 +86,14 @@ def add_event(
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """A line of the history that status, report and a person read."""
-    connection.execute(
+    added = connection.execute(
         insert(tables.events).values(
             time=now, study=study, run=run, attempt=attempt, step=step, what=what, reason=reason,
             data=None if data is None else json_ready(data),
         )
     )  # fmt: skip
+    assert added.inserted_primary_key is not None
+    outbox.announce(connection, added.inserted_primary_key[0], what, reason, now)
 
 
 def add_verdict(connection: Connection, run: str, attempt: int, verdict: Verdict, now: float) -> None:

@@ -77,11 +77,12 @@ def read_curves(connection: Connection, run: str, names: Sequence[str] | None = 
 
 def as_series(curves: Mapping[str, Joined]) -> dict[str, Series]:
     """The curves as the judge wants them, without those of the machine."""
-    return {
-        name: Series(name, curve.steps, curve.values)
-        for name, curve in curves.items()
-        if not name.startswith(("sys/", "memory/"))
-    }
+    return {name: Series(name, curve.steps, curve.values) for name, curve in curves.items() if is_judged(name)}
+
+
+def is_judged(name: str) -> bool:
+    """Whether a metric is of the training; those of the machine are not judged."""
+    return not name.startswith(("sys/", "memory/"))
 
 
 def _starting_steps(connection: Connection, run: str) -> dict[int, int]:

@@ -61,7 +61,7 @@ class StoredRun:
 
 def open_runs(connection: Connection) -> tuple[StoredRun, ...]:
     """Runs that are waiting or on a slot, in the order of the queue, and lost ones that may report again."""
-    is_open = tables.runs.c.state.not_in([str(state) for state in ENDED])
+    is_open = tables.runs.c.state.in_([str(state) for state in RunState if state not in ENDED])  # finds them by index
     may_return = and_(tables.runs.c.state == RunState.LOST, tables.attempts.c.phase == "silent")
     return _read(connection, or_(is_open, may_return))
 
@@ -74,12 +74,13 @@ def read_run(connection: Connection, run: str) -> StoredRun:
 
 def _read(connection: Connection, condition: Any) -> tuple[StoredRun, ...]:
     runs, attempts = tables.runs, tables.attempts
-    latest = select(attempts.c.run, func.max(attempts.c.attempt).label("attempt")).group_by(attempts.c.run).subquery()
+    others = attempts.alias()
+    latest = select(func.max(others.c.attempt)).where(others.c.run == runs.c.run).scalar_subquery()
     columns = [column.label(f"attempt_{column.name}") for column in attempts.c]
     query = (
         select(runs, *columns)
-        .outerjoin(latest, latest.c.run == runs.c.run)
-        .outerjoin(attempts, and_(attempts.c.run == latest.c.run, attempts.c.attempt == latest.c.attempt))
+        .select_from(runs)
+        .outerjoin(attempts, and_(attempts.c.run == runs.c.run, attempts.c.attempt == latest))
         .where(condition)
         .order_by(runs.c.priority.desc(), runs.c.launch, runs.c.seed, runs.c.arm_order)
     )

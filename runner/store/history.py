@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from runner.records import RunState
 from runner.store import tables
+from runner.store.opening import driver_of
 
 
 def state_of(connection: Connection, run: str) -> RunState:
@@ -17,27 +19,19 @@ def state_of(connection: Connection, run: str) -> RunState:
 
 def last_step(connection: Connection, run: str) -> int:
     """The highest step that any metric of the run has reached (0 when there is none)."""
-    return int(
-        connection.execute(select(func.max(tables.series.c.last_step)).where(tables.series.c.run == run)).scalar() or 0
-    )
+    row = driver_of(connection).execute("SELECT max(last_step) FROM series WHERE run = ?", (run,)).fetchone()
+    return int(row[0] or 0)
 
 
 def studies_without_report(connection: Connection, ended: Sequence[str]) -> tuple[str, ...]:
     """Studies whose runs have all ended and changed since the last report was tried."""
-    runs, events = tables.runs, tables.events
-    rows = connection.execute(select(runs.c.study, runs.c.state, runs.c.changed, runs.c.superseded_by)).all()
-    last_report = select(events.c.study, func.max(events.c.time)).where(events.c.what == "report")
-    rows_reported = connection.execute(last_report.group_by(events.c.study)).all()
-    reported: dict[str, float] = {row[0]: row[1] for row in rows_reported}
-    open_studies = {row.study for row in rows if row.state not in ended}
-    changed = {row.study: 0.0 for row in rows}
-    for row in rows:
-        changed[row.study] = max(changed[row.study], row.changed)
-    return tuple(
-        study
-        for study in sorted(changed)
-        if study not in open_studies and changed[study] > reported.get(study, float("-inf"))
+    states = ", ".join("?" * len(ended))
+    rows = driver_of(connection).execute(
+        f"SELECT study FROM runs AS asked GROUP BY study HAVING sum(state NOT IN ({states})) = 0 AND max(changed) > "
+        "coalesce((SELECT max(time) FROM events WHERE what = 'report' AND study = asked.study), -1e999) ORDER BY study",
+        tuple(ended),
     )
+    return tuple(study for (study,) in rows)
 
 
 def seconds_per_step(connection: Connection) -> dict[str, float]:
@@ -68,10 +62,13 @@ def report_outcome(connection: Connection, study: str, since: float) -> str | No
 
 def reported_gpus(connection: Connection, run: str, attempt: int) -> tuple[str, ...] | None:
     """UUIDs of the GPUs that an attempt's process said it sees; None while it has said nothing."""
-    events = tables.events
-    data = connection.execute(
-        select(events.c.data).where(
-            events.c.run == run, events.c.attempt == attempt, events.c.what == "started", events.c.data.is_not(None)
+    row = (
+        driver_of(connection)
+        .execute(
+            "SELECT json_extract(data, '$.gpu_uuids') FROM events "
+            "WHERE run = ? AND attempt = ? AND what = 'started' AND data IS NOT NULL LIMIT 1",
+            (run, attempt),
         )
-    ).scalar()
-    return None if not data or "gpu_uuids" not in data else tuple(data["gpu_uuids"])
+        .fetchone()
+    )
+    return None if row is None or row[0] is None else tuple(json.loads(row[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,34 +17,66 @@ from runner.store.database import open_writer
 
 
 class Session:
-    """Writes on behalf of one controller. Opening one fences off every earlier one of the same home."""
+    """Writes on behalf of one controller, over one connection. Opening one fences off every earlier one of the home."""
 
     def __init__(self, database: Path, *, pid: int, now: float) -> None:
         self._database = database
         self._engine = open_writer(database)
-        with self._engine.begin() as connection:
-            self.home_id = _home_id(connection, now)
-            self.epoch = _next_epoch(connection, pid, now)
+        self._connection = self._engine.connect()
+        self._inode = database.stat().st_ino
+        self._writing = False
+        with self._connection.begin():
+            self.home_id = _home_id(self._connection, now)
+            self.epoch = _next_epoch(self._connection, pid, now)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One short write transaction. Raises Fenced when another controller took over, HomeError on a full disk."""
+        """One short write transaction. Raises Fenced when another controller took over, HomeError on a full disk or a
+        home that was replaced.
+
+        Inside another one it is a part of that: on an error this part is undone, and nothing is final before the outer
+        one ends. So whoever must have a row on disk before an act may not be called inside another transaction.
+        """
         try:
-            with self._engine.begin() as connection:
-                self._check_epoch(connection)
-                yield connection
-        except OperationalError as error:
-            raise HomeError(f"{self._database}: the database cannot be written: {error.orig}") from error
+            if self._writing:
+                with self._connection.begin_nested():
+                    yield self._connection
+                return
+            assert not self._connection.in_transaction(), "a transaction may not begin while something is being read"
+            self._check_place()
+            with self._connection.execution_options(begin="BEGIN IMMEDIATE").begin():
+                self._writing = True
+                self._check_epoch(self._connection)
+                yield self._connection
+        except (OperationalError, sqlite3.OperationalError) as error:
+            cause = error.orig if isinstance(error, OperationalError) else error
+            raise HomeError(f"{self._database}: the database cannot be written: {cause}") from error
+        finally:
+            self._writing = self._connection.in_transaction() and self._writing
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """One consistent state, for decisions; not fenced, because nothing is written."""
-        with self._engine.begin() as connection:
-            yield connection
+        """One consistent state, for decisions; not fenced, because nothing is written. Inside a transaction it sees
+        what that has written so far."""
+        if self._connection.in_transaction():
+            yield self._connection
+            return
+        with self._connection.execution_options(begin="BEGIN").begin():
+            yield self._connection
 
     def close(self) -> None:
         """Let go of the database."""
+        self._connection.close()
         self._engine.dispose()
+
+    def _check_place(self) -> None:
+        """An open file lives on after it was deleted, and what is written then is lost."""
+        try:
+            inode = self._database.stat().st_ino
+        except FileNotFoundError:
+            inode = 0
+        if inode != self._inode:
+            raise HomeError(f"{self._database}: the database was deleted or replaced; nothing more is written to it")
 
     def _check_epoch(self, connection: Connection) -> None:
         epoch = connection.execute(select(tables.controller.c.epoch)).scalar_one()

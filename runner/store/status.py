@@ -1,84 +1,124 @@
 """What is going on, as one document: the same for `status --json`, the live table and whoever scripts us.
 
-Costs no more for a run of a million points than for one of ten: the last values stand in `series`, and only the
-primary's few points are read.
+Costs no more for a run of a million points than for one of ten, because no point is read: the last values stand in
+`series`, the best one beside its run. It is asked for often and from short commands, so it needs the driver alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Connection, Row, func, select
-
-from runner.judge.best import best_point
+from runner.home import Home
 from runner.records import RunState
-from runner.store import tables
-from runner.store.changes import json_ready
-from runner.store.curves import as_series, read_curves
+from runner.store.opening import driver_of
+from runner.store.schema import reading_rows
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 LIVE = (RunState.STARTING, RunState.RUNNING, RunState.STOPPING)
 
 
+class _Run(NamedTuple):
+    run: str
+    id: str
+    study: str
+    arm: str
+    seed: int
+    generation: int
+    parent: str | None
+    state: str
+    rule: str
+    reason: str
+    health: str
+    verdict: str | None
+    steps_total: int | None
+    primary: str | None
+    best_step: int | None
+    best_value: float | None
+    superseded_by: str | None
+    changed: float
+
+
+class _Attempt(NamedTuple):
+    run: str
+    attempt: int
+    slot: str
+    sync: str
+    started: float | None
+
+
+class _Series(NamedTuple):
+    run: str
+    attempt: int
+    name: str
+    points: int
+    first_step: int
+    first_time: float
+    last_step: int
+    last_value: float | None
+    last_time: float
+
+
+def home_status(home: Home, study: str | None = None) -> dict[str, Any]:
+    """The document of a home, superseded runs listed by id. Raises HomeError naming the path when there is none."""
+    with reading_rows(home) as driver:
+        return _document(driver, study)
+
+
 def read_status(connection: Connection, now: float, study: str | None = None) -> dict[str, Any]:
-    """The document. `now` (seconds since the epoch) gives the time that is left. Superseded runs are listed by id."""
-    runs = tables.runs
-    query = select(runs).order_by(runs.c.study, runs.c.launch, runs.c.seed, runs.c.arm_order)
-    if study is not None:
-        query = query.where(func.lower(runs.c.study) == study.lower())
-    rows = connection.execute(query).all()
-    attempts = _attempts(connection)
-    series = _series(connection)
-    rejected = _rejected(connection)
-    warnings = _warnings(connection)
+    """The document as an open connection sees it. `now` (seconds since the epoch) changes nothing yet."""
+    return _document(driver_of(connection), study)
+
+
+def _document(driver: sqlite3.Connection, study: str | None) -> dict[str, Any]:
+    attempts = _attempts(driver)
+    series = _series(driver)
+    rejected = dict(driver.execute("SELECT run, sum(rejected) FROM files GROUP BY run"))
+    warnings = _warnings(driver)
     studies: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for row in _runs(driver, study):
         entry = studies.setdefault(row.study, {"study": row.study, "runs": [], "superseded": []})
         if row.superseded_by is not None:
             entry["superseded"].append(row.id)
             continue
-        mine = attempts.get(row.run, [])
-        run = _run(connection, row, mine, series.get(row.run, []), rejected.get(row.run, 0), now)
+        run = _run(row, attempts.get(row.run, []), series.get(row.run, []), rejected.get(row.run, 0))
         run["warnings"] = warnings.get(row.run, [])
         entry["runs"].append(run)
-    found: dict[str, Any] = json_ready({"studies": list(studies.values())})
-    return found
+    return {"studies": list(studies.values())}
 
 
-def _run(
-    connection: Connection,
-    row: Row[Any],
-    attempts: Sequence[Row[Any]],
-    series: Sequence[Row[Any]],
-    rejected: int,
-    now: float,
-) -> dict[str, Any]:
+def _run(row: _Run, attempts: Sequence[_Attempt], series: Sequence[_Series], rejected: int) -> dict[str, Any]:
     latest = {one.name: one for one in series}  # ordered by attempt: the last attempt has the last word
-    values = {name: _value(one.last_value) for name, one in sorted(latest.items())}
+    values = {name: _number(latest[name].last_value) for name in sorted(latest)}
     step = max((one.last_step for one in latest.values()), default=0)
     state = RunState(row.state)
-    steps_total = row.steps_total
-    left_s = _left_s(series, attempts, step, steps_total, now) if state in LIVE else None
+    verdict: dict[str, Any] | None = None if row.verdict is None else json.loads(row.verdict)
+    left_s = _left_s(series, attempts, step, row.steps_total) if state in LIVE else None
     return {
         "run": row.id,
         "arm": row.arm,
         "seed": row.seed,
         "generation": row.generation,
         "parent": row.parent,
-        "state": f"{state}({row.rule})" if row.rule and state is not RunState.STOPPING else str(state),
+        "state": f"{row.state}({row.rule})" if row.rule and state is not RunState.STOPPING else row.state,
         "health": row.health,
-        "verdict": row.verdict,
-        "rule": row.rule or (row.verdict or {}).get("rule", ""),
+        "verdict": verdict,
+        "rule": row.rule or (verdict or {}).get("rule", ""),
         "reason": row.reason,
         "step": step,
-        "steps_total": steps_total,
-        "slot": attempts[-1].slot["name"] if attempts and state not in (RunState.QUEUED,) else None,
+        "steps_total": row.steps_total,
+        "slot": attempts[-1].slot if attempts and state is not RunState.QUEUED else None,
         "attempts": len(attempts),
         "points": sum(one.points for one in series),
         "rejected_lines": rejected,
         "sync": attempts[-1].sync if attempts else "pending",
         "latest": values,
-        "primary": _primary(connection, row, values),
+        "primary": _primary(row, values),
         "usd": 0.0,
         "eta_s": left_s,
         "run_dir": row.run,
@@ -87,68 +127,68 @@ def _run(
     }
 
 
-def _primary(connection: Connection, row: Row[Any], latest: Mapping[str, float]) -> dict[str, Any] | None:
-    primary = row.arm_document.get("primary")
-    if primary is None:
+def _primary(row: _Run, latest: Mapping[str, float | str]) -> dict[str, Any] | None:
+    if row.primary is None:
         return None
-    metric = primary["metric"]
-    series = as_series(read_curves(connection, row.run, [metric])).get(metric)
-    best = None if series is None else best_point(series, primary["direction"], row.steps_total)
-    return {
-        "name": metric,
-        "value": latest.get(metric),
-        "best": None if best is None else best[1],
-        "best_step": None if best is None else best[0],
-    }
+    return {"name": row.primary, "value": latest.get(row.primary), "best": row.best_value, "best_step": row.best_step}
 
 
 def _left_s(
-    series: Sequence[Row[Any]], attempts: Sequence[Row[Any]], step: int, steps_total: int | None, now: float
+    series: Sequence[_Series], attempts: Sequence[_Attempt], step: int, steps_total: int | None
 ) -> float | None:
-    """Seconds left at the pace of the latest attempt so far; None before it has two steps to show."""
+    """Seconds left at the pace of the latest attempt so far; None before it has two steps to show, or when the clock
+    of its host was set back in between."""
     if not steps_total or not attempts:
         return None
     mine = [one for one in series if one.attempt == attempts[-1].attempt and one.last_step > one.first_step]
     if not mine:
         return None
-    fastest = max(mine, key=lambda one: one.last_step - one.first_step)
-    pace_s: float = (fastest.last_time - fastest.first_time) / (fastest.last_step - fastest.first_step)
-    return max(0.0, (steps_total - step) * pace_s)
+    longest = max(mine, key=lambda one: one.last_step - one.first_step)
+    pace_s = (longest.last_time - longest.first_time) / (longest.last_step - longest.first_step)
+    return max(0.0, (steps_total - step) * pace_s) if pace_s >= 0.0 else None
 
 
-def _attempts(connection: Connection) -> dict[str, list[Row[Any]]]:
-    rows = connection.execute(select(tables.attempts).order_by(tables.attempts.c.run, tables.attempts.c.attempt))
-    return _grouped(rows)
+def _runs(driver: sqlite3.Connection, study: str | None) -> Iterator[_Run]:
+    """Only what a status shows: the documents of the arms are long, and reading them would take most of the time."""
+    primary = "json_extract(arm_document, '$.primary.metric')"
+    columns = ", ".join(primary if name == "primary" else name for name in _Run._fields)
+    query = f"SELECT {columns} FROM runs"
+    order = " ORDER BY study, launch, seed, arm_order"
+    if study is None:
+        return map(_Run._make, driver.execute(query + order))
+    return map(_Run._make, driver.execute(f"{query} WHERE lower(study) = ?{order}", (study.lower(),)))
 
 
-def _series(connection: Connection) -> dict[str, list[Row[Any]]]:
-    rows = connection.execute(select(tables.series).order_by(tables.series.c.run, tables.series.c.attempt))
-    return _grouped(rows)
-
-
-def _rejected(connection: Connection) -> dict[str, int]:
-    files = tables.files
-    rows = connection.execute(select(files.c.run, func.sum(files.c.rejected)).group_by(files.c.run))
-    return {run: int(count) for run, count in rows}
-
-
-def _warnings(connection: Connection) -> dict[str, list[str]]:
-    events = tables.events
-    rows = connection.execute(
-        select(events.c.run, events.c.reason).where(events.c.what.in_(["warning", "metrics_restarted", "trouble"]))
+def _attempts(driver: sqlite3.Connection) -> dict[str, list[_Attempt]]:
+    found: dict[str, list[_Attempt]] = {}
+    rows = driver.execute(
+        "SELECT run, attempt, json_extract(slot, '$.name'), sync, started FROM attempts ORDER BY run, attempt"
     )
+    for row in map(_Attempt._make, rows):
+        found.setdefault(row.run, []).append(row)
+    return found
+
+
+def _series(driver: sqlite3.Connection) -> dict[str, list[_Series]]:
+    found: dict[str, list[_Series]] = {}
+    rows = driver.execute(f"SELECT {', '.join(_Series._fields)} FROM series ORDER BY run, attempt")
+    for row in map(_Series._make, rows):
+        found.setdefault(row.run, []).append(row)
+    return found
+
+
+def _warnings(driver: sqlite3.Connection) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
+    rows = driver.execute(
+        "SELECT run, reason FROM events WHERE what IN ('warning', 'metrics_restarted', 'trouble') ORDER BY id"
+    )
     for run, reason in rows:
         found.setdefault(run, []).append(reason)
     return found
 
 
-def _grouped(rows: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
-    found: dict[str, list[Row[Any]]] = {}
-    for row in rows:
-        found.setdefault(row.run, []).append(row)
-    return found
-
-
-def _value(stored: float | None) -> float:
-    return float("nan") if stored is None else stored
+def _number(stored: float | None) -> float | str:
+    """A stored value as JSON may hold it: NULL is nan, and what is not finite becomes a word."""
+    if stored is None:
+        return "nan"
+    return stored if math.isfinite(stored) else ("inf" if stored > 0 else "-inf")

@@ -109,6 +109,7 @@ runs = Table(
     UniqueConstraint("study", "arm", "seed", "generation"),
 )
 Index("runs_by_state", runs.c.state)
+Index("runs_by_study", runs.c.study, runs.c.state, runs.c.changed)  # asked in every round
 
 attempts = Table(
     "attempts",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from runner.store.best import find_best
+
 revision = "0002"
 down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add columns and tables; nothing that is stored changes its meaning."""
+    """Add columns and tables; nothing that is stored changes its meaning. What is already there gets its best value."""
     op.add_column("runs", sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("runs", sa.Column("wave", sa.Integer(), nullable=True))
     op.add_column("runs", sa.Column("retries_used", sa.Integer(), nullable=False, server_default="0"))
@@ -42,3 +44,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("event"),
     )
     op.create_index("notifications_by_state", "notifications", ["state"], unique=False)
+    op.create_index("runs_by_study", "runs", ["study", "state", "changed"], unique=False)
+    connection = op.get_bind()
+    for run in connection.execute(sa.text("SELECT run FROM runs")).scalars().all():
+        find_best(connection, run)

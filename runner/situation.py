@@ -1,0 +1,123 @@
+"""Gathers what `schedule` must know of one open run: its row, its latest attempt, its curves' end, its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from runner.failures import Exit, Failure, classify
+from runner.home import Home
+from runner.observe import checkpoints
+from runner.places import Places
+from runner.records import ON_A_SLOT, AttemptKind, RunState
+from runner.schedule import AttemptFacts, Phase, RunFacts
+from runner.spec.models import ResolvedArm, from_json
+from runner.store import history
+from runner.store.facts import StoredAttempt, StoredRun
+from runner.store.session import Session
+
+
+class Situation:
+    """Reads only. `budget` tells the reason why a run's budget is used up, None while it is not."""
+
+    def __init__(self, session: Session, home: Home, places: Places, budget: Callable[[StoredRun], str | None]) -> None:
+        self._session = session
+        self._home = home
+        self._places = places
+        self._budget = budget
+        self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
+
+    def __call__(self, run: StoredRun, *, reports_again: bool = False) -> RunFacts:
+        """The run as it stands."""
+        arm = self._arm(run)
+        last_step, attempt = self._attempt(run, arm)
+        verdict = run.verdict or {}
+        return RunFacts(
+            run=run.run,
+            order=(-run.priority, run.launch, run.seed, run.arm_order),
+            state=run.state,
+            is_trainer=arm.command is None,
+            shape=(arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib),
+            steps_total=run.steps_total,
+            last_step=last_step,
+            attempt=attempt,
+            abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
+            stop_wanted=run.stop_wanted,
+            budget=self._budget(run),
+            wave=run.wave,
+            needs_whole_wave=arm.resources.colocate == "require",
+            retries_left=max(0, arm.retries - run.retries_used),
+            reports_again=reports_again,
+            stopping_rule=run.rule if run.state is RunState.STOPPING else "",
+            stopping_reason=run.reason if run.state is RunState.STOPPING else "",
+            has_checkpoint=run.attempt is not None and self._has_checkpoint(run),
+        )
+
+    def forget(self, runs: Sequence[StoredRun]) -> None:
+        """Keep in memory only what belongs to these runs."""
+        names = {run.run for run in runs}
+        self._arms = {name: known for name, known in self._arms.items() if name in names}
+
+    def _arm(self, run: StoredRun) -> ResolvedArm:
+        known = self._arms.get(run.run)
+        # The store hands out one object for one text, so the same object is the same arm.
+        if known is None or known[0] is not run.arm_document:
+            known = self._arms[run.run] = (run.arm_document, from_json(run.arm_document))
+        return known[1]
+
+    def _attempt(self, run: StoredRun, arm: ResolvedArm) -> tuple[int, AttemptFacts | None]:
+        """(last step of the run, its latest attempt)."""
+        attempt = run.attempt
+        if attempt is None:
+            return 0, None
+        with self._session.reading() as connection:
+            last_step = history.last_step(connection, run.run)
+            gpus = history.reported_gpus(connection, run.run, attempt.number) if attempt.slot.gpu_uuids else None
+        ended = None if attempt.exit is None else _exit(attempt.exit)
+        failure = None
+        if ended is not None and run.state in ON_A_SLOT:
+            failure = _failure(attempt, ended, arm.command is None, last_step)
+        return last_step, AttemptFacts(
+            number=attempt.number,
+            kind=AttemptKind(attempt.kind),
+            phase=Phase(attempt.phase),
+            slot=attempt.slot,
+            stop_sent=attempt.stop_reason is not None,
+            reported=attempt.phase != Phase.INTENDED and attempt.identity is not None,
+            exit=ended,
+            failure=failure,
+            wrong_gpus=_wrong_gpus(attempt, gpus),
+            release=self._places.release_state(run.run, attempt.number),
+        )
+
+    def _has_checkpoint(self, run: StoredRun) -> bool:
+        assert run.attempt is not None
+        if run.state not in (RunState.QUEUED, RunState.STOPPING):
+            return False
+        shell = self._places.by_lease(run.attempt.lease).shell
+        return bool(checkpoints(shell, self._home.root / run.run))
+
+
+def _wrong_gpus(attempt: StoredAttempt, gpus: Sequence[str] | None) -> str:
+    wanted = attempt.slot.gpu_uuids
+    if not gpus or not wanted or set(gpus) == set(wanted):
+        return ""
+    return f"it sees {', '.join(gpus)}, not {', '.join(wanted)}"
+
+
+def _exit(record: Mapping[str, Any]) -> Exit:
+    return Exit(record.get("code"), record.get("signal"), record.get("cause", ""), record.get("error") or "")
+
+
+def _failure(attempt: StoredAttempt, ended: Exit, is_trainer: bool, last_step: int) -> Failure:
+    record = attempt.exit or {}
+    before = attempt.resumed_from or 0
+    return classify(
+        ended,
+        is_trainer=is_trainer,
+        tail=record.get("tail", ""),
+        steps_done=last_step - before,
+        steps_before=before,
+        max_rss_mib=record.get("max_rss_mib"),
+        gpu_memory_mib=attempt.slot.vram_mib or None,
+    )
