@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import yaml
+
 from benchmarks.peers import REQUIREMENTS, python_of, version
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,14 +209,14 @@ def _arm(name: str, seeds: Sequence[int], command: Sequence[str]) -> dict[str, A
 
 def _one_arm_file(folder: Path, count: int, command: Sequence[str]) -> list[str]:
     folder.mkdir()
-    (folder / "a.yaml").write_text(json.dumps(_arm("a", range(count), command)))
+    (folder / "a.yaml").write_text(yaml.safe_dump(_arm("a", range(count), command)))
     return [str(folder / "a.yaml")]
 
 
 def _arm_files(folder: Path, count: int, command: Sequence[str]) -> list[str]:
     folder.mkdir()
     for at in range(count):
-        (folder / f"a{at:03d}.yaml").write_text(json.dumps(_arm(f"a{at:03d}", [0], command)))
+        (folder / f"a{at:03d}.yaml").write_text(yaml.safe_dump(_arm(f"a{at:03d}", [0], command)))
     return sorted(map(str, folder.iterdir()))
 
 

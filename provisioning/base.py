@@ -260,6 +260,10 @@ class Shell(Protocol):
         """Whether exactly this process still runs (a zombie does not)."""
         ...
 
+    def can_see(self, identity: ProcessIdentity) -> bool:
+        """Whether `is_alive` would know: false for a process of another container on the same boot of this machine."""
+        ...
+
     def end_descriptor(self, identity: ProcessIdentity) -> int | None:
         """A new file descriptor that turns readable when the process ends, for the caller to close.
 

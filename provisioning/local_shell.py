@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.base import HostLost, ProcessIdentity, Spawned, SpawnRefused
-from provisioning.processes import end_descriptor, is_alive
+from provisioning.processes import can_see, end_descriptor, is_alive
 from provisioning.spawner import ANSWER_S, Spawner
 
 _IDENTITY = ("boot_id", "init_start_ticks", "pid", "start_ticks")
@@ -76,6 +76,10 @@ class LocalShell:
     def is_alive(self, identity: ProcessIdentity) -> bool:
         """Whether exactly this process still runs (a zombie does not)."""
         return is_alive(identity)
+
+    def can_see(self, identity: ProcessIdentity) -> bool:
+        """Whether `is_alive` would know: false for a process of another container on the same boot of this machine."""
+        return can_see(identity)
 
     def end_descriptor(self, identity: ProcessIdentity) -> int | None:
         """A file descriptor that turns readable when the process ends; None when it has ended already."""

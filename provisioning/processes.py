@@ -33,6 +33,17 @@ def is_alive(identity: ProcessIdentity) -> bool:
     return found is not None and found[0] not in "ZX" and identity_of(identity.pid) == identity
 
 
+def can_see(identity: ProcessIdentity) -> bool:
+    """Whether a process that we do not find is proven gone.
+
+    It is after a reboot, and where its pid 1 is ours. With the same boot and another pid 1 it may live on in another
+    container, out of sight.
+    """
+    ours = identity_of(os.getpid())
+    assert ours is not None
+    return identity.boot_id != ours.boot_id or identity.init_start_ticks == ours.init_start_ticks
+
+
 def end_descriptor(identity: ProcessIdentity) -> int | None:
     """A pidfd of exactly this process, for the caller to close; None when it does not run (any more)."""
     try:

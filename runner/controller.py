@@ -30,7 +30,7 @@ from runner.perform import Perform, Staged
 from runner.places import Places
 from runner.records import RunState
 from runner.reporting import Report, Reporting
-from runner.schedule import Action, Phase, Start, StartTogether, schedule
+from runner.schedule import Action, Phase, RunFacts, Start, StartTogether, schedule
 from runner.situation import Situation
 from runner.spending import Spending
 from runner.store import changes, history, requests
@@ -76,6 +76,7 @@ class Controller:
         self._accept = Accept(session, home, self._places, clock.now)
         self._wake = Wake()
         self._live: tuple[StoredAttempt, ...] = ()
+        self._waits: dict[str, str] = {}
         self._troubles: set[tuple[str, str]] = set()
         self._warned_of_disk = False
         self._repeat_stops()
@@ -94,6 +95,7 @@ class Controller:
         by_id = {run.run: run for run in runs}
         waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED}
         slots = self._places.slots(waiting) if waiting else {}
+        self._say_why_they_wait(facts)
         actions = schedule(facts, slots, held)
         for action in actions:
             self._carry_out(action, by_id)
@@ -188,6 +190,20 @@ class Controller:
             stopping = run.attempt is not None and run.attempt.stop_reason and run.attempt.phase == Phase.LIVE
             if run.state is RunState.STOPPING and stopping:
                 self._guarded(run, self._perform.send_stop)
+
+    def _say_why_they_wait(self, facts: Sequence[RunFacts]) -> None:
+        """A waiting run names the slots that are withheld from it, and by whom; told again when that changes."""
+        for fact in facts:
+            if fact.state is not RunState.QUEUED:
+                continue
+            reason = "; ".join(str(one) for one in self._places.withheld(fact.shape))
+            if reason == self._waits.get(fact.run, ""):
+                continue
+            self._waits[fact.run] = reason
+            said = f"waits: {reason}" if reason else "every slot of its kind may be used again"
+            with self._session.transaction() as connection:
+                changes.set_run(connection, fact.run, reason=said)
+                changes.add_event(connection, self._clock.now(), "waiting", said, run=fact.run)
 
     def _watch_disk(self, runs: Sequence[StoredRun]) -> None:
         """Say once, at every live run, that the disk is nearly full: a checkpoint that does not fit ends a training."""

@@ -40,8 +40,8 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Records found behind a position (as in Parsed), and the position behind them. `restarted` says why reading began at 0 again,
-    `more` that a whole chunk was read and the file goes on, `stamp` what the file looked like before it was read."""
+    """Records found behind a position (as in Parsed), and the position behind them. `restarted` says why reading began
+    at 0 again, `more` that a whole chunk was read and the file goes on, `stamp` what the file looked like before."""
 
     records: tuple[Record, ...]
     position: Position

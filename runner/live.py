@@ -136,6 +136,8 @@ def _remarks(study: Mapping[str, Any]) -> Iterator[Text]:
 
 
 def _notable(run: Mapping[str, Any]) -> bool:
+    if run["state"] == "queued":
+        return str(run["reason"]).startswith("waits: ")
     return str(run["state"]).split("(")[0] in ("aborted", "failed", "lost", "cancelled", "preempted", "stopping")
 
 

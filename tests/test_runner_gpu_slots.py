@@ -174,8 +174,11 @@ def test_a_waiting_run_starts_when_the_stranger_has_gone(rig: Rig, monkeypatch: 
     monkeypatch.setattr("provisioning.local.owner_of", {42: ProcessOwner("anna", "python train.py")}.get)
     rig.launch("one")
     rig.driver.used_mib, rig.driver.processes = 9_010, (GpuProcess(42, 9_000),)
-    rig.controller.step()
+    for _ in range(3):
+        rig.controller.step()
     assert rig.states() == ["queued"]
+    (reason,) = rig.events("waiting")
+    assert "pid 42 (anna: python train.py) holds 9,000 MiB" in reason
     rig.driver.used_mib, rig.driver.processes = 10, ()
     rig.clock.ahead_s += 3
     rig.step_until(lambda states: states == ["finished"])

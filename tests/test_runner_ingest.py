@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.ingest import CHUNK_BYTES, Position, Taken, take
+from runner.ingest import CHUNK_BYTES, Position, Tails, Taken, take
 from runner.metric_formats import MAX_LINE_BYTES, Record, format_for
 
 
@@ -101,6 +101,75 @@ def test_any_cutting_of_the_bytes_gives_the_same_records(steps: list[int], cuts:
             position = taken.position
     assert values_of(records, "loss") == [(step, step / 7) for step in steps] + [(99, 0.5)]
     assert position.offset == len(data)
+
+
+ODD_LINES = st.one_of(
+    st.sampled_from(
+        [
+            "", "   ", "{}", "garbage", "[1]", '{"step": 1}, {"step": 2}', '{"step": 1, "a": [{"b": 1}', '{"c": 1}]}',
+            '{"step": 1, "a": "x}', '{y"}', '{"step": 2, "loss": 1.0,}', '{"step": 1.5, "loss": 1.0}', "{", "}", "[{",
+            '{"step": -1, "loss": 1.0}', '{"step": 9007199254740993, "loss": 1.0}', '{"step": true}', '{"loss": 1.0}',
+            '{"step": 3, "loss": 1, "note": "a{b}"}', '{"step": 4, "time": null, "loss": 1.0}', ' {"step": 5, "loss": 1}',
+            '{"step": 6, "loss": 1.0}\r', '{"step": 7, "loss": NaN, "time": Infinity}', '{"step": 8, "x": "-inf"}',
+            '{"step": 9, "kind": "event", "event": "resumed"}', '{"step": 9, "kind": "val", "val/a": 1e400}',
+            '{"step": 10, "kind": ["event"], "loss": 2.0}', '{"step": "11", "loss": 2.0}', '{"step": 12, "x": {}}',
+        ]
+    ),
+    st.builds(
+        lambda step, names: json.dumps({"step": step, "time": 2.5, **dict.fromkeys(names, 0.5)}),
+        st.integers(0, 9),
+        st.lists(st.sampled_from(["loss", "rate", "val/a"]), unique=True),
+    ),
+)  # fmt: skip
+
+
+@given(st.lists(ODD_LINES, max_size=12))
+def test_many_lines_at_once_say_what_each_says_alone(lines: list[str]) -> None:
+    parse = format_for(None)
+    together = parse("".join(f"{text}\n" for text in lines).encode(), {})
+    alone = [parse(f"{text}\n".encode(), {}) for text in lines]
+    points = [one for part in alone for one in records_of(part) if one.event is None and one.values]
+    events = [one for part in alone for one in part.records if one.event is not None]
+    assert repr([one for one in records_of(together) if one.event is None and one.values]) == repr(points)
+    assert repr([one for one in together.records if one.event is not None]) == repr(events)
+    assert together.lines == sum(part.lines for part in alone)
+    assert list(together.rejected) == [reason for part in alone for reason in part.rejected]
+    assert together.consumed == sum(part.consumed for part in alone)
+
+
+def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line(1, loss=1.0) + b'{"step": 2')
+    reads: list[int] = []
+
+    def counted(name: str, offset: int, limit: int) -> bytes:
+        reads.append(offset)
+        return read(name, offset, limit)
+
+    tails = Tails()
+
+    def take_one() -> Taken | None:
+        return tails.take("r", 1, str(path), lambda: Position(str(path)), stamp, counted, format_for(None))
+
+    first = take_one()
+    assert first is not None
+    assert take_one() is not None, "what was not kept is taken again"
+    tails.keep("r", 1, first, first.position)
+    assert [take_one() for _ in range(5)] == [None] * 5
+    assert reads == [0, 0]
+    with path.open("ab") as file:
+        file.write(b', "loss": 2.0}\n')
+    second = take_one()
+    assert second is not None
+    assert values_of(records_of(second), "loss") == [(2, 2.0)]
+    assert reads == [0, 0, first.position.offset]
+    tails.keep("r", 1, second, second.position)
+    path.write_bytes(b"")
+    third = take_one()
+    assert third is not None
+    assert "shrank" in third.restarted
+    path.unlink()
+    assert take_one() is None
 
 
 def test_a_huge_line_is_rejected_once_and_what_follows_is_read(tmp_path: Path) -> None:

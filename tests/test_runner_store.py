@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sqlalchemy import create_engine, insert, select
 from runner.errors import Fenced, HomeError, StoreTooNew
 from runner.home import Home
 from runner.ingest import Position, Taken
+from runner.judge.best import best_point
 from runner.lock import HomeLock, is_held
 from runner.memory import CurveMemory
 from runner.metric_formats import Record
@@ -23,8 +26,10 @@ from runner.records import AttemptKind, Health, RunState, Verdict
 from runner.store import changes, requests, tables
 from runner.store.curves import AttemptPoints, as_series, join, read_curves
 from runner.store.database import REVISION, check_revision, create_or_upgrade, reading, revision
+from runner.store.opening import driver_of
 from runner.store.points import read_position, write_taken
 from runner.store.session import Session
+from runner.store.status import read_status
 from tests.fakes.others import as_nobody, open_to_others
 
 
@@ -48,7 +53,13 @@ def create(home: Home) -> None:
     lock.release()
 
 
-def add_run(session: Session, run: str = "s/A-s0-00000001", state: RunState = RunState.QUEUED) -> str:
+def add_run(
+    session: Session,
+    run: str = "s/A-s0-00000001",
+    state: RunState = RunState.QUEUED,
+    document: dict[str, Any] | None = None,
+    steps_total: int | None = None,
+) -> str:
     with session.transaction() as connection:
         connection.execute(
             insert(tables.studies)
@@ -58,7 +69,8 @@ def add_run(session: Session, run: str = "s/A-s0-00000001", state: RunState = Ru
         connection.execute(
             insert(tables.runs).values(
                 run=run, id=run[-8:], study="s", arm="A", seed=int(run[-1]), generation=1, arm_order=0, launch=1,
-                identity="i", arm_document={}, snapshot={}, provenance={}, state=state, overridden=[], created=0.0,
+                identity="i", arm_document=document or {}, steps_total=steps_total, snapshot={}, provenance={},
+                state=state, overridden=[], created=0.0,
                 changed=0.0, health=Health.UNKNOWN,
             )
         )  # fmt: skip
@@ -249,30 +261,140 @@ def test_an_evaluation_adds_what_is_missing_and_cuts_nothing(session: Session) -
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 20), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=12)),
+        st.tuples(
+            st.integers(0, 20),
+            st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0.0, 1.0, 2.0, math.inf])), max_size=12),
+            st.sampled_from(["train", "train", "evaluate"]),
+        ),
         min_size=1,
         max_size=4,
-    )
+    ),
+    st.sampled_from(["min", "max"]),
+    st.sampled_from([None, 20, 100]),
 )
-def test_the_memory_of_live_curves_equals_the_stored_view(attempts: list[tuple[int, list[tuple[int, int]]]]) -> None:
+def test_memory_and_the_kept_best_equal_the_stored_view(
+    attempts: list[tuple[int, list[tuple[int, float]], str]], direction: str, steps_total: int | None
+) -> None:
     import tempfile
+
+    def check() -> None:
+        with session.reading() as connection:
+            view = as_series(read_curves(connection, run))
+            assert memory.series(connection, run) == view
+            row = connection.execute(select(tables.runs.c.best_step, tables.runs.c.best_value)).one()
+        best = best_point(view["loss"], direction, steps_total) if "loss" in view else None
+        assert (None if row.best_step is None else tuple(row)) == best
 
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder))
         create(home)
         session = Session(home.database, pid=1, now=1.0)
-        run = add_run(session)
+        document = {"primary": {"metric": "loss", "direction": direction, "select": "best"}}
+        run = add_run(session, document=document, steps_total=steps_total)
         memory = CurveMemory()
-        for number, (resumed_from, points) in enumerate(attempts, 1):
-            add_attempt(session, run, number, resumed_from if number > 1 else None)
+        for number, (resumed_from, points, kind) in enumerate(attempts, 1):
+            add_attempt(session, run, number, kind="train" if number == 1 else kind)
             memory.forget(run)
+            check()
             for index in range(0, len(points), 3):
-                part = taken([(step, float(value)) for step, value in points[index : index + 3]], path=f"m{number}")
+                part = taken(points[index : index + 3], path=f"m{number}")
                 written = write(session, run, number, part)
                 memory.add(run, number, written.fresh)
-                with session.reading() as connection:
-                    assert memory.series(connection, run) == as_series(read_curves(connection, run))
+                check()
+                if number > 1 and index == 3:  # it announces its start only now
+                    with session.transaction() as connection:
+                        changes.set_attempt(connection, run, number, resumed_from=resumed_from)
+                    memory.forget(run)
+                    check()
         session.close()
+
+
+@pytest.mark.parametrize("column", ["steps_total", "arm_document"])
+def test_a_change_of_the_budget_or_of_the_primary_finds_the_best_anew(session: Session, column: str) -> None:
+    document = {"primary": {"metric": "loss", "direction": "min"}}
+    run = add_run(session, document=document, steps_total=10)
+    add_attempt(session, run, 1)
+    write(session, run, 1, taken([(1, 1.0), (10, 2.0), (20, 3.0)]))
+    other = {"steps_total": 100, "arm_document": {"primary": {"metric": "loss", "direction": "max"}}}[column]
+    with session.transaction() as connection:
+        changes.set_run(connection, run, **{column: other})
+        row = connection.execute(select(tables.runs.c.best_step, tables.runs.c.best_value)).one()
+    assert tuple(row) == {"steps_total": (10, 2.0), "arm_document": (20, 3.0)}[column]
+
+
+def test_the_earlier_value_holds_whatever_shape_its_record_has(session: Session) -> None:
+    run = add_run(session)
+    add_attempt(session, run, 1)
+    records = (
+        Record(1, {"loss": 1.0, "rate": 0.1}, 1.0), Record(2, {"loss": 2.0}, 2.0),
+        Record(2, {"rate": 0.2, "loss": 5.0}), Record(3, {"loss": 3.0}, math.nan),
+        Record(1, {"loss": 1.0}, 9.0),
+    )  # fmt: skip
+    written = write(session, run, 1, Taken(records, Position("m", 7, 1)))
+    assert (written.points, written.contradicted) == (5, 1)
+    with session.reading() as connection:
+        curves = read_curves(connection, run)
+    assert (curves["loss"].steps, curves["loss"].values) == ((1, 2, 3), (1.0, 2.0, 3.0))
+    assert curves["loss"].times == (1.0, 2.0, 5.0)  # the last one told no time that could be one
+    assert (curves["rate"].steps, curves["rate"].times) == ((1, 2), (1.0, 5.0))
+
+
+def test_a_part_of_a_transaction_is_undone_alone_and_the_rest_is_kept(session: Session) -> None:
+    def fail() -> None:
+        with session.transaction() as inner:
+            changes.add_event(inner, 1.0, "undone", "x")
+            with session.reading() as connection:
+                assert len(connection.execute(select(tables.events)).all()) == 2
+            raise ZeroDivisionError
+
+    with session.transaction() as outer:
+        changes.add_event(outer, 1.0, "kept", "before")
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        with session.transaction() as inner:
+            changes.add_event(inner, 1.0, "kept", "after")
+    with session.reading() as connection:
+        assert [row.reason for row in connection.execute(select(tables.events))] == ["before", "after"]
+        with pytest.raises(AssertionError, match="while something is being read"), session.transaction():
+            pass
+
+
+def test_nothing_is_written_to_a_home_that_was_replaced(home: Home, session: Session) -> None:
+    home.database.rename(home.root / "elsewhere.db")
+    with pytest.raises(HomeError, match=r"runner\.db.*deleted or replaced"), session.transaction():
+        pass
+    (home.root / "runner.db").touch()
+    with pytest.raises(HomeError, match="deleted or replaced"), session.transaction():
+        pass
+
+
+def test_a_status_reads_no_point_and_loads_no_more_than_the_driver(home: Home, session: Session) -> None:
+    run = add_run(session, document={"primary": {"metric": "loss", "direction": "min"}})
+    add_attempt(session, run, 1)
+    write(session, run, 1, taken([(1, 3.0), (2, 1.0), (3, math.nan)]))
+    refused: list[str] = []
+
+    def guard(_action: int, table: str | None, *_rest: Any) -> int:
+        if table == "points":
+            refused.append(table)
+        return sqlite3.SQLITE_DENY if table == "points" else sqlite3.SQLITE_OK
+
+    with reading(home) as connection:
+        driver_of(connection).set_authorizer(guard)
+        ((entry,),) = [study["runs"] for study in read_status(connection, 1.0)["studies"]]
+    assert refused == []
+    assert entry["primary"] == {"name": "loss", "value": "nan", "best": 1.0, "best_step": 2}
+    assert (entry["step"], entry["points"], entry["latest"]) == (3, 3, {"loss": "nan"})
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom runner.home import Home\n"
+        "from runner.store.status import home_status\n"
+        "document = home_status(Home(Path(sys.argv[1])))\n"
+        "print(len(document['studies'][0]['runs']), sorted({'sqlalchemy', 'pydantic', 'alembic'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[1]
+    argv = [sys.executable, "-c", code, str(home.root)]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "1 []\n"
 
 
 def test_requests_are_answered_once(home: Home, session: Session) -> None:
