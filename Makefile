@@ -1,13 +1,15 @@
 # One word does everything, the set-up included:
 #   make demo     the quickstart study, from nothing to a report
 #   make check    format, lint, types, tests: exactly what CI runs
+#   make soak     200 studies whose controller is killed again and again; SEED=123 plays one of them again
+#   make bench    figures with their peers beside them, see benchmarks/README.md; QUICK=1 for a look
 #   make accept   the long list of end-to-end checks, resumable, one result file each
 # On an up-to-date checkout only what changed is installed again.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format lint types test accept clean
+.PHONY: help setup demo check format lint types test soak bench accept clean
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit; }; done; echo missing)
@@ -52,6 +54,12 @@ types: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+soak: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES))
+
+bench: $(INSTALLED)
+	@OMP_NUM_THREADS=1 QUICK=$(QUICK) $(BIN)/python -m benchmarks $(ONLY)
 
 accept: $(INSTALLED)
 	@$(BIN)/python tests/accept.py $(LINES)

@@ -117,7 +117,7 @@ def _is_held(home: Path) -> bool:
 
 def _command(*arguments: object) -> None:
     argv = [sys.executable, "-m", "runner.cli", *map(str, arguments)]
-    subprocess.run(argv, env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(argv, env=_environment(), check=True, capture_output=True)
 
 
 def _environment() -> dict[str, str]:

@@ -157,16 +157,15 @@ def run(quick: bool) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table."""
-    lines = [
-        "| arms | command | tool | all in all, s | without start-up, s | times xargs | slot gap p50, p99, ms |",
-        "|--:|---|---|--:|--:|--:|--:|",
-    ]
-    base = {(row["arms"], row["command"]): row["total_s"] for row in result["rows"] if row["tool"] == "xargs"}
+    heads = ("arms", "command", "tool", "all in all, s", "without start-up, s", "times xargs (without start-up)")
+    lines = [f"| {' | '.join(heads)} | slot gap p50, p99, ms |", "|--:|---|---|--:|--:|--:|--:|"]
+    base = {(row["arms"], row["command"]): row for row in result["rows"] if row["tool"] == "xargs"}
     for row in sorted(result["rows"], key=lambda row: (row["command"], row["arms"])):
-        ratio = row["total_s"] / base[row["arms"], row["command"]]
+        bare = base[row["arms"], row["command"]]
+        ratio = f"{row['total_s'] / bare['total_s']:.1f} ({row['work_s'] / bare['work_s']:.1f})"
         gap = f"{row['gap_p50_ms']:.0f}, {row['gap_p99_ms']:.0f}" if "gap_p50_ms" in row else "–"
         total = f"{row['total_s']:.2f} ± {row['total_spread_s']:.2f}"
-        cells = (row["arms"], f"`{row['command']}`", row["tool"], total, f"{row['work_s']:.2f}", f"{ratio:.1f}", gap)
+        cells = (row["arms"], f"`{row['command']}`", row["tool"], total, f"{row['work_s']:.2f}", ratio, gap)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import re
 import stat
@@ -10,6 +11,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+import yaml
 
 from runner.spec.schema import TOP_LEVEL_KEYS
 
@@ -218,13 +221,33 @@ class _Search:
         if path.suffix.lower() not in (".yaml", ".yml"):
             return False
         try:
-            keys = {key.decode() for key in _TOP_LEVEL_KEY.findall(path.read_bytes())}
+            status = path.stat()
+            return _looks_like_an_arm(path, status.st_ino, status.st_size, status.st_mtime_ns)
         except OSError:
             return False  # hashing it will say that it cannot be read
-        return bool(keys & _TELLING_KEYS) and keys <= set(TOP_LEVEL_KEYS)
 
     def _name(self, path: Path) -> str:
         return PurePosixPath(os.path.relpath(path, self.anchor)).as_posix()
+
+
+@functools.lru_cache(maxsize=MAX_FILES)
+def _looks_like_an_arm(path: Path, inode: int, size: int, mtime_ns: int) -> bool:
+    """Whether a YAML file, in this state of it, is in the arm format. Five hundred arms of one folder are each a
+    neighbour of all the others, so what was read once is remembered."""
+    text = path.read_bytes()
+    keys = {key.decode() for key in _TOP_LEVEL_KEY.findall(text)}
+    if text.lstrip().startswith(b"{"):
+        keys = _keys_in_braces(text)
+    return bool(keys & _TELLING_KEYS) and keys <= set(TOP_LEVEL_KEYS)
+
+
+def _keys_in_braces(text: bytes) -> set[str]:
+    """The keys of a document that is written in one pair of braces, as JSON is."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return set()
+    return {str(key.value) for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

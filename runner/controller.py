@@ -33,14 +33,17 @@ from runner.reporting import Report, Reporting
 from runner.schedule import Action, Phase, RunFacts, Start, StartTogether, schedule
 from runner.situation import Situation
 from runner.spending import Spending
-from runner.store import changes, history, requests
+from runner.store import changes, requests
 from runner.store.database import create_or_upgrade, reading
-from runner.store.facts import StoredAttempt, StoredRun, open_runs
+from runner.store.facts import StoredAttempt, StoredRun, open_runs, read_run
 from runner.store.session import Session
 from runner.wake import Wake
 
 ROUND_S = 0.5
 BUSY_ROUND_S = 0.1
+
+
+_NOT_STARTED = frozenset({RunState.QUEUED, RunState.PLACED, RunState.STAGING, RunState.STARTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +180,16 @@ class Controller:
             )  # fmt: skip
 
     def _give_up_if_stuck(self, run: StoredRun, error: Exception) -> None:
-        """A run that cannot be staged or started has failed; one that is training goes on."""
+        """A run that cannot be staged or started has failed; one whose process may live goes on, whatever we met."""
         with self._session.transaction() as connection:
-            state = history.state_of(connection, run.run)
-            if state in (RunState.QUEUED, RunState.PLACED, RunState.STAGING, RunState.STARTING):
-                reason = f"it could not be started: {error}"
-                changes.move_run(connection, run.run, RunState.FAILED, reason, self._clock.now(), rule="staging")
+            found = read_run(connection, run.run)
+            attempt = found.attempt
+            if found.state not in _NOT_STARTED or (attempt is not None and attempt.phase == Phase.LIVE):
+                return
+            reason = f"it could not be started: {error}"
+            if attempt is not None and attempt.phase == Phase.INTENDED:
+                changes.set_attempt(connection, run.run, attempt.number, phase="gone", failure="staging")
+            changes.move_run(connection, run.run, RunState.FAILED, reason, self._clock.now(), rule="staging")
 
     def _repeat_stops(self) -> None:
         """A stop that was decided may not have been told: tell it again."""

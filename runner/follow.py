@@ -21,7 +21,7 @@ from runner.ingest import Position, Tails, Taken
 from runner.judge import judge
 from runner.launch_spec import attempt_dir
 from runner.memory import CurveMemory
-from runner.metric_formats import format_for
+from runner.metric_formats import Format, format_for
 from runner.observe import Seen, look
 from runner.places import Places
 from runner.records import AttemptKind, DeclaredEvent, Health, Verdict
@@ -43,6 +43,17 @@ JUDGING_SHARE = 0.05
 
 Act = Callable[[StoredRun], None]
 Guarded = Callable[[StoredRun, Act], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What stays as it is while an attempt lives, worked out once. `document` is the stored arm that it is true for."""
+
+    document: Mapping[str, Any]
+    arm: ResolvedArm
+    parse: Format
+    run_dir: Path
+    folder: Path
 
 
 @dataclass(slots=True)
@@ -79,7 +90,7 @@ class Follow:
         self._curves = CurveMemory()
         self._tails = Tails()
         self._pace = Pace(monotonic)
-        self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
+        self._known: dict[tuple[str, int], _Known] = {}
         self._first_seen: dict[tuple[str, int], float] = {}
         self._silent: set[tuple[str, int]] = set()
         self._orphaned: set[tuple[str, int]] = set()
@@ -126,22 +137,23 @@ class Follow:
         assert attempt is not None
         shell = self._places.by_lease(attempt.lease).shell
         self._first_seen.setdefault((run.run, attempt.number), self._monotonic())
-        seen = look(
-            shell, attempt_dir(self._home.root / run.run, attempt.number), Phase(attempt.phase), attempt.identity
-        )
-        found = _Look(attempt, self._arm(run), seen)
-        for path in metric_files(shell, self._home.root / run.run, attempt.number, found.arm.metrics):
-            self._read(shell, run, found, path)
+        known = self._of(run, attempt)
+        found = _Look(attempt, known.arm, look(shell, known.folder, Phase(attempt.phase), attempt.identity))
+        for path in metric_files(shell, known.run_dir, known.folder, known.arm.metrics):
+            self._read(shell, run, found, path, known.parse)
         return found
 
-    def _arm(self, run: StoredRun) -> ResolvedArm:
-        known = self._arms.get(run.run)
-        if known is None or known[0] is not run.arm_document:
-            known = self._arms[run.run] = (run.arm_document, from_json(run.arm_document))
-        return known[1]
+    def _of(self, run: StoredRun, attempt: StoredAttempt) -> _Known:
+        key = (run.run, attempt.number)
+        known = self._known.get(key)
+        if known is None or known.document is not run.arm_document:
+            arm, run_dir = from_json(run.arm_document), self._home.root / run.run
+            folder = attempt_dir(run_dir, attempt.number)
+            known = self._known[key] = _Known(run.arm_document, arm, format_for(arm.metrics), run_dir, folder)
+        return known
 
-    def _read(self, shell: Shell, run: StoredRun, found: _Look, path: str) -> None:
-        number, parse = found.attempt.number, format_for(found.arm.metrics)
+    def _read(self, shell: Shell, run: StoredRun, found: _Look, path: str, parse: Format) -> None:
+        number = found.attempt.number
 
         def stored() -> Position:
             with self._session.reading() as connection:
@@ -232,7 +244,7 @@ class Follow:
             self._tails.forget(run.run, number)
             self._curves.forget(run.run)
             self._pace.forget(run.run, number)
-            self._arms.pop(run.run, None)
+            self._known.pop((run.run, number), None)
 
     def _judge(self, run: StoredRun, attempt: StoredAttempt, arm: ResolvedArm) -> None:
         if attempt.kind != AttemptKind.TRAIN:
@@ -323,17 +335,16 @@ class Pace:
             known.pop((run, attempt), None)
 
 
-def metric_files(shell: Shell, run_dir: Path, attempt: int, metrics: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The files that an attempt's metrics are read from."""
-    folder = attempt_dir(run_dir, attempt)
+def metric_files(shell: Shell, run_dir: Path, folder: Path, metrics: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The files that an attempt's metrics are read from; `folder` is the attempt's own."""
     if metrics is None:
-        return (str(folder / "metrics.jsonl"),)
+        return (f"{folder}/metrics.jsonl",)
     if metrics["source"] == "regex":
-        return (str(folder / "stdout.log"), str(folder / "stderr.log"))
-    path = run_dir / metrics["path"]
+        return (f"{folder}/stdout.log", f"{folder}/stderr.log")
+    path = str(run_dir / metrics["path"])
     if metrics["source"] == "tensorboard":
-        return tuple(str(path / name) for name in shell.names(str(path)) if "tfevents" in name)
-    return (str(path),)
+        return tuple(f"{path}/{name}" for name in shell.names(path) if "tfevents" in name)
+    return (path,)
 
 
 def is_news(stored: Mapping[str, Any] | None, verdict: Verdict) -> bool:

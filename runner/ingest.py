@@ -7,6 +7,7 @@ neither loses nor doubles one. Reads local files only; bytes of a remote file ar
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any
 from runner.metric_formats import MAX_LINE_BYTES, Block, Format, Record
 
 CHUNK_BYTES = 4 * 1024 * 1024
+HEAD_BYTES = 256
 
 FileStamp = tuple[int, int, int]
 """(inode, size in bytes, modification time in ns)."""
@@ -25,7 +27,10 @@ Read = Callable[[str, int, int], bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far one file was read. `skipping` is true inside a line that is too long to be a record."""
+    """How far one file was read. `skipping` is true inside a line that is too long to be a record.
+
+    `head` stands for the first bytes of the file, which tell one that was written anew ('' when none was read).
+    """
 
     path: str
     inode: int = 0
@@ -36,6 +41,7 @@ class Position:
     rejected: int = 0
     example: str = ""
     restarts: int = 0
+    head: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,13 @@ class Taken:
     more: bool = False
     stamp: FileStamp | None = None
     blocks: tuple[Block, ...] = ()
+
+    def each(self) -> Iterator[Record]:
+        """Every record, one by one, for whoever must look at each of them."""
+        for steps, times, columns in self.blocks:
+            for index, step in enumerate(steps):
+                yield Record(step, {name: column[index] for name, column in columns.items()}, times[index])
+        yield from self.records
 
 
 @contextmanager
@@ -105,21 +118,24 @@ class Tails:
 def take(position: Position, stamp: Stamp, read: Read, parse: Format) -> Taken | None:
     """Read at most one chunk behind `position`; None when there is no file or nothing new in it.
 
-    A file that shrank or was replaced is read from 0 again; the key of a point makes the repeats harmless.
+    A file that shrank, was replaced or begins otherwise than before is read from 0 again; the key of a point makes the
+    repeats harmless.
     """
     found = stamp(position.path)
     if found is None:
         return None
     inode, size, _modified_ns = found
-    restarted = _why_restart(position, inode, size)
+    restarted = _why_restart(position, inode, size) or _why_anew(position, read)
     if restarted:
-        position = replace(position, offset=0, skipping=False, state=None, restarts=position.restarts + 1)
+        position = replace(position, offset=0, skipping=False, state=None, restarts=position.restarts + 1, head="")
     position = replace(position, inode=inode)
     if size <= position.offset and not restarted:
         return None
     data = read(position.path, position.offset, CHUNK_BYTES) or b""
     with collector_paused():
         taken = _parse_chunk(position, data, parse)
+    if position.offset == 0:
+        taken = replace(taken, position=replace(taken.position, head=_head(data[: taken.position.offset])))
     more = taken.position.offset < size and len(data) == CHUNK_BYTES
     return replace(taken, restarted=restarted, more=more, stamp=found)
 
@@ -132,6 +148,19 @@ def _why_restart(position: Position, inode: int, size: int) -> str:
     if size < position.offset:
         return f"the file shrank from {position.offset} to {size} bytes"
     return ""
+
+
+def _why_anew(position: Position, read: Read) -> str:
+    if not position.head:
+        return ""
+    length = int(position.head.partition(":")[0])
+    same = _head(read(position.path, 0, length) or b"") == position.head
+    return "" if same else "the file was written anew"
+
+
+def _head(data: bytes) -> str:
+    first = data[:HEAD_BYTES]
+    return f"{len(first)}:{hashlib.blake2b(first, digest_size=8).hexdigest()}" if first else ""
 
 
 def _parse_chunk(position: Position, data: bytes, parse: Format) -> Taken:

@@ -26,7 +26,7 @@ from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock, is_held
 from runner.places import left_out, live_slots, refuse_occupied
 from runner.plan import KnownRun, Plan, make_plan
-from runner.provenance import collect
+from runner.provenance import Provenance
 from runner.quarantine import Withheld
 from runner.schedule import Shape
 from runner.snapshot import Snapshot, preview, take
@@ -134,6 +134,7 @@ def commit(prepared: Prepared) -> int:
     _require_disk(prepared)
     ready_database(home)
     gpus = [gpu.name for gpu in usable_gpus(NvmlDriver(), os.environ.get(MASK)).gpus]
+    provenance = Provenance(os.environ, gpus)
     entries = []
     for arm in prepared.arms:
         snapshot = take(arm, home)
@@ -141,7 +142,7 @@ def commit(prepared: Prepared) -> int:
             {
                 "document": to_json(arm),
                 "snapshot": {"hash": snapshot.hash, "root": snapshot.root, "arm_dir": snapshot.arm_dir},
-                "provenance": collect(arm, snapshot, os.environ, gpus),
+                "provenance": provenance(arm, snapshot),
             }
         )
     payload = {

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select
 from runner.records import Series
 from runner.store import tables
 from runner.store.curves import as_series, is_judged, read_curves
+from runner.store.opening import driver_of
 from runner.store.points import Column
 
 
@@ -60,10 +61,5 @@ class CurveMemory:
 
     def events(self, connection: Connection, run: str) -> tuple[tuple[int, str], ...]:
         """What the trainer announced: (step, event) in order."""
-        events = tables.events
-        rows = connection.execute(
-            select(events.c.step, events.c.what)
-            .where(events.c.run == run, events.c.step.is_not(None))
-            .order_by(events.c.step, events.c.id)
-        )
-        return tuple((row.step, row.what) for row in rows)
+        query = "SELECT step, what FROM events WHERE run = ? AND step IS NOT NULL ORDER BY step, id"
+        return tuple(driver_of(connection).execute(query, (run,)))

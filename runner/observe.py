@@ -39,7 +39,7 @@ def look(shell: Shell, attempt_dir: Path, phase: Phase, identity: ProcessIdentit
     ended = _exit_record(shell, attempt_dir)
     if ended is None and phase is Phase.LIVE and identity is not None and shell.is_alive(identity):
         return Seen(Phase.LIVE, identity, True)  # the usual case, many times a second: nothing more is to be read
-    written = _json(shell, attempt_dir / "supervisor.json")
+    written = _json(shell, f"{attempt_dir}/supervisor.json")
     identity = identity or _identity(written.get("supervisor"))
     child = _identity(written.get("child"))
     if ended is not None:
@@ -61,7 +61,7 @@ def checkpoints(shell: Shell, run_dir: Path) -> tuple[int, ...]:
 
 
 def _exit_record(shell: Shell, attempt_dir: Path) -> Mapping[str, Any] | None:
-    record = _json(shell, attempt_dir / "exit.json")
+    record = _json(shell, f"{attempt_dir}/exit.json")
     return {**record, "tail": log_tail(shell, attempt_dir)} if record else None
 
 
@@ -76,9 +76,9 @@ def log_tail(shell: Shell, attempt_dir: Path) -> str:
     return ""
 
 
-def _json(shell: Shell, path: Path) -> dict[str, Any]:
+def _json(shell: Shell, path: str) -> dict[str, Any]:
     """A JSON object that its writer replaces atomically; {} when it is not there."""
-    data = shell.read(str(path))
+    data = shell.read(path)
     if not data:
         return {}
     try:

@@ -167,7 +167,9 @@ class Places:
         return place.provider.probe(place.handle, slot, pids)
 
     def release_all(self) -> bool:
-        """Give every host back; False while a provider has not proven it."""
+        """Give every host back, those of an earlier controller too; False while a provider has not proven it."""
+        for name in self._held_before():
+            self.hold(name)
         proven = True
         for name, place in list(self._places.items()):
             try:
@@ -189,6 +191,13 @@ class Places:
         """Let go of the shells; what runs on the hosts lives on."""
         for place in self._places.values():
             place.shell.close()
+
+    def _held_before(self) -> tuple[str, ...]:
+        """Providers of leases that are still open, whoever took them."""
+        leases = tables.leases
+        with self._session.reading() as connection:
+            query = select(leases.c.provider).where(leases.c.state != "released").distinct()
+            return tuple(connection.execute(query).scalars())
 
     def _take(self, name: str) -> Place:
         provider = self._providers[name]

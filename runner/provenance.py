@@ -24,14 +24,41 @@ _TIMEOUT_S = 60.0
 def collect(
     arm: ResolvedArm, snapshot: Snapshot, variables: Mapping[str, str], gpus: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The provenance document of the arm's runs, as JSON values.
+    """The provenance document of one arm's runs; see `Provenance`."""
+    return Provenance(variables, gpus)(arm, snapshot)
+
+
+class Provenance:
+    """Documents for the arms of one launch, as JSON values; what all of them share is asked once.
 
     `variables` is the environment of the launch, of which only allow-listed names are kept; `gpus` are the names of the
     GPUs that the host has.
     """
-    code = trainer_package() if arm.kind == TRAINER else Path(arm.folder, arm.code["root"] or ".")
+
+    def __init__(self, variables: Mapping[str, str], gpus: Sequence[str] = ()) -> None:
+        self._variables = variables
+        self._packages = dict(sorted(_packages().items()))
+        self._hardware = _hardware(gpus)
+        self._repositories: dict[Path, dict[str, Any]] = {}
+
+    def __call__(self, arm: ResolvedArm, snapshot: Snapshot) -> dict[str, Any]:
+        """The document of the arm's runs."""
+        code = trainer_package() if arm.kind == TRAINER else Path(arm.folder, arm.code["root"] or ".")
+        if code not in self._repositories:
+            self._repositories[code] = _repository(code)
+        return _document(arm, snapshot, self._repositories[code], self._packages, self._hardware, self._variables)
+
+
+def _document(
+    arm: ResolvedArm,
+    snapshot: Snapshot,
+    repository: Mapping[str, Any],
+    packages: Mapping[str, str],
+    hardware: Mapping[str, Any],
+    variables: Mapping[str, str],
+) -> dict[str, Any]:
     return {
-        **_repository(code),
+        **repository,
         "code": {
             "hash": snapshot.hash,
             "files": len(snapshot.files),
@@ -40,8 +67,8 @@ def collect(
         },
         "arm_files": list(arm.sources),
         "python": {"executable": arm.python, "version": platform.python_version()},
-        "packages": dict(sorted(_packages().items())),
-        "hardware": _hardware(gpus),
+        "packages": packages,
+        "hardware": hardware,
         "variables": _variables(arm, variables),
     }
 

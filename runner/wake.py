@@ -20,6 +20,7 @@ class Wake:
     def __init__(self) -> None:
         self._descriptors: dict[ProcessIdentity, int] = {}
         self._heard: set[ProcessIdentity] = set()
+        self._ended = False
 
     def watch(self, processes: Iterable[tuple[Shell, ProcessIdentity]]) -> None:
         """Watch exactly these from now on."""
@@ -32,10 +33,14 @@ class Wake:
                 descriptor = shell.end_descriptor(identity)
                 if descriptor is not None:
                     self._descriptors[identity] = descriptor
+                elif shell.can_see(identity) and not shell.is_alive(identity):
+                    self._heard.add(identity)
+                    self._ended = True  # between the last look and now: nobody else would wake us
 
     def wait(self, clock: Clock, seconds: float) -> None:
         """Wait so long, or until one of them ends."""
-        readable = clock.wait(seconds, tuple(self._descriptors.values()))
+        readable = clock.wait(0.0 if self._ended else seconds, tuple(self._descriptors.values()))
+        self._ended = False
         for identity in [known for known, descriptor in self._descriptors.items() if descriptor in readable]:
             self._forget(identity)
             self._heard.add(identity)

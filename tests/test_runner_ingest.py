@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.ingest import CHUNK_BYTES, Position, Tails, Taken, take
-from runner.metric_formats import MAX_LINE_BYTES, Record, format_for
+from runner.metric_formats import MAX_LINE_BYTES, Parsed, Record, format_for
 
 
 def stamp(path: str) -> tuple[int, int, int] | None:
@@ -36,19 +36,14 @@ def drain(position: Position, metrics: Mapping[str, Any] | None = None) -> tuple
     while (taken := take(position, stamp, read, format_for(metrics))) is not None:
         if taken.position == position:
             break
-        records += records_of(taken)
+        records += taken.each()
         position = taken.position
     return records, position
 
 
-def records_of(taken: Taken) -> list[Record]:
-    """Everything that was taken, one by one, whatever form it came in."""
-    found = [
-        Record(step, {name: column[index] for name, column in block.columns.items()}, block.times[index])
-        for block in taken.blocks
-        for index, step in enumerate(block.steps)
-    ]
-    return [*found, *taken.records]
+def records_of(parsed: Parsed) -> list[Record]:
+    """Everything that was parsed, one by one, whatever form it came in."""
+    return list(Taken(parsed.records, Position("m"), blocks=parsed.blocks).each())
 
 
 def line(step: int, **values: Any) -> bytes:
@@ -97,7 +92,7 @@ def test_any_cutting_of_the_bytes_gives_the_same_records(steps: list[int], cuts:
         size = min(len(data), size + cut)
         taken = arriving(position, size)
         if taken is not None:
-            records += records_of(taken)
+            records += taken.each()
             position = taken.position
     assert values_of(records, "loss") == [(step, step / 7) for step in steps] + [(99, 0.5)]
     assert position.offset == len(data)
@@ -109,7 +104,7 @@ ODD_LINES = st.one_of(
             "", "   ", "{}", "garbage", "[1]", '{"step": 1}, {"step": 2}', '{"step": 1, "a": [{"b": 1}', '{"c": 1}]}',
             '{"step": 1, "a": "x}', '{y"}', '{"step": 2, "loss": 1.0,}', '{"step": 1.5, "loss": 1.0}', "{", "}", "[{",
             '{"step": -1, "loss": 1.0}', '{"step": 9007199254740993, "loss": 1.0}', '{"step": true}', '{"loss": 1.0}',
-            '{"step": 3, "loss": 1, "note": "a{b}"}', '{"step": 4, "time": null, "loss": 1.0}', ' {"step": 5, "loss": 1}',
+            '{"step": 3, "loss": 1, "note": "a{b}"}', '{"step": 4, "time": null, "loss": 1}', ' {"step": 5, "loss": 1}',
             '{"step": 6, "loss": 1.0}\r', '{"step": 7, "loss": NaN, "time": Infinity}', '{"step": 8, "x": "-inf"}',
             '{"step": 9, "kind": "event", "event": "resumed"}', '{"step": 9, "kind": "val", "val/a": 1e400}',
             '{"step": 10, "kind": ["event"], "loss": 2.0}', '{"step": "11", "loss": 2.0}', '{"step": 12, "x": {}}',
@@ -161,8 +156,8 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
         file.write(b', "loss": 2.0}\n')
     second = take_one()
     assert second is not None
-    assert values_of(records_of(second), "loss") == [(2, 2.0)]
-    assert reads == [0, 0, first.position.offset]
+    assert values_of(list(second.each()), "loss") == [(2, 2.0)]
+    assert reads == [0, 0, 0, first.position.offset], "its beginning is compared, and what is new is read"
     tails.keep("r", 1, second, second.position)
     path.write_bytes(b"")
     third = take_one()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 
 from runner.home import Home
 from runner.places import Places
-from tests.fakes.kill_at_line import EFFECTS, LAUNCH, SPAWNING, Kill, Site, lines_of
+from tests.fakes.kill_at_line import EFFECTS, LAUNCH, ROOT, SPAWNING, Kill, Site, lines_of
 from tests.fakes.lab import Lab
 from tests.fakes.soak_case import Arm, Plan, Told, make_plan, read_told, start_case
 from tests.fakes.soak_checks import check
@@ -84,8 +85,10 @@ def test_every_place_where_the_soak_kills_exists() -> None:
 @pytest.mark.parametrize("at", range(3))
 @pytest.mark.parametrize("file", [name for name in LAUNCH if "migrations" in name])
 def test_a_launch_killed_while_it_makes_the_database_can_be_repeated(tmp_path: Path, file: str, at: int) -> None:
-    lines = lines_of(file)
-    told = played(Kill((Site(file, lines[at * (len(lines) - 1) // 2], 1),)), tmp_path, victim="launch")
+    (upgrade,) = [node for node in ast.parse((ROOT / file).read_text()).body if getattr(node, "name", "") == "upgrade"]
+    statements = upgrade.body[1:]  # behind the docstring
+    line = statements[at * (len(statements) - 1) // 2].lineno
+    told = played(Kill((Site(file, line, 1),)), tmp_path, victim="launch")
     assert told.deaths[0].startswith(f"launch: killed at {file}")
     assert told.wrong == []
 

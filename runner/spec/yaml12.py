@@ -21,6 +21,11 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
+try:  # the C library writes the same text several times as fast; not every installation of PyYAML has it
+    from yaml import CSafeDumper as SafeDumper
+except ImportError:
+    from yaml import SafeDumper  # type: ignore[assignment]
+
 from runner.errors import SpecError, Where
 
 MAX_BYTES = 256 * 1024
@@ -228,14 +233,14 @@ def dotted(path: Path) -> str:
     return text
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(SafeDumper):
     """Quotes every text that one of the two YAML versions would read as something else, and writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
+def _represent_text(dumper: SafeDumper, text: str) -> ScalarNode:
     try:
         quote = not isinstance(plain_scalar(text), str)
     except ValueError:

@@ -7,14 +7,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, select
 
-from runner.records import RunState
 from runner.store import tables
 from runner.store.opening import driver_of
-
-
-def state_of(connection: Connection, run: str) -> RunState:
-    """The state that is stored now."""
-    return RunState(connection.execute(select(tables.runs.c.state).where(tables.runs.c.run == run)).scalar_one())
 
 
 def last_step(connection: Connection, run: str) -> int:

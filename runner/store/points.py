@@ -59,16 +59,16 @@ def read_position(connection: Connection, run: str, attempt: int, path: str) -> 
     row = (
         driver_of(connection)
         .execute(
-            "SELECT attempt, inode, offset, skipping, state, lines, rejected, example, restarts FROM files "
-            "WHERE run = ? AND attempt <= ? AND path = ? ORDER BY attempt DESC LIMIT 1",
+            "SELECT attempt, inode, offset, skipping, state, lines, rejected, example, restarts, head "
+            "FROM files WHERE run = ? AND attempt <= ? AND path = ? ORDER BY attempt DESC LIMIT 1",
             (run, attempt, path),
         )
         .fetchone()
     )
     if row is None:
         return Position(path)
-    found, inode, offset, skipping, state, lines, rejected, example, restarts = row
-    where = Position(path, inode, offset, bool(skipping), None if state is None else json.loads(state))
+    found, inode, offset, skipping, state, lines, rejected, example, restarts, head = row
+    where = Position(path, inode, offset, bool(skipping), None if state is None else json.loads(state), head=head)
     if found < attempt:
         return where
     return replace(where, lines=lines, rejected=rejected, example=example, restarts=restarts)
@@ -181,12 +181,12 @@ def _store_series(driver: sqlite3.Connection, run: str, attempt: int, series: _S
 def _store_position(driver: sqlite3.Connection, run: str, attempt: int, position: Position) -> None:
     driver.execute(
         "INSERT OR REPLACE INTO files "
-        "(run, attempt, path, inode, offset, skipping, state, lines, rejected, example, restarts) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "(run, attempt, path, inode, offset, skipping, state, lines, rejected, example, restarts, head) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             run, attempt, position.path, position.inode, position.offset, position.skipping,
             None if position.state is None else json.dumps(position.state), position.lines, position.rejected,
-            position.example, position.restarts,
+            position.example, position.restarts, position.head,
         ),
     )  # fmt: skip
 

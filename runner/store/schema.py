@@ -27,8 +27,10 @@ def create_or_upgrade(home: Home, lock: HomeLock) -> None:
     from runner.store.upgrade import upgrade
 
     try:
-        if found is not None:
-            _back_up(home.database, home.database.with_suffix(f".before-{REVISION}.db"))
+        if found is None:
+            _create(home.database)
+            return
+        _back_up(home.database, home.database.with_suffix(f".before-{REVISION}.db"))
         upgrade(home.database, REVISION)
     except (sqlite3.Error, OSError) as error:
         raise HomeError(f"{home.database}: the database cannot be created or upgraded: {error}") from error
@@ -84,6 +86,21 @@ def _upgrade(home: Home, found: str) -> None:
         create_or_upgrade(home, lock)
     finally:
         lock.release()
+
+
+def _create(path: Path) -> None:
+    """Made beside and put in place whole: of a creation that is cut off, nothing stands under the database's name.
+
+    SQLite would undo it, but only for one who may write; a reader would take the half for a damaged database.
+    """
+    from runner.store.upgrade import upgrade
+
+    part = path.with_suffix(".part")
+    for left in (part, Path(f"{part}-journal")):
+        left.unlink(missing_ok=True)
+    upgrade(part, REVISION)
+    part.chmod(0o600)
+    part.replace(path)
 
 
 def _back_up(path: Path, copy: Path) -> None:

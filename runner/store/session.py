@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from runner.errors import Fenced, HomeError
 from runner.store import tables
 from runner.store.database import open_writer
+from runner.store.opening import driver_of
 
 
 class Session:
@@ -39,7 +40,7 @@ class Session:
         """
         try:
             if self._writing:
-                with self._connection.begin_nested():
+                with _part(driver_of(self._connection)):
                     yield self._connection
                 return
             assert not self._connection.in_transaction(), "a transaction may not begin while something is being read"
@@ -79,9 +80,23 @@ class Session:
             raise HomeError(f"{self._database}: the database was deleted or replaced; nothing more is written to it")
 
     def _check_epoch(self, connection: Connection) -> None:
-        epoch = connection.execute(select(tables.controller.c.epoch)).scalar_one()
+        (epoch,) = driver_of(connection).execute("SELECT epoch FROM controller").fetchone()
         if epoch != self.epoch:
             raise Fenced(f"{self._database}: another controller took over this home (epoch {epoch}, ours {self.epoch})")
+
+
+@contextmanager
+def _part(driver: sqlite3.Connection) -> Iterator[None]:
+    """A savepoint: an error undoes what was written since."""
+    driver.execute("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        if driver.in_transaction:  # a full disk ends the whole transaction by itself
+            driver.execute("ROLLBACK TO part")
+            driver.execute("RELEASE part")
+        raise
+    driver.execute("RELEASE part")
 
 
 def _home_id(connection: Connection, now: float) -> str:

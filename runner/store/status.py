@@ -79,7 +79,9 @@ def _document(driver: sqlite3.Connection, study: str | None) -> dict[str, Any]:
     attempts = _attempts(driver)
     series = _series(driver)
     rejected = dict(driver.execute("SELECT run, sum(rejected) FROM files GROUP BY run"))
-    warnings = _warnings(driver)
+    warnings = _reasons(driver, "what IN ('warning', 'metrics_restarted', 'trouble')")
+    # A training may announce an event of that name too; the one of a person's wish says so in its first words.
+    extended = _reasons(driver, "what = 'extended' AND reason LIKE 'extended from %'")
     studies: dict[str, dict[str, Any]] = {}
     for row in _runs(driver, study):
         entry = studies.setdefault(row.study, {"study": row.study, "runs": [], "superseded": []})
@@ -88,6 +90,7 @@ def _document(driver: sqlite3.Connection, study: str | None) -> dict[str, Any]:
             continue
         run = _run(row, attempts.get(row.run, []), series.get(row.run, []), rejected.get(row.run, 0))
         run["warnings"] = warnings.get(row.run, [])
+        run["extended"] = extended.get(row.run, [])
         entry["runs"].append(run)
     return {"studies": list(studies.values())}
 
@@ -177,12 +180,10 @@ def _series(driver: sqlite3.Connection) -> dict[str, list[_Series]]:
     return found
 
 
-def _warnings(driver: sqlite3.Connection) -> dict[str, list[str]]:
+def _reasons(driver: sqlite3.Connection, condition: str) -> dict[str, list[str]]:
+    """What events say, by run, oldest first."""
     found: dict[str, list[str]] = {}
-    rows = driver.execute(
-        "SELECT run, reason FROM events WHERE what IN ('warning', 'metrics_restarted', 'trouble') ORDER BY id"
-    )
-    for run, reason in rows:
+    for run, reason in driver.execute(f"SELECT run, reason FROM events WHERE {condition} ORDER BY id"):
         found.setdefault(run, []).append(reason)
     return found
 

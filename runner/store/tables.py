@@ -172,6 +172,7 @@ files = Table(
     Column("rejected", Integer, nullable=False),
     Column("example", Text, nullable=False, default=""),
     Column("restarts", Integer, nullable=False),
+    Column("head", String, nullable=False, server_default=""),  # stands for its first bytes: was it written anew?
 )
 
 verdicts = Table(

@@ -11,19 +11,20 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from runner import controller, launching
-from runner.detach import start_report
 from runner.home import Home
 from runner.launching import Options
 from runner.store import requests
@@ -151,10 +152,10 @@ def draw_kill(chance: random.Random) -> Kill:
         return Kill(sites, after_s=after_s, victim="frozen", frozen_s=chance.uniform(0.3, 3.0))
     victim = "spawner" if chance.random() < 0.12 else "self"
     if way < 0.6:
-        sites = tuple(draw_site(chance, EFFECTS) for _ in range(chance.choice((2, 3, 5))))
+        sites = tuple(draw_site(chance, EFFECTS) for _ in range(chance.choice((3, 5, 8))))
         return Kill(sites, after_s=after_s, victim=victim)
     if way < 0.75:
-        return Kill(tuple(draw_site(chance, controller_files()) for _ in range(3)), after_s=after_s, victim=victim)
+        return Kill(tuple(draw_site(chance, controller_files()) for _ in range(6)), after_s=after_s, victim=victim)
     if way < 0.87:
         return Kill(lines=int(10 ** chance.uniform(2, 4.7)), after_s=after_s, victim=victim)
     return Kill(after_s=chance.uniform(0.02, 1.5))
@@ -279,17 +280,17 @@ def _planned(plan: Plan, home: Home) -> tuple[Any, ...]:
 @contextmanager
 def _controller(plan: Plan, home: Home, kill: Kill | None, folder: Path) -> Iterator[Callable[[float], int]]:
     def be_controller() -> int:
-        report = start_report if plan.real_report else _quick_report
-        controller.Controller.__init__.__defaults__ = (report,)  # type: ignore[attr-defined]
+        if not plan.real_report:
+            controller.Controller = partial(controller.Controller, report=_quick_report)  # type: ignore[misc,assignment]
         return controller.main(["--home", str(home.root)])
 
     with _process(be_controller, kill, home.log, folder / "note") as wait:
         yield wait
 
 
-def _quick_report(home: Home, study: str) -> Any:
+def _quick_report(home: Home, study: str) -> subprocess.Popen[bytes]:
     """Stands in for the child that draws figures for two seconds: a process that ends soon, nothing else."""
-    return controller.subprocess.Popen(["/bin/true", str(home.root), study])
+    return subprocess.Popen(["/bin/true", str(home.root), study])
 
 
 @contextmanager

@@ -20,6 +20,7 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("best_value", sa.Float(), nullable=True))
     op.add_column("attempts", sa.Column("failure", sa.String(), nullable=True))
     op.add_column("attempts", sa.Column("before", sa.JSON(), nullable=True))
+    op.add_column("files", sa.Column("head", sa.String(), nullable=False, server_default=""))
     op.create_index("events_by_what", "events", ["what"], unique=False)
     op.create_table(
         "quarantines",
