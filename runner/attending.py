@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import select
 
 from provisioning.base import Shell
+from runner.ingest import Taken
 from runner.liveness import HUNG, NEW_WORK, SILENT, Concern, Signs, Watch, gap_to_expect, health, observe
-from runner.metric_formats import Record
 from runner.records import AttemptKind, Health
 from runner.spec.models import ResolvedArm
 from runner.store import changes, tables
@@ -22,13 +22,20 @@ TIMES = 2000  # of stored points, from which the usual pauses of a run are learn
 EVERY_S = 2.0  # between two looks at one attempt; what matters here lasts minutes
 
 
-def heard(signs: Signs, records: Iterable[Record], arm: ResolvedArm) -> Signs:
-    """The signs with some new records in them."""
-    primary = None if arm.primary is None else arm.primary.metric
-    for record in records:
+def heard(signs: Signs, taken: Taken, arm: ResolvedArm) -> Signs:
+    """The signs with what was read just now in them. Blocks hold points alone, many at a time."""
+    for steps, _times, columns in taken.blocks:
+        signs = replace(
+            signs,
+            records=signs.records + len(steps),
+            step=max(signs.step, *steps),
+            has_stepped=signs.has_stepped or _trains(columns, arm),
+            announced="",
+            validations=signs.validations + _scores(columns, arm) * len(steps),
+        )
+    for record in taken.records:
         event = str((record.event or {}).get("event", ""))
-        scores = any(name == primary or name.startswith("val") for name in record.values)
-        trains = bool(record.values) and (arm.command is not None or any(n.startswith("train/") for n in record.values))
+        scores, trains = _scores(record.values, arm), _trains(record.values, arm)
         seq = (record.event or {}).get("seq") if event == "control_ack" else None
         signs = replace(
             signs,
@@ -41,6 +48,15 @@ def heard(signs: Signs, records: Iterable[Record], arm: ResolvedArm) -> Signs:
             acknowledged_seq=seq if isinstance(seq, int) else signs.acknowledged_seq,
         )
     return signs
+
+
+def _scores(names: Iterable[str], arm: ResolvedArm) -> bool:
+    primary = None if arm.primary is None else arm.primary.metric
+    return any(name == primary or name.startswith("val") for name in names)
+
+
+def _trains(names: Collection[str], arm: ResolvedArm) -> bool:
+    return bool(names) and (arm.command is not None or any(name.startswith("train/") for name in names))
 
 
 class Attend:
@@ -57,10 +73,10 @@ class Attend:
         if (run.run, attempt.number) not in self._known:
             self._known[run.run, attempt.number] = self._of(run, attempt, arm)
 
-    def hear(self, run: StoredRun, attempt: StoredAttempt, records: Iterable[Record], arm: ResolvedArm) -> None:
+    def hear(self, run: StoredRun, attempt: StoredAttempt, taken: Taken, arm: ResolvedArm) -> None:
         """Take in what was just stored."""
         watch, signs = self._of(run, attempt, arm)
-        self._known[run.run, attempt.number] = watch, heard(signs, records, arm)
+        self._known[run.run, attempt.number] = watch, heard(signs, taken, arm)
 
     def __call__(
         self, run: StoredRun, attempt: StoredAttempt, arm: ResolvedArm, shell: Shell, folder: Path, is_visible: bool
@@ -85,9 +101,11 @@ class Attend:
         self._known[run.run, attempt.number] = watch, signs
         return SILENT in watch.standing
 
-    def forget(self, run: str, attempt: int) -> None:
-        """The attempt has ended."""
-        self._known.pop((run, attempt), None)
+    def conclude(self, run: StoredRun, attempt: StoredAttempt) -> None:
+        """The attempt has ended, and with it whatever was suspected of it."""
+        known = self._known.pop((run.run, attempt.number), None)
+        if known is not None and known[0].standing:
+            self._tell(run, attempt, known[0].standing, ())
 
     def _of(self, run: StoredRun, attempt: StoredAttempt, arm: ResolvedArm) -> tuple[Watch, Signs]:
         known = self._known.get((run.run, attempt.number))

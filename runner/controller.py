@@ -43,6 +43,7 @@ ROUND_S = 0.5
 BUSY_ROUND_S = 0.1
 
 
+_FOLLOWED = frozenset({Phase.INTENDED, Phase.LIVE, Phase.SILENT})
 _NOT_STARTED = frozenset({RunState.QUEUED, RunState.PLACED, RunState.STAGING, RunState.STARTING})
 
 
@@ -70,7 +71,7 @@ class Controller:
         self._session = session
         self._clock = clock
         self._places = Places(session, providers, clock.now, clock.monotonic)
-        self._follow = Follow(session, home, self._places, clock.now)
+        self._follow = Follow(session, home, self._places, clock.now, clock.monotonic)
         self._spending = Spending(session, clock.now, clock.monotonic)
         self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
@@ -87,10 +88,7 @@ class Controller:
     def step(self) -> Round:
         """One round: answer, look, decide, act."""
         asked = self._answer_requests()
-        for run in self._open_runs():
-            if run.attempt is not None and run.attempt.phase in (Phase.INTENDED, Phase.LIVE):
-                self._guarded(run, self._follow)
-        runs = self._open_runs()
+        runs, behind = self._observe(self._open_runs())
         if runs:
             self._spending.look(runs)
         held = self._places.prove_released(runs)
@@ -102,12 +100,27 @@ class Controller:
         actions = schedule(facts, slots, held)
         for action in actions:
             self._carry_out(action, by_id)
-        self._live = _live(self._open_runs() if actions else runs)
+        self._live = _live(self._again(runs, _touched(actions)))
         self._watch_disk(runs)
         reporting = self._reporting.step()
         is_open = bool(asked or reporting or held or any(run.state is not RunState.LOST for run in runs))
         telling = self._notifier.step(must_look=not is_open)
-        return Round(open=is_open or telling, acted=bool(asked or actions))
+        return Round(open=is_open or telling, acted=bool(asked or actions or behind))
+
+    def _observe(self, runs: tuple[StoredRun, ...]) -> tuple[tuple[StoredRun, ...], bool]:
+        """The runs as a look at their attempts leaves them, and whether more was there than one round may read."""
+        followed = [run for run in runs if run.attempt is not None and run.attempt.phase in _FOLLOWED]
+        behind = self._follow.follow_all(followed, self._guarded)
+        return self._again(runs, [run.run for run in followed]), behind
+
+    def _again(self, runs: tuple[StoredRun, ...], changed: Sequence[str]) -> tuple[StoredRun, ...]:
+        """The same runs, those that may have changed read again; one that has ended drops out."""
+        if not changed:
+            return runs
+        with self._session.reading() as connection:
+            fresh = {run.run: run for run in open_runs(connection, changed)}
+        touched = set(changed)
+        return tuple(fresh.get(run.run, run) for run in runs if run.run not in touched or run.run in fresh)
 
     def _carry_out(self, action: Action, runs: Mapping[str, StoredRun]) -> None:
         if not isinstance(action, StartTogether):
@@ -226,6 +239,12 @@ class Controller:
         with self._session.transaction() as connection:
             for run in live:
                 changes.add_event(connection, self._clock.now(), "warning", reason, study=run.study, run=run.run)
+
+
+def _touched(actions: Sequence[Action]) -> list[str]:
+    return [
+        one.run for action in actions for one in (action.starts if isinstance(action, StartTogether) else (action,))
+    ]
 
 
 def _live(runs: Sequence[StoredRun]) -> tuple[StoredAttempt, ...]:

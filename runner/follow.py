@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
 from provisioning.base import Shell
+from runner.attending import Attend
 from runner.home import Home
 from runner.ingest import Position, Tails, Taken
 from runner.judge import judge
@@ -35,8 +36,11 @@ from runner.store.session import Session
 
 SILENT_LINES = 500
 SILENT_S = 60.0
-ROUND_CHUNKS = 4
-"""Whole chunks that one round reads of what has piled up: a person who asks for a stop meanwhile is heard soon."""
+ROUND_BYTES = 16 * 1024 * 1024
+"""What one round reads at most of what has piled up: a person who asks for a stop meanwhile is heard soon."""
+
+SMALL_BYTES = 256 * 1024
+"""Reads up to this size share one transaction; a larger one has its own, so that none holds the database for long."""
 
 JUDGING_SHARE = 0.05
 """The part of one core that judging may take, shared by the runs that live."""
@@ -89,12 +93,13 @@ class Follow:
         self._monotonic = monotonic
         self._curves = CurveMemory()
         self._tails = Tails()
+        self._attend = Attend(session, now, monotonic)
         self._pace = Pace(monotonic)
         self._known: dict[tuple[str, int], _Known] = {}
         self._first_seen: dict[tuple[str, int], float] = {}
         self._silent: set[tuple[str, int]] = set()
         self._orphaned: set[tuple[str, int]] = set()
-        self._chunks_left = ROUND_CHUNKS
+        self._bytes_left = ROUND_BYTES
 
     def __call__(self, run: StoredRun) -> None:
         """One round for one run with a live or intended attempt."""
@@ -106,7 +111,7 @@ class Follow:
         `guarded` calls what it is given for a run, and decides what an exception of it means to the others. Says
         whether something was left unread because too much had piled up.
         """
-        self._chunks_left = ROUND_CHUNKS
+        self._bytes_left = ROUND_BYTES
         looks: dict[str, _Look] = {}
 
         def look_at(run: StoredRun) -> None:
@@ -132,13 +137,14 @@ class Follow:
         return any(one.behind for one in looks.values())
 
     def _look(self, run: StoredRun) -> _Look:
-        """Look at processes and files. Nothing is stored but whole chunks of what has piled up."""
+        """Look at processes and files. Nothing is stored but large reads of what has piled up."""
         attempt = run.attempt
         assert attempt is not None
         shell = self._places.by_lease(attempt.lease).shell
         self._first_seen.setdefault((run.run, attempt.number), self._monotonic())
         known = self._of(run, attempt)
         found = _Look(attempt, known.arm, look(shell, known.folder, Phase(attempt.phase), attempt.identity))
+        self._attend.begin(run, attempt, known.arm)
         for path in metric_files(shell, known.run_dir, known.folder, known.arm.metrics):
             self._read(shell, run, found, path, known.parse)
         return found
@@ -160,16 +166,16 @@ class Follow:
                 return read_position(connection, run.run, number, path)
 
         while True:
-            if self._chunks_left <= 0:
+            if self._bytes_left <= 0:
                 found.behind = True
                 return
             taken = self._tails.take(run.run, number, path, stored, shell.stamp, shell.read, parse)
             if taken is None:
                 return
-            if not taken.more:
+            self._bytes_left -= taken.size_bytes
+            if taken.size_bytes <= SMALL_BYTES and not taken.more:
                 found.taken.append(taken)
                 return
-            self._chunks_left -= 1
             with self._session.transaction() as connection:
                 written = self._store(connection, run, found, taken)
             self._learn(run, _Look(found.attempt, found.arm, found.seen, [taken]), [written])
@@ -189,6 +195,7 @@ class Follow:
         for taken, one in zip(found.taken, written, strict=True):
             self._tails.keep(run.run, number, taken, one.position)
             self._curves.add(run.run, number, one.fresh)
+            self._attend.hear(run, found.attempt, taken, found.arm)
             if any(record.event and record.event.get("event") == "resumed" for record in one.events):
                 self._curves.forget(run.run)
             if one.fresh or one.events:
@@ -239,12 +246,22 @@ class Follow:
             self._pace.judged(run.run, number, self._monotonic() - began_s, live)
         if found.behind:
             return
-        self._remember(run, found.attempt, found.seen)
+        self._remember(run, found.attempt, self._attended(run, found))
         if found.is_over:
             self._tails.forget(run.run, number)
             self._curves.forget(run.run)
             self._pace.forget(run.run, number)
             self._known.pop((run.run, number), None)
+            self._attend.conclude(run, found.attempt)
+
+    def _attended(self, run: StoredRun, found: _Look) -> Seen:
+        """What was seen, after a look at how the attempt gets on: a silent one may go on where we cannot see it."""
+        if found.seen.phase is not Phase.LIVE:
+            return found.seen
+        shell = self._places.by_lease(found.attempt.lease).shell
+        folder = attempt_dir(self._home.root / run.run, found.attempt.number)
+        is_silent = self._attend(run, found.attempt, found.arm, shell, folder, is_visible=found.seen.is_visible)
+        return replace(found.seen, phase=Phase.SILENT) if is_silent else found.seen
 
     def _judge(self, run: StoredRun, attempt: StoredAttempt, arm: ResolvedArm) -> None:
         if attempt.kind != AttemptKind.TRAIN:

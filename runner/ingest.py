@@ -47,7 +47,8 @@ class Position:
 @dataclass(frozen=True, slots=True)
 class Taken:
     """Records found behind a position (as in Parsed), and the position behind them. `restarted` says why reading began
-    at 0 again, `more` that a whole chunk was read and the file goes on, `stamp` what the file looked like before."""
+    at 0 again, `more` that a whole chunk was read and the file goes on, `stamp` what the file looked like before, and
+    `size_bytes` how much was read."""
 
     records: tuple[Record, ...]
     position: Position
@@ -55,6 +56,7 @@ class Taken:
     more: bool = False
     stamp: FileStamp | None = None
     blocks: tuple[Block, ...] = ()
+    size_bytes: int = 0
 
     def each(self) -> Iterator[Record]:
         """Every record, one by one, for whoever must look at each of them."""
@@ -137,7 +139,7 @@ def take(position: Position, stamp: Stamp, read: Read, parse: Format) -> Taken |
     if position.offset == 0:
         taken = replace(taken, position=replace(taken.position, head=_head(data[: taken.position.offset])))
     more = taken.position.offset < size and len(data) == CHUNK_BYTES
-    return replace(taken, restarted=restarted, more=more, stamp=found)
+    return replace(taken, restarted=restarted, more=more, stamp=found, size_bytes=len(data))
 
 
 def _why_restart(position: Position, inode: int, size: int) -> str:

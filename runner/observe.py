@@ -21,20 +21,24 @@ _CHECKPOINT = re.compile(r"step_\d+")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the files and processes of an attempt say now. `exit` is exit.json with `tail` added."""
+    """What the files and processes of an attempt say now. `exit` is exit.json with `tail` added.
+
+    `is_visible` is false where the process may live on out of our sight: then only its heartbeat tells.
+    """
 
     phase: Phase
     identity: ProcessIdentity | None
     reported: bool
     exit: Mapping[str, Any] | None = None
     orphaned: bool = False
+    is_visible: bool = True
 
 
 def look(shell: Shell, attempt_dir: Path, phase: Phase, identity: ProcessIdentity | None) -> Seen:
     """The present state of an attempt that was `phase` when last seen.
 
     An attempt is gone only when supervisor and training process are both gone and no exit record is there, even when
-    asked again after the processes were found missing.
+    asked again after the processes were found missing, and only where a missing process is proof.
     """
     ended = _exit_record(shell, attempt_dir)
     if ended is None and phase is Phase.LIVE and identity is not None and shell.is_alive(identity):
@@ -51,6 +55,8 @@ def look(shell: Shell, attempt_dir: Path, phase: Phase, identity: ProcessIdentit
     if child is not None and shell.is_alive(child):
         return Seen(Phase.LIVE, identity, True, orphaned=True)
     ended = _exit_record(shell, attempt_dir)
+    if ended is None and identity is not None and not shell.can_see(identity):
+        return Seen(Phase.LIVE, identity, True, is_visible=False)
     return Seen(Phase.GONE if ended is None else Phase.ENDED, identity, True, ended)
 
 

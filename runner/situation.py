@@ -27,7 +27,7 @@ class Situation:
         self._budget = budget
         self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
 
-    def __call__(self, run: StoredRun, *, reports_again: bool = False) -> RunFacts:
+    def __call__(self, run: StoredRun) -> RunFacts:
         """The run as it stands."""
         arm = self._arm(run)
         last_step, attempt = self._attempt(run, arm)
@@ -47,7 +47,7 @@ class Situation:
             wave=run.wave,
             needs_whole_wave=arm.resources.colocate == "require",
             retries_left=max(0, arm.retries - run.retries_used),
-            reports_again=reports_again,
+            reports_again=run.state is RunState.LOST and attempt is not None and attempt.phase is Phase.LIVE,
             stopping_rule=run.rule if run.state is RunState.STOPPING else "",
             stopping_reason=run.reason if run.state is RunState.STOPPING else "",
             has_checkpoint=run.attempt is not None and self._has_checkpoint(run),

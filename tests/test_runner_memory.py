@@ -21,7 +21,7 @@ from provisioning.base import HostLost
 from provisioning.local_shell import LocalShell
 from provisioning.processes import identity_of
 from runner.detach import SUPERVISOR
-from runner.follow import JUDGING_SHARE, ROUND_CHUNKS, Follow, Pace
+from runner.follow import JUDGING_SHARE, Follow, Pace
 from runner.home import Home
 from runner.launch_spec import attempt_dir
 from runner.records import RunState
@@ -184,6 +184,7 @@ def test_what_piled_up_is_read_over_several_rounds_and_the_end_comes_last(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner.ingest, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(runner.follow, "ROUND_BYTES", 2048)
     first, second = bench.run("A"), bench.run("B")
     losses = tuple(1.0 / step for step in range(1, 301))
     for run in (first, second):
@@ -192,7 +193,7 @@ def test_what_piled_up_is_read_over_several_rounds_and_the_end_comes_last(
     assert bench.round()
     seen = len(bench.losses(first))
     assert 0 < seen < 300
-    assert seen * 30 < ROUND_CHUNKS * 512
+    assert seen * 30 < 2048 + 512
     assert (bench.phase(first), bench.phase(second)) == ("live", "live")
     rounds = 1
     while bench.round():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,15 @@ class StoredRun:
     attempt: StoredAttempt | None
 
 
-def open_runs(connection: Connection) -> tuple[StoredRun, ...]:
-    """Runs that are waiting or on a slot, in the order of the queue, and lost ones that may report again."""
+def open_runs(connection: Connection, only: Collection[str] | None = None) -> tuple[StoredRun, ...]:
+    """Runs that are waiting or on a slot, in the order of the queue, and lost ones that may report again.
+
+    `only` narrows them to these run folders.
+    """
     is_open = tables.runs.c.state.in_([str(state) for state in RunState if state not in ENDED])  # finds them by index
-    may_return = and_(tables.runs.c.state == RunState.LOST, tables.attempts.c.phase == "silent")
-    return _read(connection, or_(is_open, may_return))
+    may_return = and_(tables.runs.c.state == RunState.LOST, tables.attempts.c.phase.in_(["silent", "live"]))
+    condition = or_(is_open, may_return)
+    return _read(connection, condition if only is None else and_(tables.runs.c.run.in_(only), condition))
 
 
 def read_run(connection: Connection, run: str) -> StoredRun:
