@@ -65,7 +65,7 @@ def launch(
     share_gpus: ShareGpus = False,
 ) -> None:
     """Train the arms: one run for each arm and seed, one slot for each run."""
-    from runner import launch_command
+    from runner.commands import launch as launch_command
     from runner.launching import Options
 
     allowed = tuple(allow or ())
@@ -89,7 +89,7 @@ def check(
     allow: Allow = None,
 ) -> None:
     """Say what a launch would do and whether the comparison is fair. Touches nothing."""
-    from runner import check_command
+    from runner.commands import check as check_command
     from runner.launching import Options
 
     options = Options(tuple(sets or ()), seeds, arms, slots, provider, False, amend, tuple(allow or ()))
@@ -104,7 +104,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show the runs: state, health, progress, primary metric."""
-    from runner import person_commands
+    from runner.commands import person as person_commands
 
     raise typer.Exit(person_commands.status(home, study, watch=watch, as_json=as_json))
 
@@ -116,7 +116,7 @@ def logs(
     home: HomeOption = None,
 ) -> None:
     """Print what a run's latest attempt wrote to stdout and stderr."""
-    from runner import person_commands
+    from runner.commands import person as person_commands
 
     raise typer.Exit(person_commands.logs(home, run, follow=follow))
 
@@ -129,7 +129,7 @@ def stop(
     home: HomeOption = None,
 ) -> None:
     """Stop runs; each writes a checkpoint first, and `resume` continues it."""
-    from runner import person_commands
+    from runner.commands import person as person_commands
 
     raise typer.Exit(person_commands.stop(home, name, everything=everything, wait=wait))
 
@@ -143,7 +143,7 @@ def resume(
     home: HomeOption = None,
 ) -> None:
     """Start the controller again and go on; with RUN, a new attempt of it."""
-    from runner import person_commands
+    from runner.commands import person as person_commands
 
     raise typer.Exit(person_commands.resume(home, run, start))
 
@@ -155,7 +155,7 @@ def extend(
     home: HomeOption = None,
 ) -> None:
     """Give a run more steps; a training goes on from its last checkpoint with the new schedule."""
-    from runner import extend_command
+    from runner.commands import extend as extend_command
 
     raise typer.Exit(extend_command.extend(home, run, steps))
 
@@ -168,7 +168,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two runs: configuration, code, environment, outcome."""
-    from runner import diff_command
+    from runner.commands import diff as diff_command
 
     raise typer.Exit(diff_command.diff(home, a, b, as_json=as_json))
 
@@ -182,7 +182,7 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write a study's tables as CSV: runs, attempts, points, events, verdicts."""
-    from runner import export_command
+    from runner.commands import export as export_command
 
     raise typer.Exit(export_command.export(home, study, out))
 
@@ -193,7 +193,7 @@ def report(
     home: HomeOption = None,
 ) -> None:
     """Write a study's report: Markdown, figures and CSV."""
-    from runner import report_command
+    from runner.commands import report as report_command
 
     raise typer.Exit(report_command.report(home, study))
 
@@ -204,7 +204,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look at this machine and the home: what is wrong, and what to do about it."""
-    from runner import doctor_command
+    from runner.commands import doctor as doctor_command
 
     raise typer.Exit(doctor_command.doctor(home, as_json=as_json))
 

@@ -31,7 +31,7 @@ from runner.spec.models import ResolvedArm, from_json
 from runner.store import changes
 from runner.store.curves import is_judged
 from runner.store.facts import StoredAttempt, StoredRun
-from runner.store.points import Written, read_position, write_taken
+from runner.store.points import Written, has_points, read_position, write_taken
 from runner.store.session import Session
 
 SILENT_LINES = 500
@@ -98,6 +98,7 @@ class Follow:
         self._known: dict[tuple[str, int], _Known] = {}
         self._first_seen: dict[tuple[str, int], float] = {}
         self._silent: set[tuple[str, int]] = set()
+        self._unread: dict[tuple[str, int], tuple[int, str]] = {}
         self._orphaned: set[tuple[str, int]] = set()
         self._bytes_left = ROUND_BYTES
 
@@ -220,18 +221,28 @@ class Follow:
         if taken.restarted:
             reason = f"{Path(taken.position.path).name}: {taken.restarted}; read again from its start"
             changes.add_event(connection, self._now(), "metrics_restarted", reason, **place)
-        self._warn_if_silent(connection, run, attempt, taken)
+        self._note_unread(run, attempt, taken)
 
-    def _warn_if_silent(self, connection: Connection, run: StoredRun, attempt: StoredAttempt, taken: Taken) -> None:
-        """A pattern that never matches would leave a run unwatched, so say so once and show a line of the log."""
+    def _note_unread(self, run: StoredRun, attempt: StoredAttempt, taken: Taken) -> None:
         state = taken.position.state or {}
+        if not state.get("matched", 1) and taken.position.lines:
+            self._unread[run.run, attempt.number] = (taken.position.lines, str(state.get("unmatched", "")))
+
+    def _warn_if_unread(self, run: StoredRun, attempt: StoredAttempt) -> None:
+        """A pattern that never matches would leave a run unwatched, so say so once and show a line of the log. One of
+        the two logs may well hold nothing but other words."""
         key = (run.run, attempt.number)
-        if state.get("matched", 1) or key in self._silent:
+        lines, example = self._unread[key]
+        if lines < SILENT_LINES and self._monotonic() - self._first_seen[key] < SILENT_S:
             return
-        waited_s = self._monotonic() - self._first_seen[key]
-        if taken.position.lines >= SILENT_LINES or (waited_s >= SILENT_S and taken.position.lines):
-            self._silent.add(key)
-            reason = f"no line matched metrics.pattern so far; one of them: {state.get('unmatched', '')!r}"
+        del self._unread[key]
+        if key in self._silent:
+            return
+        self._silent.add(key)
+        with self._session.transaction() as connection:
+            if has_points(connection, run.run, attempt.number):
+                return
+            reason = f"no line matched metrics.pattern so far; one of them: {example!r}"
             changes.add_event(
                 connection, self._now(), "warning", reason, study=run.study, run=run.run, attempt=attempt.number
             )
@@ -246,12 +257,15 @@ class Follow:
             self._pace.judged(run.run, number, self._monotonic() - began_s, live)
         if found.behind:
             return
+        if (run.run, number) in self._unread:
+            self._warn_if_unread(run, found.attempt)
         self._remember(run, found.attempt, self._attended(run, found))
         if found.is_over:
             self._tails.forget(run.run, number)
             self._curves.forget(run.run)
             self._pace.forget(run.run, number)
             self._known.pop((run.run, number), None)
+            self._unread.pop((run.run, number), None)
             self._attend.conclude(run, found.attempt)
 
     def _attended(self, run: StoredRun, found: _Look) -> Seen:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from provisioning.base import Slot
-from runner.failures import Exit, Failure, describe_exit
+from runner.failure import Exit, Failure, describe_exit
 from runner.records import ON_A_SLOT, AttemptKind, RunState
 
 Shape = tuple[int, int, float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runner.failures import Exit, Failure, classify
+from runner.failure import Exit, Failure, classify
 from runner.home import Home
 from runner.observe import checkpoints
 from runner.places import Places

@@ -176,3 +176,27 @@ def test_one_out_of_sight_lives_by_its_heartbeat_is_lost_in_silence_and_comes_ba
     OtherContainer.hides = False
     rig.rounds(lambda: rig.run()["state"] == "finished")
     assert (rig.run()["attempts"], rig.run()["points"]) == (1, 20)
+
+
+TWO_LOGS = """
+import os, sys, time
+from pathlib import Path
+gate = Path(os.environ["RUNNER_RUN_DIR"]) / "go"
+print("a library has something to say", file=sys.stderr, flush=True)
+print({first!r}, flush=True)
+while not gate.exists():
+    time.sleep(0.01)
+print("step 20/20 loss=1", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("first", "warnings"), [("step 1/20 loss=1", 0), ("epoch one", 1)])
+def test_other_words_in_one_of_two_logs_are_no_warning_but_no_metric_at_all_is(
+    rig: Rig, first: str, warnings: int
+) -> None:
+    rig.launch(TWO_LOGS.format(first=first))
+    rig.rounds(lambda: rig.run()["state"] == "running")
+    rig.rounds(lambda: rig.clock.monotonic_s > 120, advance_s=1.0)
+    (rig.attempt().parent / "go").touch()
+    rig.rounds(lambda: rig.run()["state"] == "finished")
+    assert rig.events().count("warning") == warnings

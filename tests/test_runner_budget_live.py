@@ -1,4 +1,4 @@
-"""A budget that runs out while runs go on: training ends with its reserve kept, what waits is cancelled, a hook is told."""
+"""A budget that runs out while runs go on: training ends, what waits is cancelled, a hook is told."""
 
 from __future__ import annotations
 

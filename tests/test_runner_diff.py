@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.commands.diff import diff
 from runner.diff import Side, as_document, compare, render
-from runner.diff_command import diff
 from runner.errors import UsageError
 from runner.home import Home
 from runner.records import RunState

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from provisioning.base import Slot
 from provisioning.processes import state_of
+from runner.commands.doctor import WIDTH, doctor, page
 from runner.doctor import OK, PROBLEM, WARNING, Check, DatabaseFacts, Facts, GpuFacts, LockFacts, examine, has_problem
-from runner.doctor_command import WIDTH, doctor, page
 from runner.doctor_facts import collect
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK
 from runner.home import Home, create_home
@@ -187,7 +187,7 @@ class TestTheRealThing:
 
     def test_it_starts_without_torch(self, home: Home) -> None:
         program = (
-            "import sys; from pathlib import Path; from runner.doctor_command import doctor; "
+            "import sys; from pathlib import Path; from runner.commands.doctor import doctor; "
             "code = doctor(Path(sys.argv[1]), as_json=True); assert 'torch' not in sys.modules; sys.exit(code)"
         )
         done = subprocess.run([sys.executable, "-c", program, str(home.root)], capture_output=True, check=True)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import runner
 from reports.tables import points_csv
+from runner.commands.export import export, write_tables
 from runner.door import load_study
 from runner.errors import InfrastructureError, UsageError
-from runner.export_command import export, write_tables
 from runner.home import Home
 from runner.records import Finding, Health, RunState, Severity, Verdict
 from runner.store import changes

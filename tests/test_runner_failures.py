@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.failure_memory import Memory, gib, read_memory
-from runner.failure_rules import RULES
-from runner.failures import CLASSES, FIRST_STEPS, Exit, Failure, classify, describe_exit, last_line
-from runner.last_words import decide
+from runner.failure.classes import CLASSES, FIRST_STEPS, Exit, Failure, classify, describe_exit, last_line
+from runner.failure.last_words import decide
+from runner.failure.memory import Memory, gib, read_memory
+from runner.failure.rules import RULES
 
 DATA = Path(__file__).parent / "data" / "stderr"
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.base import Slot
-from runner.failures import Exit, Failure
+from runner.failure import Exit, Failure
 from runner.records import AttemptKind, RunState
 from runner.schedule import (
     AttemptFacts,

@@ -74,6 +74,12 @@ def read_position(connection: Connection, run: str, attempt: int, path: str) -> 
     return replace(where, lines=lines, rejected=rejected, example=example, restarts=restarts)
 
 
+def has_points(connection: Connection, run: str, attempt: int) -> bool:
+    """Whether anything of an attempt was stored so far."""
+    query = "SELECT 1 FROM series WHERE run = ? AND attempt = ? LIMIT 1"
+    return driver_of(connection).execute(query, (run, attempt)).fetchone() is not None
+
+
 def write_taken(connection: Connection, run: str, attempt: int, taken: Taken, arrival: float) -> Written:
     """Store points and position of one read. A repeat is ignored; a point that differs from the stored one is rejected
     and counted. `arrival` (seconds since the epoch) stands in where a record tells no time."""

@@ -89,14 +89,15 @@ class Session:
 def _part(driver: sqlite3.Connection) -> Iterator[None]:
     """A savepoint: an error undoes what was written since."""
     driver.execute("SAVEPOINT part")
+    is_done = False
     try:
         yield
-    except BaseException:
+        is_done = True
+    finally:
         if driver.in_transaction:  # a full disk ends the whole transaction by itself
-            driver.execute("ROLLBACK TO part")
+            if not is_done:
+                driver.execute("ROLLBACK TO part")
             driver.execute("RELEASE part")
-        raise
-    driver.execute("RELEASE part")
 
 
 def _home_id(connection: Connection, now: float) -> str:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from runner.failure_rules import RULES, WRAPPERS, Rule, Weight
+from runner.failure.rules import RULES, WRAPPERS, Rule, Weight
 
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _RANK = re.compile(r"^\s*(?:\[(?:rank|default)?\d+\]:|\(\w+ pid=\d+[^)]*\)) ?")

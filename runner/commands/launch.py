@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runner.check_command import plan_document, print_plan
+from runner.commands.check import plan_document, print_plan
 from runner.errors import EXIT_OK, EXIT_USAGE
 from runner.home import Home, find_home
 from runner.launching import Options, Prepared, commit, ensure_controller, prepare, refuse_unfair, wait_for_answer

@@ -11,9 +11,9 @@ import signal as signals
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runner.failure_memory import Memory, gib, read_memory
-from runner.failure_rules import KERNEL_KILLED
-from runner.last_words import Verdict, decide, read_lines
+from runner.failure.last_words import Verdict, decide, read_lines
+from runner.failure.memory import Memory, gib, read_memory
+from runner.failure.rules import KERNEL_KILLED
 
 
 @dataclass(frozen=True, slots=True)
