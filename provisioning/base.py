@@ -240,8 +240,11 @@ class Shell(Protocol):
         """(inode, size in bytes, modification time in ns) of a file, or None when there is no such file."""
         ...
 
-    def write(self, path: str, data: bytes) -> None:
-        """Replace a file atomically, creating its folders with mode 0700."""
+    def write(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
+        """Replace a file atomically, creating its folders with mode 0700.
+
+        `is_durable` waits until it would outlive a power failure; files that are written again after one need not wait.
+        """
         ...
 
     def names(self, folder: str) -> tuple[str, ...]:

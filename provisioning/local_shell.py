@@ -43,8 +43,8 @@ class LocalShell:
                 return None
             return found.st_ino, found.st_size, found.st_mtime_ns
 
-    def write(self, path: str, data: bytes) -> None:
-        """Replace a file atomically and durably, creating its folders with mode 0700."""
+    def write(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
+        """Replace a file atomically, creating its folders with mode 0700; `is_durable` waits for the disk."""
         with _host_errors("write", path):
             folder = Path(path).parent
             _make_folders(folder)
@@ -52,14 +52,16 @@ class LocalShell:
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if is_durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 os.replace(part, path)
             except OSError:
                 with suppress(OSError):
                     os.unlink(part)
                 raise
-            _sync_folder(folder)
+            if is_durable:
+                _sync_folder(folder)
 
     def names(self, folder: str) -> tuple[str, ...]:
         """Sorted names in a folder; empty when there is no such folder."""

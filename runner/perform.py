@@ -138,9 +138,10 @@ class Perform:
     def _write_files(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> None:
         assert run.attempt is not None
         config = dump(document(arm, run.seed, run.id))
-        shell.write(str(run_dir / "config.yaml"), config.encode())
+        # None of them waits for the disk: after a power failure an intended attempt is staged again.
+        shell.write(str(run_dir / "config.yaml"), config.encode(), is_durable=False)
         provenance = {**run.provenance, "snapshot": run.snapshot["hash"], "slot": asdict(run.attempt.slot)}
-        shell.write(str(run_dir / "provenance.json"), _json(provenance))
+        shell.write(str(run_dir / "provenance.json"), _json(provenance), is_durable=False)
         self._write_control(shell, run_dir, run.attempt.number, stop=None)
 
     def _launch_spec(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> dict[str, Any]:
@@ -213,7 +214,7 @@ class Perform:
         before = shell.read(path)
         seq = json.loads(before)["seq"] + 1 if before else 1
         document = {"attempt": attempt, "seq": seq, "probe_every_steps": None, "stop": stop}
-        shell.write(path, _json(document))
+        shell.write(path, _json(document), is_durable=False)
 
     def _retry(self, action: Retry) -> None:
         now = self._now()
