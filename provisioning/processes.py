@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 from pathlib import Path
@@ -22,9 +23,8 @@ def identity_of(pid: int) -> ProcessIdentity | None:
     found = _state_and_start(pid)
     if found is None:
         return None
-    init = _state_and_start(1)
-    boot_id = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return ProcessIdentity(boot_id, 0 if init is None else init[1], pid, found[1])
+    boot_id, init_start_ticks = _boot()
+    return ProcessIdentity(boot_id, init_start_ticks, pid, found[1])
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
@@ -123,6 +123,14 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
+
+
+@functools.cache
+def _boot() -> tuple[str, int]:
+    """(boot id, start ticks of pid 1): neither can change while we live."""
+    init = _state_and_start(1)
+    boot_id = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return boot_id, 0 if init is None else init[1]
 
 
 def _state_and_start(pid: int) -> tuple[str, int] | None:

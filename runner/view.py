@@ -17,8 +17,7 @@ from runner.home import Home
 from runner.live import lines, render
 from runner.records import ENDED
 from runner.screen import printable
-from runner.store.database import reading
-from runner.store.status import read_status
+from runner.store.status import home_status
 
 REFRESH_S = 0.5
 LINES_REFRESH_S = 1.0
@@ -113,8 +112,7 @@ def exit_code(document: dict[str, Any]) -> int:
 
 def chosen_status(home: Home, study: str | None = None, wanted: frozenset[str] | None = None) -> dict[str, Any]:
     """The status document, narrowed to one study or to some run folders."""
-    with reading(home) as connection:
-        document = read_status(connection, time.time(), study)
+    document = home_status(home, study)
     if wanted is not None:
         for entry in document["studies"]:
             entry["runs"] = [run for run in entry["runs"] if run["run_dir"] in wanted]

