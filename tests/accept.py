@@ -318,6 +318,62 @@ def startup(bench: Bench) -> None:
     require(ratios[7] <= 2.5, f"at most 2.5 times the imports (median {ratios[7]:.2f})")
 
 
+def soak(bench: Bench) -> None:
+    """200 studies whose controller is killed at drawn lines of its code, and restarted."""
+    out = bench.run("make", "soak", limit_s=7200)
+    bench.notes["says"] = out.strip().splitlines()[-4:]
+    require("every point once, no double start, no orphan" in out, "every case is clean")
+
+
+def benchmarks(bench: Bench) -> None:
+    """Our figures beside those of our peers; a target that is missed is named with its number."""
+    started = time.monotonic()
+    bench.run("make", "bench", limit_s=7200)
+    bench.notes["bench_s"] = round(time.monotonic() - started)
+    folder = bench.clone / "benchmarks/results"
+    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    shutil.copytree(folder, RESULTS / "benchmarks", dirs_exist_ok=True)
+    shutil.copy(bench.clone / "benchmarks/README.md", RESULTS / "benchmarks")
+    targets = {**_launch_targets(found["launch"]), **_store_targets(found)}
+    bench.notes["targets"] = {name: [round(value, 3), limit] for name, (value, limit, _) in targets.items()}
+    missed = [name for name, (value, limit, below) in targets.items() if (value > limit if below else value < limit)]
+    require(bench.notes["bench_s"] <= 3600, f"the whole set within 60 minutes (took {bench.notes['bench_s']} s)")
+    require(not missed, f"targets missed: {', '.join(missed)}")
+
+
+Target = tuple[float, float, bool]
+"""(measured, target, whether less is better)."""
+
+
+def _launch_targets(launch: dict[str, Any]) -> dict[str, Target]:
+    rows = {(row["tool"], row["arms"]): row for row in launch["rows"] if "pass" in row["command"]}
+    ours = rows["armature", 500]
+    return {
+        "launch_times_xargs": (ours["total_s"] / rows["xargs", 500]["total_s"], 2.0, True),
+        "ray_times_launch": (rows["ray", 100]["total_s"] / rows["armature", 100]["total_s"], 5.0, False),
+        "slot_gap_p99_ms": (ours["gap_p99_ms"], 150.0, True),
+    }
+
+
+def _store_targets(found: dict[str, Any]) -> dict[str, Target]:
+    rates = {(row["tool"], row["points"]): row["points_per_s"] for row in found["ingest"]["rows"]}
+    ours = rates["armature", 5_000_000]
+    mlflow = next(points for tool, points in rates if tool == "mlflow")
+    times = {(row["tool"], row["kind"]): row["seconds"] for row in found["status"]["rows"]}
+    steady = found["steady"]["rows"]
+    return {
+        "ingest_points_per_s": (ours, 100_000.0, False),
+        "ingest_share_of_ceiling": (ours / rates["sqlite3.executemany", 5_000_000], 0.5, False),
+        "ingest_times_mlflow": (rates["armature", mlflow] / rates["mlflow", mlflow], 10.0, False),
+        "status_warm_s": (times["armature", "warm"], 0.1, True),
+        "status_cold_times_imports": (times["armature", "cold"] / times["the imports alone", "cold"], 1.5, True),
+        "steady_percent_per_arm": (found["steady"]["slope_percent_per_arm"], 0.1, True),
+        "idle_percent": (steady[0]["idle_percent"], 1.0, True),
+        "memory_mb": (max(row["rss_mb"] for row in steady), 80.0, True),
+        "adoption_s": (found["adoption"]["median_s"], 2.0, True),
+    }
+
+
 def _seconds(clone: Path, *command: str) -> float:
     started = time.perf_counter()
     subprocess.run(command, cwd=clone, stdout=subprocess.DEVNULL, check=True)
@@ -333,6 +389,8 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "hot_lr": (hot_lr, PRODUCT),
     "check": (check, (*PRODUCT, "tests", "README.md", "CONTRIBUTING.md")),
     "demo": (demo, PRODUCT),
+    "soak": (soak, ("runner", "provisioning", "tests/soak.py", "tests/fakes")),
+    "benchmarks": (benchmarks, ("runner", "provisioning", "benchmarks")),
     # Whatever can change a curve or a verdict; the trainer's command line cannot.
     "seeds": (seeds, ("trainer", ":(exclude)trainer/__main__.py", "arms", "runner/judge", "runner/follow.py")),
 }
