@@ -382,3 +382,9 @@ def test_the_last_line_skips_what_says_nothing_and_fits_a_table() -> None:
     assert last_line("\x1b[31mred\x1b[0m\n") == "red"
     assert len(last_line("x" * 5000)) == 300
     assert last_line("") == ""
+
+
+def test_the_page_about_failures_says_what_the_table_says() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "unattended.md").read_text()
+    rows = [f"| `{name}` | {'yes' if again else 'no'} | {why} |" for name, (again, why) in CLASSES.items()]
+    assert [line for line in page.splitlines() if line in rows] == rows
