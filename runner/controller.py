@@ -75,7 +75,7 @@ class Controller:
         self._spending = Spending(session, clock.now, clock.monotonic)
         self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
-        self._situation = Situation(session, home, self._places, self._spending.reason)
+        self._situation = Situation(session, home, self._places, self._spending.reason, self._follow.is_orphaned)
         self._reporting = Reporting(session, home, clock.now, report)
         self._accept = Accept(session, home, self._places, clock.now)
         self._wake = Wake()

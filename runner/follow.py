@@ -106,6 +106,10 @@ class Follow:
         """One round for one run with a live or intended attempt."""
         self.follow_all([run], lambda one, act: act(one))
 
+    def is_orphaned(self, run: str, attempt: int) -> bool:
+        """Whether the last look found a training process alive without its supervisor."""
+        return (run, attempt) in self._orphaned
+
     def follow_all(self, runs: Collection[StoredRun], guarded: Guarded) -> bool:
         """One round for all runs with a live or intended attempt; what they wrote is stored in one transaction.
 
@@ -314,19 +318,13 @@ class Follow:
             values["exit"] = None if seen.exit is None else changes.json_ready(seen.exit)
             values["ended"] = self._now()
             values["sync"] = "done"  # a local run folder is where it belongs already
-        newly_orphaned = seen.orphaned and (run.run, attempt.number) not in self._orphaned
-        if not values and not newly_orphaned:
-            return
-        with self._session.transaction() as connection:
-            changes.set_attempt(connection, run.run, attempt.number, **values)
-            if newly_orphaned:
-                self._orphaned.add((run.run, attempt.number))
-                reason = (
-                    "its supervisor is gone; the training process was told to save and end, and is watched until then"
-                )
-                changes.add_event(
-                    connection, self._now(), "warning", reason, study=run.study, run=run.run, attempt=attempt.number
-                )
+        if seen.orphaned:
+            self._orphaned.add((run.run, attempt.number))
+        else:
+            self._orphaned.discard((run.run, attempt.number))
+        if values:
+            with self._session.transaction() as connection:
+                changes.set_attempt(connection, run.run, attempt.number, **values)
 
 
 class Pace:

@@ -20,7 +20,7 @@ from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_
 from runner.observe import checkpoints
 from runner.places import Places
 from runner.records import AttemptKind, RunState
-from runner.schedule import Action, MarkRunning, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
+from runner.schedule import Action, MarkRunning, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
 from runner.spec.models import DEFAULT_AUTOPSY_S, ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
 from runner.store import changes
@@ -70,6 +70,8 @@ class Perform:
             case MarkRunning():
                 with self._session.transaction() as connection:
                     changes.move_run(connection, action.run, RunState.RUNNING, "its process is alive", self._now())
+            case Reap():
+                self._reap(action.run)
             case Retry():
                 self._retry(action)
             case Revive():
@@ -228,6 +230,21 @@ class Perform:
             allowed = from_json(run.arm_document).retries
             again = f"retry {used} of {allowed} after {action.rule}, from the last complete checkpoint"
             changes.move_run(connection, run.run, RunState.QUEUED, again, now)
+
+    def _reap(self, run_id: str) -> None:
+        """A new supervisor for what a lost one left: it asks the process to save, ends the tree and writes its end."""
+        with self._session.reading() as connection:
+            run = read_run(connection, run_id)
+        assert run.attempt is not None
+        shell = self._places.by_lease(run.attempt.lease).shell
+        spec = self._launch_spec(shell, run, from_json(run.arm_document), self._home.root / run.run)
+        (answer,) = shell.spawn([{**spec, "reap": True}])
+        with self._session.transaction() as connection:
+            changes.set_attempt(connection, run.run, run.attempt.number, identity=asdict(answer.identity))
+            reason = "its supervisor was lost; another one lets the training save and ends it"
+            changes.add_event(
+                connection, self._now(), "warning", reason, study=run.study, run=run.run, attempt=run.attempt.number
+            )
 
     def _revive(self, action: Revive) -> None:
         with self._session.transaction() as connection:

@@ -42,9 +42,12 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AttemptFacts:
-    """The latest attempt of a run. `reported` is true once its process was seen alive; `wrong_gpus` says which GPUs it
-    reported when they are not those of its slot; `failure` is what its end means unless it ended well; `release` says
-    of its slot, once it ended, whether that is free, waiting for the proof of it, or quarantined."""
+    """The latest attempt of a run.
+
+    `reported` is true once its process was seen alive; `orphaned`: it lives, its supervisor does not. `wrong_gpus` says
+    which GPUs it reported when they are not those of its slot; `failure` is what its end means unless it ended well;
+    `release` says of its slot, once it ended, whether that is free, waiting for the proof of it, or quarantined.
+    """
 
     number: int
     kind: AttemptKind
@@ -55,6 +58,7 @@ class AttemptFacts:
     exit: Exit | None = None
     failure: Failure | None = None
     wrong_gpus: str = ""
+    orphaned: bool = False
     release: str = "free"
 
 
@@ -125,6 +129,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Reap:
+    """A process whose supervisor was lost has nobody to stop it or to write down its end: a new one does both."""
+
+    run: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """The run failed for a reason that may pass: it is queued again, for a new attempt from its last checkpoint."""
 
@@ -164,7 +176,7 @@ class Settle:
     rule: str = ""
 
 
-Action = Start | StartTogether | Spawn | MarkRunning | Stop | Retry | Revive | Settle
+Action = Start | StartTogether | Spawn | MarkRunning | Stop | Reap | Retry | Revive | Settle
 
 
 def schedule(
@@ -209,6 +221,8 @@ def _next_for(run: RunFacts) -> Action | None:
         return _settle_gone(run, attempt)
     if attempt.phase is Phase.ENDED:
         return _after_end(run, attempt)
+    if attempt.orphaned:
+        return Reap(run.run, attempt.number)
     if run.state is RunState.STARTING and attempt.reported:
         return MarkRunning(run.run)
     return _stop_if_due(run, attempt)

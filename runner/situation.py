@@ -18,13 +18,22 @@ from runner.store.session import Session
 
 
 class Situation:
-    """Reads only. `budget` tells the reason why a run's budget is used up, None while it is not."""
+    """Reads only. `budget` tells the reason why a run's budget is used up, None while it is not; `is_orphaned` whether
+    an attempt lives without its supervisor."""
 
-    def __init__(self, session: Session, home: Home, places: Places, budget: Callable[[StoredRun], str | None]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        home: Home,
+        places: Places,
+        budget: Callable[[StoredRun], str | None],
+        is_orphaned: Callable[[str, int], bool],
+    ) -> None:
         self._session = session
         self._home = home
         self._places = places
         self._budget = budget
+        self._is_orphaned = is_orphaned
         self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
 
     def __call__(self, run: StoredRun) -> RunFacts:
@@ -87,6 +96,7 @@ class Situation:
             exit=ended,
             failure=failure,
             wrong_gpus=_wrong_gpus(attempt, gpus),
+            orphaned=self._is_orphaned(run.run, attempt.number),
             release=self._places.release_state(run.run, attempt.number),
         )
 

@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from provisioning.base import Handle, ProcessIdentity, Shell
 from provisioning.local import LocalProvider
+from provisioning.processes import is_alive
 from runner.controller import Controller
 from runner.detach import SUPERVISOR
 from runner.home import Home
@@ -200,3 +201,37 @@ def test_other_words_in_one_of_two_logs_are_no_warning_but_no_metric_at_all_is(
     (rig.attempt().parent / "go").touch()
     rig.rounds(lambda: rig.run()["state"] == "finished")
     assert rig.events().count("warning") == warnings
+
+
+STUBBORN = """
+import os, signal, sys, time
+from pathlib import Path
+run_dir = Path(os.environ["RUNNER_RUN_DIR"])
+asked = []
+def ask(*_):
+    asked.append(1)
+    (run_dir / f"asked-{len(asked)}").touch()
+    if len(asked) == 2:
+        sys.exit(75)
+signal.signal(signal.SIGTERM, ask)
+again = (run_dir / "again").exists()
+(run_dir / "again").touch()
+for step in range(1, 21):
+    print(f"step {step}/20 loss=1", flush=True)
+while not again:
+    time.sleep(0.01)
+"""
+
+
+def test_a_process_that_outlives_its_supervisor_is_ended_and_its_run_goes_on(rig: Rig) -> None:
+    rig.launch(STUBBORN)
+    rig.rounds(lambda: rig.run()["step"] == 20)
+    record = json.loads((rig.attempt() / "supervisor.json").read_text())
+    os.kill(record["supervisor"]["pid"], signal.SIGKILL)
+    rig.rounds(lambda: rig.run()["state"] == "finished")
+    assert (rig.attempt().parent / "asked-2").exists()
+    ended = json.loads((rig.attempt() / "exit.json").read_text())
+    assert (ended["cause"], ended["leftover_pids"]) == ("killed", [])
+    assert rig.run()["attempts"] == 2
+    assert "failed(killed)" in rig.events()
+    assert not is_alive(ProcessIdentity(**record["child"]))

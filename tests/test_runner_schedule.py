@@ -17,6 +17,7 @@ from runner.schedule import (
     MarkRunning,
     Order,
     Phase,
+    Reap,
     Retry,
     Revive,
     RunFacts,
@@ -201,6 +202,12 @@ def test_a_budget_that_is_used_up_stops_what_runs_and_cancels_what_waits() -> No
         has_checkpoint=True,
     )
     assert only(stopped) == Start("r", 2, AttemptKind.EVALUATE, CPU0, resume=False)
+
+
+def test_a_process_without_its_supervisor_gets_another_one() -> None:
+    orphan = AttemptFacts(1, AttemptKind.TRAIN, Phase.LIVE, CPU0, reported=True, orphaned=True)
+    assert only(on_slot(attempt=orphan, stop_wanted="by hand")) == Reap("r", 1)
+    assert schedule([on_slot(attempt=orphan), queued("next")], {SHAPE: (CPU0,)}) == (Reap("r", 1),)
 
 
 def names(action: object) -> list[str]:
