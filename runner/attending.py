@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from provisioning.base import Shell
 from runner.ingest import Taken
-from runner.liveness import HUNG, NEW_WORK, SILENT, Concern, Signs, Watch, gap_to_expect, health, observe
+from runner.liveness import HUNG, NEW_WORK, SILENT, Concern, Limits, Signs, Watch, gap_to_expect, health, observe
 from runner.records import AttemptKind, Health
 from runner.spec.models import ResolvedArm
 from runner.store import changes, tables
@@ -116,7 +116,8 @@ class Attend:
             AttemptKind(attempt.kind),
             is_trainer=arm.command is None,
             steps_total=run.steps_total,
-            standing=(HUNG,) if run.health == Health.HUNG else (),
+            standing=_standing(run, attempt),
+            unbeaten_s=Limits().silent_s if attempt.phase == SILENT else 0.0,
             longest_gap_s=gap_to_expect(times),
         )
         trains = bool(names) if arm.command is not None else any(name.startswith("train/") for name in names)
@@ -155,6 +156,13 @@ class Attend:
                     attempt=attempt.number,
                 )  # fmt: skip
             changes.set_run(connection, run.run, health=wanted)
+
+
+def _standing(run: StoredRun, attempt: StoredAttempt) -> tuple[str, ...]:
+    """What an earlier controller found and what holds until the contrary is seen."""
+    if attempt.phase == SILENT:
+        return (SILENT,)
+    return (HUNG,) if run.health == Health.HUNG else ()
 
 
 def _seq(shell: Shell, path: Path, attempt: int, *, is_control: bool) -> int | None:

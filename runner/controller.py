@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from provisioning import PROVIDERS
-from provisioning.base import HostLost, Provider, SpawnRefused
+from provisioning.base import HostLost, Provider, Slot, SpawnRefused
 from runner.accept import Accept
 from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
@@ -28,7 +29,7 @@ from runner.lock import HomeLock
 from runner.notify import Notifier
 from runner.perform import Perform, Staged
 from runner.places import Places
-from runner.records import RunState
+from runner.records import ON_A_SLOT, RunState
 from runner.reporting import Report, Reporting
 from runner.schedule import Action, Phase, RunFacts, Start, StartTogether, schedule
 from runner.situation import Situation
@@ -83,16 +84,17 @@ class Controller:
         self._waits: dict[str, str] = {}
         self._troubles: set[tuple[str, str]] = set()
         self._warned_of_disk = False
-        self._repeat_stops()
 
     def step(self) -> Round:
         """One round: answer, look, decide, act."""
         asked = self._answer_requests()
         runs, behind = self._observe(self._open_runs())
+        self._repeat_stops(runs)
         if runs:
             self._spending.look(runs)
         held = self._places.prove_released(runs)
-        facts = [self._situation(run) for run in runs]
+        facts, unread = self._facts(runs)
+        held = (*held, *unread)
         by_id = {run.run: run for run in runs}
         waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED}
         slots = self._places.slots(waiting) if waiting else {}
@@ -112,6 +114,15 @@ class Controller:
         followed = [run for run in runs if run.attempt is not None and run.attempt.phase in _FOLLOWED]
         behind = self._follow.follow_all(followed, self._guarded)
         return self._again(runs, [run.run for run in followed]), behind
+
+    def _facts(self, runs: Sequence[StoredRun]) -> tuple[list[RunFacts], list[Slot]]:
+        """What is known of the runs, and the slots of those of which nothing can be known now: they stay taken."""
+        facts: list[RunFacts] = []
+        for run in runs:
+            self._guarded(run, lambda one: facts.append(self._situation(one)))
+        known = {fact.run for fact in facts}
+        unread = [run.attempt.slot for run in runs if run.run not in known and run.attempt and run.state in ON_A_SLOT]
+        return facts, unread
 
     def _again(self, runs: tuple[StoredRun, ...], changed: Sequence[str]) -> tuple[StoredRun, ...]:
         """The same runs, those that may have changed read again; one that has ended drops out."""
@@ -197,6 +208,13 @@ class Controller:
         with self._session.transaction() as connection:
             found = read_run(connection, run.run)
             attempt = found.attempt
+            if found.state is RunState.STOPPING and attempt is not None and attempt.phase == Phase.INTENDED:
+                # Its last evaluation cannot be started: the next round settles it, and says so.
+                end = {"cause": "spawn_failed", "error": str(error)}
+                changes.set_attempt(
+                    connection, run.run, attempt.number, phase="ended", ended=self._clock.now(), exit=end
+                )
+                return
             if found.state not in _NOT_STARTED or (attempt is not None and attempt.phase == Phase.LIVE):
                 return
             reason = f"it could not be started: {error}"
@@ -204,11 +222,13 @@ class Controller:
                 changes.set_attempt(connection, run.run, attempt.number, phase="gone", failure="staging")
             changes.move_run(connection, run.run, RunState.FAILED, reason, self._clock.now(), rule="staging")
 
-    def _repeat_stops(self) -> None:
-        """A stop that was decided may not have been told: tell it again."""
-        for run in self._open_runs():
-            stopping = run.attempt is not None and run.attempt.stop_reason and run.attempt.phase == Phase.LIVE
-            if run.state is RunState.STOPPING and stopping:
+    def _repeat_stops(self, runs: Sequence[StoredRun]) -> None:
+        """A stop that was decided may not have been told: the controller died in between, or the disk was full."""
+        for run in runs:
+            attempt = run.attempt
+            if run.state is not RunState.STOPPING or attempt is None or attempt.phase != Phase.LIVE:
+                continue
+            if attempt.stop_reason and not self._perform.was_told(run.run, attempt.number):
                 self._guarded(run, self._perform.send_stop)
 
     def _say_why_they_wait(self, facts: Sequence[RunFacts]) -> None:
@@ -217,9 +237,10 @@ class Controller:
             if fact.state is not RunState.QUEUED:
                 continue
             reason = "; ".join(str(one) for one in self._places.withheld(fact.shape))
-            if reason == self._waits.get(fact.run, ""):
+            gist = re.sub(r"[\d,]+ MiB", "MiB", reason)  # amounts that change are no news
+            if gist == self._waits.get(fact.run, ""):
                 continue
-            self._waits[fact.run] = reason
+            self._waits[fact.run] = gist
             said = f"waits: {reason}" if reason else "every slot of its kind may be used again"
             with self._session.transaction() as connection:
                 changes.set_run(connection, fact.run, reason=said)
@@ -231,7 +252,10 @@ class Controller:
         if self._warned_of_disk or not live:
             return
         assert live[0].attempt is not None
-        free_mib = self._places.by_lease(live[0].attempt.lease).shell.free_disk_mib(str(self._home.root))
+        try:
+            free_mib = self._places.by_lease(live[0].attempt.lease).shell.free_disk_mib(str(self._home.root))
+        except HostLost:
+            return  # a host that does not answer is told of where its runs are looked at
         if free_mib >= RESERVE_MIB:
             return
         self._warned_of_disk = True

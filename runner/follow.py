@@ -31,7 +31,7 @@ from runner.spec.models import ResolvedArm, from_json
 from runner.store import changes
 from runner.store.curves import is_judged
 from runner.store.facts import StoredAttempt, StoredRun
-from runner.store.points import Written, has_points, read_position, write_taken
+from runner.store.points import Written, has_points, read_position, storable, write_taken
 from runner.store.session import Session
 
 SILENT_LINES = 500
@@ -101,6 +101,7 @@ class Follow:
         self._unread: dict[tuple[str, int], tuple[int, str]] = {}
         self._orphaned: set[tuple[str, int]] = set()
         self._bytes_left = ROUND_BYTES
+        self._turn = 0
 
     def __call__(self, run: StoredRun) -> None:
         """One round for one run with a live or intended attempt."""
@@ -117,6 +118,9 @@ class Follow:
         whether something was left unread because too much had piled up.
         """
         self._bytes_left = ROUND_BYTES
+        first = self._turn % max(1, len(runs))  # one that writes a lot must not hide the others for ever
+        self._turn += 1
+        runs = [*list(runs)[first:], *list(runs)[:first]]
         looks: dict[str, _Look] = {}
 
         def look_at(run: StoredRun) -> None:
@@ -213,7 +217,7 @@ class Follow:
         place: dict[str, Any] = {"study": run.study, "run": run.run, "attempt": attempt.number}
         for record in written.events:
             assert record.event is not None
-            name = str(record.event.get("event", ""))[:64]
+            name = storable(str(record.event.get("event", ""))[:64])
             if name == "resumed":
                 changes.set_attempt(connection, run.run, attempt.number, resumed_from=record.step)
             details = {
@@ -318,6 +322,8 @@ class Follow:
             values["exit"] = None if seen.exit is None else changes.json_ready(seen.exit)
             values["ended"] = self._now()
             values["sync"] = "done"  # a local run folder is where it belongs already
+        if seen.phase is Phase.SILENT and attempt.phase != Phase.SILENT:
+            values["ended"] = self._now()  # its slot is not charged while nobody knows; a revival takes it back
         if seen.orphaned:
             self._orphaned.add((run.run, attempt.number))
         else:

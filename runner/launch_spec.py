@@ -76,6 +76,22 @@ def launch_spec(
     }
 
 
+def reap_spec(home_id: str, run: str, run_dir: Path, attempt: int) -> dict[str, Any]:
+    """The JSON line for a supervisor that only ends what a lost one left: it needs no environment and no command."""
+    return {
+        "attempt": attempt_name(home_id, run, attempt),
+        "argv": ["reap"],
+        "cwd": "/",
+        "env": {},
+        "run_dir": str(run_dir),
+        "attempt_dir": str(attempt_dir(run_dir, attempt)),
+        "grace_s": GRACE_S,
+        "term_s": TERM_S,
+        "heartbeat_s": HEARTBEAT_S,
+        "reap": True,
+    }
+
+
 def _trainer_argv(
     wanted: Launchable, attempt: int, kind: AttemptKind, resume: bool, from_step: int | None
 ) -> list[str]:

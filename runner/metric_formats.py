@@ -245,7 +245,10 @@ def _csv(data: bytes, state: Mapping[str, Any]) -> Parsed:
     header: list[str] = list(state.get("header", ()))
 
     def row(line: str) -> Record | None:
-        cells = next(csv.reader([line]))
+        try:
+            cells = next(csv.reader([line]))
+        except csv.Error as error:
+            raise Unreadable(f"not CSV ({error}): {line[:60]!r}") from error
         if not header:
             header.extend(cell.strip() for cell in cells)
             if "step" not in header:
@@ -306,8 +309,10 @@ def _tensorboard(data: bytes, state: Mapping[str, Any]) -> Parsed:
             rejected.append(f"not a TensorBoard record: {error}")
             continue
         values = {value.tag: float(scalar) for value in event.summary.value if (scalar := _scalar(value)) is not None}
-        if values:
-            records.append(Record(whole_step(event.step), values, event.wall_time))
+        try:
+            records.extend([Record(whole_step(event.step), values, event.wall_time)] if values else [])
+        except Unreadable as error:
+            rejected.append(str(error))
     return Parsed(tuple(records), offset, len(records) + len(rejected), tuple(rejected), framed=True)
 
 

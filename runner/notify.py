@@ -135,6 +135,9 @@ class Notifier:
             return
         told = self._told.get(notice.event, set())
         orders = [order for order in self._orders(notice) if order.receiver not in told]
+        if not orders:  # whoever could not be told is asked no more
+            self._settle(notice.event, _UnderWay(notice.tries, set()))
+            return
         self._under_way[notice.event] = _UnderWay(notice.tries, {order.receiver for order in orders})
         for order in orders:
             if isinstance(order, Outcome):
@@ -263,8 +266,8 @@ class _Worker:
                 if self._closed:
                     return Outcome(delivery.event, delivery.receiver, False, True, f"{kind}: not sent")
                 self._process = process = _start(delivery)
-        except OSError as error:
-            said = f"{kind}: it could not be started: {error.strerror}"
+        except (OSError, ValueError) as error:
+            said = f"{kind}: it could not be started: {getattr(error, 'strerror', None) or error}"
             return Outcome(delivery.event, delivery.receiver, False, False, said)
         code, words = self._watch(process, delivery.limit_s)
         if code is None:

@@ -16,11 +16,11 @@ from provisioning.base import Shell, SpawnRefused
 from provisioning.gpus import slot_environment
 from runner.home import Home
 from runner.judge.best import best_point
-from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_spec
+from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_spec, reap_spec
 from runner.observe import checkpoints
 from runner.places import Places
 from runner.records import AttemptKind, RunState
-from runner.schedule import Action, MarkRunning, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
+from runner.schedule import Action, MarkRunning, Phase, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
 from runner.spec.models import DEFAULT_AUTOPSY_S, ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
 from runner.store import changes
@@ -57,6 +57,7 @@ class Perform:
         self._now = now
         self._environment = environment
         self._left_s = left_s
+        self._told: set[tuple[str, int]] = set()
 
     def __call__(self, action: Action) -> None:
         """Carry out one action."""
@@ -207,14 +208,19 @@ class Perform:
         assert run.attempt is not None
         shell = self._places.by_lease(run.attempt.lease).shell
         run_dir = self._home.root / run.run
-        self._write_control(shell, run_dir, run.attempt.number, stop="checkpoint")
         order = {"reason": run.attempt.stop_reason, "grace_s": GRACE_S, "term_s": TERM_S}
         shell.write(str(attempt_dir(run_dir, run.attempt.number) / "stop.json"), _json(order))
+        self._write_control(shell, run_dir, run.attempt.number, stop="checkpoint")
+        self._told.add((run.run, run.attempt.number))
+
+    def was_told(self, run: str, attempt: int) -> bool:
+        """Whether this controller has told an attempt to stop; one that could not be told must be told again."""
+        return (run, attempt) in self._told
 
     def _write_control(self, shell: Shell, run_dir: Path, attempt: int, stop: str | None) -> None:
         path = str(run_dir / "control.json")
         before = shell.read(path)
-        seq = json.loads(before)["seq"] + 1 if before else 1
+        seq = _seq_of(before) + 1
         document = {"attempt": attempt, "seq": seq, "probe_every_steps": None, "stop": stop}
         shell.write(path, _json(document), is_durable=False)
 
@@ -226,7 +232,9 @@ class Perform:
             used = run.retries_used + 1
             changes.set_attempt(connection, run.run, run.attempt.number, failure=action.rule)
             changes.move_run(connection, run.run, action.state, action.reason, now, rule=action.rule)
-            changes.set_run(connection, run.run, retries_used=used, wave=None)
+            # Once it has gone back to its best, a retry goes on from where it came to since.
+            start = "last" if run.attempt.resumed_from is not None else run.resume_from
+            changes.set_run(connection, run.run, retries_used=used, wave=None, resume_from=start)
             allowed = from_json(run.arm_document).retries
             again = f"retry {used} of {allowed} after {action.rule}, from the last complete checkpoint"
             changes.move_run(connection, run.run, RunState.QUEUED, again, now)
@@ -237,8 +245,9 @@ class Perform:
             run = read_run(connection, run_id)
         assert run.attempt is not None
         shell = self._places.by_lease(run.attempt.lease).shell
-        spec = self._launch_spec(shell, run, from_json(run.arm_document), self._home.root / run.run)
-        (answer,) = shell.spawn([{**spec, "reap": True}])
+        (answer,) = shell.spawn(
+            [reap_spec(self._session.home_id, run.run, self._home.root / run.run, run.attempt.number)]
+        )
         with self._session.transaction() as connection:
             changes.set_attempt(connection, run.run, run.attempt.number, identity=asdict(answer.identity))
             reason = "its supervisor was lost; another one lets the training save and ends it"
@@ -254,12 +263,23 @@ class Perform:
 
     def _settle(self, action: Settle) -> None:
         with self._session.transaction() as connection:
-            if action.state in (RunState.FAILED, RunState.LOST):
-                run = read_run(connection, action.run)
-                if run.attempt is not None:
-                    changes.set_attempt(connection, run.run, run.attempt.number, failure=action.rule)
+            attempt = read_run(connection, action.run).attempt
+            if attempt is not None and attempt.phase == Phase.INTENDED:
+                changes.set_attempt(connection, action.run, attempt.number, phase="gone")
+            if attempt is not None and action.state in (RunState.FAILED, RunState.LOST):
+                changes.set_attempt(connection, action.run, attempt.number, failure=action.rule)
             changes.move_run(connection, action.run, action.state, action.reason, self._now(), rule=action.rule)
             changes.set_run(connection, action.run, stop_wanted=None, resume_from=None)
+
+
+def _seq_of(control: bytes | None) -> int:
+    """The number in a control.json; 0 when there is none or it cannot be read."""
+    try:
+        found = json.loads(control or b"{}")
+    except ValueError:
+        return 0
+    seq = found.get("seq") if isinstance(found, dict) else None
+    return seq if isinstance(seq, int) else 0
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

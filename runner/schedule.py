@@ -216,6 +216,8 @@ def _next_for(run: RunFacts) -> Action | None:
     if run.state not in ON_A_SLOT or attempt is None:
         return None
     if attempt.phase is Phase.INTENDED:
+        if run.stop_wanted and run.state in (RunState.PLACED, RunState.STAGING):
+            return Settle(run.run, RunState.CANCELLED, run.stop_wanted)  # before `starting` nothing was ever spawned
         return Spawn(run.run, attempt.number)
     if attempt.phase in (Phase.GONE, Phase.SILENT):
         return _settle_gone(run, attempt)
@@ -314,6 +316,8 @@ def _settle_gone(run: RunFacts, attempt: AttemptFacts) -> Settle | Retry:
     if attempt.phase is Phase.SILENT:
         reason = f"attempt {attempt.number} gives no sign of life and cannot be seen from here"
         return Settle(run.run, RunState.LOST, f"{reason} (last step {run.last_step})", "silent")
+    if run.state is RunState.STOPPING and run.stopping_rule:
+        return _settle_stopped(run, " (its process vanished before its end was written down)")
     reason = f"attempt {attempt.number} and its supervisor are gone and left no exit record (last step {run.last_step})"
     if run.stop_wanted or run.retries_left <= 0:
         return Settle(run.run, RunState.LOST, reason, "vanished")
@@ -338,7 +342,10 @@ def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]],
     actions: list[Action] = []
     for group in _groups(runs):
         placed = _fit(group, slots, taken)
-        largest = len(group) if group[0].needs_whole_wave else len(_fit(group, slots, ()))
+        possible = len(_fit(group, slots, ()))
+        largest = len(group) if group[0].needs_whole_wave else possible
+        if possible < largest:
+            continue  # as it is now the host cannot hold it, so it keeps nothing back from others
         taken += placed.values()
         starts = tuple(_start(run, placed[run.run]) for run in group if run.run in placed)
         if len(placed) < largest or not starts:

@@ -139,7 +139,8 @@ class SlotWatch:
         if any(conflicts(ended.slot, one) for one in self._live):
             self._settle(ended, None)  # the final evaluation of the same run has it: what it holds is no leftover
             return
-        seen = self._probe(ended.lease, ended.slot, ended.pids)
+        # Only GPUs have something to give back: cores that are no longer ours are cut into no slot anyway.
+        seen = self._probe(ended.lease, replace(ended.slot, cores=()), ended.pids)
         alive = of_the_attempt(seen.leftovers, self._now() - ended.ended)
         waited_s = self._monotonic() - ended.first_seen_s
         found = is_released(before_from_json(ended.before), replace(seen, leftovers=alive), waited_s)
@@ -172,7 +173,9 @@ class SlotWatch:
             if not is_probe_due(self._last_look_s.get(one.id), now_s):
                 continue
             self._last_look_s[one.id] = now_s
-            reason = lift_reason(one, self._probe(one.lease, one.slot, [found.pid for found in one.leftovers]))
+            reason = lift_reason(
+                one, self._probe(one.lease, replace(one.slot, cores=()), [found.pid for found in one.leftovers])
+            )
             if not reason:
                 continue
             with self._session.transaction() as connection:

@@ -285,3 +285,9 @@ def test_tensorboard_event_files_are_read_record_by_record(tmp_path: Path) -> No
     more, _ = drain(position, metrics)
     assert values_of(more, "loss") == [(2, 2.5)]
     assert more[0].time == 12.0
+
+
+def test_a_line_that_its_reader_cannot_take_is_rejected_and_the_next_one_is_read() -> None:
+    parsed = format_for({"source": "csv", "path": "m.csv"})(b"step,loss\n1,0.5\n2,0\r.5\n3,0.25\n", {})
+    assert values_of(records_of(parsed), "loss") == [(1, 0.5), (3, 0.25)]
+    assert len(parsed.rejected) >= 1

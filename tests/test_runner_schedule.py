@@ -244,6 +244,28 @@ def test_a_wave_that_must_be_whole_waits_for_a_lost_slot() -> None:
     assert names(together) == ["a", "b"]
 
 
+def test_a_wave_that_cannot_fit_keeps_nothing_back_from_others() -> None:
+    wave = [queued(name, (0, 2, 0, place), wave=0, needs_whole_wave=True) for place, name in enumerate("abc")]
+    (other,) = schedule([*wave, queued("other", (0, 3, 0, 0))], SLOTS)
+    assert isinstance(other, Start)
+    assert other.run == "other"
+
+
+def test_a_stop_before_anything_was_spawned_needs_no_process() -> None:
+    intended = AttemptFacts(1, AttemptKind.TRAIN, Phase.INTENDED, CPU0)
+    staging = on_slot(RunState.STAGING, intended, stop_wanted="by hand")
+    assert only(staging) == Settle("r", RunState.CANCELLED, "by hand")
+    assert only(replace(staging, state=RunState.STARTING)) == Spawn("r", 1)
+
+
+def test_an_aborted_run_whose_evaluation_vanished_is_not_trained_again() -> None:
+    gone = AttemptFacts(2, AttemptKind.EVALUATE, Phase.GONE, CPU0, reported=True)
+    run = on_slot(RunState.STOPPING, gone, stopping_rule="explosion", stopping_reason="why", retries_left=2)
+    action = only(run)
+    assert isinstance(action, Settle)
+    assert (action.state, action.rule) == (RunState.ABORTED, "explosion")
+
+
 def test_waves_of_one_launch_keep_their_order() -> None:
     first = [queued(name, (0, 2, 0, place), wave=0) for place, name in enumerate("ab")]
     second = [queued(name, (0, 2, 1, place), wave=1) for place, name in enumerate("cd")]

@@ -114,13 +114,19 @@ def _write(connection: Connection, run: str, attempt: int, taken: Taken, arrival
     return written
 
 
+def storable(text: str) -> str:
+    """Text that a database takes: half a character, which JSON can spell, becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def _columns(taken: Taken, arrival: float) -> Iterable[Column]:
     """The points by name, in the order of their arrival: because of two values for one step the earlier one holds."""
     found: dict[str, Column] = {}
     own: set[str] = set()  # columns that are lists of ours and may grow
     for steps, told, columns in chain(taken.blocks, as_blocks(taken.records)):
         times = [arrival if time is None or not math.isfinite(time) else time for time in told]
-        for name, values in columns.items():
+        for told_name, values in columns.items():
+            name = storable(told_name)
             known = found.get(name)
             if known is None:
                 found[name] = Column(name, steps, values, times)
