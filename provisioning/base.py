@@ -278,6 +278,10 @@ class Shell(Protocol):
         """MiB free for us on the file system that holds `path`."""
         ...
 
+    def memory_mib(self) -> float:
+        """MiB of main memory that all processes there together may use."""
+        ...
+
     def close(self) -> None:
         """Let go of the connection; what was spawned lives on."""
         ...

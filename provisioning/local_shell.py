@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from provisioning.base import HostLost, ProcessIdentity, Spawned, SpawnRefused
+from provisioning.memory import usable_memory_mib
 from provisioning.processes import can_see, end_descriptor, is_alive
 from provisioning.spawner import ANSWER_S, Spawner
 
@@ -23,6 +23,7 @@ class LocalShell:
 
     def __init__(self, supervisor_path: str, python: str = sys.executable, answer_s: float = ANSWER_S) -> None:
         self._spawner = Spawner([python, "-I", "-S", supervisor_path, "spawn"], answer_s)
+        self._memory_mib: float | None = None
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> bytes | None:
         """Bytes of a file from `offset`, at most `limit`; None when there is no such file."""
@@ -46,9 +47,13 @@ class LocalShell:
     def write(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
         """Replace a file atomically, creating its folders with mode 0700; `is_durable` waits for the disk."""
         with _host_errors("write", path):
-            folder = Path(path).parent
-            _make_folders(folder)
-            descriptor, part = tempfile.mkstemp(prefix=f".{Path(path).name}.", dir=folder)
+            folder, name = os.path.split(path)
+            part = os.path.join(folder, f".{name}.{os.getpid()}")
+            try:
+                descriptor = _create(part)
+            except FileNotFoundError:
+                _make_folders(Path(folder))
+                descriptor = _create(part)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
@@ -61,7 +66,7 @@ class LocalShell:
                     os.unlink(part)
                 raise
             if is_durable:
-                _sync_folder(folder)
+                _sync_folder(Path(folder))
 
     def names(self, folder: str) -> tuple[str, ...]:
         """Sorted names in a folder; empty when there is no such folder."""
@@ -95,6 +100,12 @@ class LocalShell:
                 place = place.parent
             return shutil.disk_usage(place).free // 2**20
 
+    def memory_mib(self) -> float:
+        """MiB of main memory of this machine, or of our part of it."""
+        if self._memory_mib is None:
+            self._memory_mib = usable_memory_mib()
+        return self._memory_mib
+
     def close(self) -> None:
         """End the spawner; what was spawned lives on."""
         self._spawner.close()
@@ -109,6 +120,10 @@ def _spawned(spec: Mapping[str, Any], answer: Mapping[str, Any]) -> Spawned:
     except KeyError as error:
         raise SpawnRefused(attempt, f"it was spawned before, and its supervisor.json lacks {error}") from error
     return Spawned(attempt, identity, bool(answer.get("existing", False)))
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
 
 def _make_folders(folder: Path) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from provisioning.base import ProvisioningError
-from runner.errors import ArmatureError, UsageError
+from provisioning.base import ProvisioningError, Slot
+from runner.errors import ArmatureError, Fenced, HomeError, UsageError
 from runner.extending import EXTENDED, Way, extension, keep_extension, with_steps
 from runner.home import Home
 from runner.places import Places
 from runner.plan import Capacity, Intent, KnownRun, Plan, PlannedRun, make_plan
 from runner.records import ENDED, Health, RunState
-from runner.schedule import BUDGET
+from runner.schedule import BUDGET, Shape
 from runner.spec.models import TRAINER, ResolvedArm, from_json, study_document
 from runner.store import changes, tables
 from runner.store.best import find_best
@@ -42,18 +42,17 @@ class Accept:
             "launch": self._launch, "stop": self._stop, "resume": self._resume, "extend": self._extend,
         }.get(request.kind)  # fmt: skip
         if act is None:
-            self._refuse(request, f"{request.kind}: not in this version")
+            self.refuse(request, f"{request.kind}: not in this version")
             return
         try:
             act(request)
-        except (UsageError, ProvisioningError) as error:
-            self._refuse(request, str(error))
-        except ArmatureError as error:
-            if error.exit_code != UsageError.exit_code:
-                raise
-            self._refuse(request, str(error))
+        except (HomeError, Fenced):
+            raise  # these end the controller; the request waits for the next one
+        except (ArmatureError, ProvisioningError) as error:
+            self.refuse(request, str(error))
 
-    def _refuse(self, request: Request, reason: str) -> None:
+    def refuse(self, request: Request, reason: str) -> None:
+        """Answer that nothing was done, and why."""
         with self._session.transaction() as connection:
             changes.answer(connection, request.id, False, reason, self._now())
 
@@ -203,11 +202,12 @@ def barrier(planned: PlannedRun, colocate: str) -> int | None:
     return planned.wave if starts_together else None
 
 
-def capacity_of(slots: Mapping[tuple[int, int, float], Sequence[Any]]) -> Capacity:
+def capacity_of(slots: Mapping[Shape, Sequence[Slot]]) -> Capacity:
     """How many runs the host can hold at once, from the slots cut for each shape."""
     return Capacity(
         cpu_slots=max((len(found) for shape, found in slots.items() if not shape[0]), default=0),
         gpu_slots=max((len(found) for shape, found in slots.items() if shape[0]), default=0),
+        cut=slots,
     )
 
 

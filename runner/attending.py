@@ -7,15 +7,14 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import select
-
 from provisioning.base import Shell
 from runner.ingest import Taken
 from runner.liveness import HUNG, NEW_WORK, SILENT, Concern, Limits, Signs, Watch, gap_to_expect, health, observe
 from runner.records import AttemptKind, Health
 from runner.spec.models import ResolvedArm
-from runner.store import changes, tables
+from runner.store import changes
 from runner.store.facts import StoredAttempt, StoredRun
+from runner.store.opening import driver_of
 from runner.store.session import Session
 
 TIMES = 2000  # of stored points, from which the usual pauses of a run are learned
@@ -126,15 +125,15 @@ class Attend:
     def _stored(self, run: str, attempt: int) -> tuple[list[str], list[float], int]:
         """What an earlier controller stored of this attempt: the names, the newest times of the fullest series, the
         newest step."""
-        points, series = tables.points, tables.series
         with self._session.reading() as connection:
-            query = select(series).where(series.c.run == run, series.c.attempt == attempt)
-            found = connection.execute(query.order_by(series.c.points.desc())).all()
+            driver = driver_of(connection)
+            query = "SELECT id, name, last_step FROM series WHERE run = ? AND attempt = ? ORDER BY points DESC"
+            found = driver.execute(query, (run, attempt)).fetchall()
             if not found:
                 return [], [], 0
-            newest = select(points.c.time).where(points.c.series == found[0].id).order_by(points.c.step.desc())
-            times = connection.execute(newest.limit(TIMES)).scalars().all()
-        return [row.name for row in found], list(times), max(row.last_step for row in found)
+            newest = "SELECT time FROM points WHERE series = ? ORDER BY step DESC LIMIT ?"
+            times = [time for (time,) in driver.execute(newest, (found[0][0], TIMES))]
+        return [name for _, name, _ in found], times, max(step for _, _, step in found)
 
     def _tell(self, run: StoredRun, attempt: StoredAttempt, before: tuple[str, ...], now: tuple[Concern, ...]) -> None:
         names = {concern.name for concern in now}

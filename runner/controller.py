@@ -20,6 +20,7 @@ from types import FrameType
 from provisioning import PROVIDERS
 from provisioning.base import HostLost, Provider, Slot, SpawnRefused
 from runner.accept import Accept
+from runner.actions import Action, Start, StartTogether
 from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, Fenced, HomeError
@@ -31,12 +32,13 @@ from runner.perform import Perform, Staged
 from runner.places import Places
 from runner.records import ON_A_SLOT, RunState
 from runner.reporting import Report, Reporting
-from runner.schedule import Action, Phase, RunFacts, Start, StartTogether, schedule
+from runner.schedule import Phase, RunFacts, schedule, waits_for_room
 from runner.situation import Situation
 from runner.spending import Spending
 from runner.store import changes, requests
 from runner.store.database import create_or_upgrade, reading
 from runner.store.facts import StoredAttempt, StoredRun, open_runs, read_run
+from runner.store.requests import Request
 from runner.store.session import Session
 from runner.wake import Wake
 
@@ -77,10 +79,15 @@ class Controller:
         self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
         self._situation = Situation(session, home, self._places, self._spending.reason, self._follow.is_orphaned)
-        self._reporting = Reporting(session, home, clock.now, report)
+        self._reporting = Reporting(session, home, clock.now, clock.monotonic, report)
         self._accept = Accept(session, home, self._places, clock.now)
         self._wake = Wake()
         self._live: tuple[StoredAttempt, ...] = ()
+        # Nobody else writes to the home (a second controller would fence us off at our next write), so what was read of
+        # the open runs stays true until we write: then those runs are read again, and all after a request.
+        self._runs: tuple[StoredRun, ...] | None = None
+        self._noted: set[str] = set()
+        self._known: frozenset[str] = frozenset()
         self._waits: dict[str, str] = {}
         self._troubles: set[tuple[str, str]] = set()
         self._warned_of_disk = False
@@ -88,7 +95,9 @@ class Controller:
     def step(self) -> Round:
         """One round: answer, look, decide, act."""
         asked = self._answer_requests()
-        runs, behind = self._observe(self._open_runs())
+        if asked or self._runs is None:
+            self._runs = self._open_runs()
+        runs, behind = self._observe(self._runs)
         self._repeat_stops(runs)
         if runs:
             self._spending.look(runs)
@@ -98,16 +107,30 @@ class Controller:
         by_id = {run.run: run for run in runs}
         waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED}
         slots = self._places.slots(waiting) if waiting else {}
-        self._say_why_they_wait(facts)
+        self._say_why_they_wait(facts, waits_for_room(facts, slots))
         actions = schedule(facts, slots, held)
         for action in actions:
             self._carry_out(action, by_id)
-        self._live = _live(self._again(runs, _touched(actions)))
+        self._runs = after = self._again(runs, [*_touched(actions), *self._noted])
+        self._noted.clear()
+        self._live = _live(after)
+        self._forget_ended(after)
         self._watch_disk(runs)
         reporting = self._reporting.step()
-        is_open = bool(asked or reporting or held or any(run.state is not RunState.LOST for run in runs))
+        is_open = bool(asked or reporting or held or any(run.state is not RunState.LOST for run in (*runs, *after)))
         telling = self._notifier.step(must_look=not is_open)
         return Round(open=is_open or telling, acted=bool(asked or actions or behind))
+
+    def _forget_ended(self, runs: Sequence[StoredRun]) -> None:
+        """Keep in memory only what belongs to open runs: a controller may live for months."""
+        names = frozenset(run.run for run in runs)
+        if names == self._known:
+            return
+        self._known = names
+        self._situation.forget(names)
+        self._perform.forget(names)
+        self._waits = {run: gist for run, gist in self._waits.items() if run in names}
+        self._troubles = {(run, reason) for run, reason in self._troubles if run in names}
 
     def _observe(self, runs: tuple[StoredRun, ...]) -> tuple[tuple[StoredRun, ...], bool]:
         """The runs as a look at their attempts leaves them, and whether more was there than one round may read."""
@@ -174,28 +197,39 @@ class Controller:
         with self._session.reading() as connection:
             waiting = requests.pending(connection)
         for request in waiting:
-            self._accept(request)
+            self._answer(request)
         return bool(waiting)
+
+    def _answer(self, request: Request) -> None:
+        """One request; what goes wrong in it for a reason that nobody foresaw is its answer."""
+
+        def refuse(error: Exception, details: str) -> None:
+            print(f"request {request.id} ({request.kind}): {error}\n{details}", file=sys.stderr, flush=True)
+            reason = f"our own mistake, {type(error).__name__}: {error}; nothing was changed (see {self._home.log})"
+            self._accept.refuse(request, reason)
+
+        _served(lambda: self._accept(request), refuse)
 
     def _guarded(self, run: StoredRun, act: Callable[[StoredRun], None]) -> None:
         """One run's trouble must not stop the others: it becomes that run's event, with its traceback, once."""
+
+        def note(error: Exception, details: str) -> None:
+            self._record_trouble(run, f"{type(error).__name__}: {error}", details)
+            self._give_up_if_stuck(run, error)
+
         try:
-            act(run)
+            _served(lambda: act(run), note)
         except HostLost as error:
             self._record_trouble(run, str(error), "")
         except SpawnRefused as error:
             self._record_trouble(run, str(error), "")
-            self._give_up_if_stuck(run, error)
-        except (HomeError, Fenced):
-            raise  # these end the controller, not one run
-        except Exception as error:  # the one broad except: see above
-            self._record_trouble(run, f"{type(error).__name__}: {error}", traceback.format_exc())
             self._give_up_if_stuck(run, error)
 
     def _record_trouble(self, run: StoredRun, reason: str, details: str) -> None:
         if (run.run, reason) in self._troubles:
             return
         self._troubles.add((run.run, reason))
+        self._noted.add(run.run)
         print(f"{run.study}/{run.arm}-s{run.seed}: {reason}\n{details}", file=sys.stderr, flush=True)
         with self._session.transaction() as connection:
             changes.add_event(
@@ -205,6 +239,7 @@ class Controller:
 
     def _give_up_if_stuck(self, run: StoredRun, error: Exception) -> None:
         """A run that cannot be staged or started has failed; one whose process may live goes on, whatever we met."""
+        self._noted.add(run.run)
         with self._session.transaction() as connection:
             found = read_run(connection, run.run)
             attempt = found.attempt
@@ -231,16 +266,19 @@ class Controller:
             if attempt.stop_reason and not self._perform.was_told(run.run, attempt.number):
                 self._guarded(run, self._perform.send_stop)
 
-    def _say_why_they_wait(self, facts: Sequence[RunFacts]) -> None:
-        """A waiting run names the slots that are withheld from it, and by whom; told again when that changes."""
+    def _say_why_they_wait(self, facts: Sequence[RunFacts], room: Mapping[str, str]) -> None:
+        """A waiting run names the slots that are withheld from it, and by whom, or the room that its wave lacks; told
+        again when that changes."""
         for fact in facts:
             if fact.state is not RunState.QUEUED:
                 continue
-            reason = "; ".join(str(one) for one in self._places.withheld(fact.shape))
-            gist = re.sub(r"[\d,]+ MiB", "MiB", reason)  # amounts that change are no news
+            reasons = [str(one) for one in self._places.withheld(fact.shape)]
+            reason = "; ".join([*reasons, room[fact.run]] if fact.run in room else reasons)
+            gist = re.sub(r"[\d,]+ MiB", "MiB", reason) if reason else ""  # amounts that change are no news
             if gist == self._waits.get(fact.run, ""):
                 continue
             self._waits[fact.run] = gist
+            self._noted.add(fact.run)
             said = f"waits: {reason}" if reason else "every slot of its kind may be used again"
             with self._session.transaction() as connection:
                 changes.set_run(connection, fact.run, reason=said)
@@ -263,6 +301,19 @@ class Controller:
         with self._session.transaction() as connection:
             for run in live:
                 changes.add_event(connection, self._clock.now(), "warning", reason, study=run.study, run=run.run)
+
+
+def _served(act: Callable[[], None], on_mistake: Callable[[Exception, str], None]) -> None:
+    """Do one thing for one run or one request: what nobody foresaw is told with its traceback, and others are served.
+
+    What we know by name goes on to the caller: a host or a process that fails, a home that is gone or not ours.
+    """
+    try:
+        act()
+    except (HostLost, SpawnRefused, HomeError, Fenced):
+        raise
+    except Exception as error:  # the one broad except: see above
+        on_mistake(error, traceback.format_exc())
 
 
 def _touched(actions: Sequence[Action]) -> list[str]:

@@ -274,6 +274,8 @@ class Follow:
             self._pace.forget(run.run, number)
             self._known.pop((run.run, number), None)
             self._unread.pop((run.run, number), None)
+            self._first_seen.pop((run.run, number), None)
+            self._silent.discard((run.run, number))
             self._attend.conclude(run, found.attempt)
 
     def _attended(self, run: StoredRun, found: _Look) -> Seen:

@@ -74,7 +74,8 @@ def _table(study: Mapping[str, Any], width: int) -> Table:
     primary = next((run["primary"]["name"] for run in study["runs"] if run["primary"]), None)
     table = Table(title=_title(study, primary), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=24 if wide else 14)
-    table.add_column("s", justify="right", no_wrap=True)
+    seed_cells = max((len(str(run["seed"])) for run in study["runs"]), default=1)
+    table.add_column("s", justify="right", no_wrap=True, min_width=seed_cells)
     table.add_column("slot", no_wrap=True, max_width=6)
     table.add_column("state", no_wrap=True, max_width=20 if wide else 11)
     if wide:
@@ -150,12 +151,19 @@ def _progress(step: int, total: int | None) -> Text:
 
 
 def _number(value: Any) -> str:
-    """At most five characters of meaning; words (nan, inf) stay words."""
+    """At most seven characters before a minus sign, so that one wild value squeezes no other column; words (nan, inf)
+    stay words."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    return f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"
+    size = abs(value)
+    if 1e4 <= size < 1e6:
+        return f"{value:.0f}"
+    if size and not 1e-3 <= size < 1e4:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.3g}" if size < 1 else f"{value:.4g}"
 
 
 def _duration(seconds: float | None) -> str:

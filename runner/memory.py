@@ -10,10 +10,9 @@ from array import array
 from collections.abc import Iterable
 from itertools import islice
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
 from runner.records import Series
-from runner.store import tables
 from runner.store.curves import as_series, is_judged, read_curves
 from runner.store.opening import driver_of
 from runner.store.points import Column
@@ -55,8 +54,8 @@ class CurveMemory:
         if run not in self._curves:
             stored = as_series(read_curves(connection, run))
             self._curves[run] = {name: (array("q", one.steps), array("d", one.values)) for name, one in stored.items()}
-            latest = select(func.max(tables.attempts.c.attempt)).where(tables.attempts.c.run == run)
-            self._attempt[run] = connection.execute(latest).scalar() or 0
+            query = "SELECT coalesce(max(attempt), 0) FROM attempts WHERE run = ?"
+            (self._attempt[run],) = driver_of(connection).execute(query, (run,)).fetchone()
         return {name: Series(name, tuple(steps), tuple(values)) for name, (steps, values) in self._curves[run].items()}
 
     def events(self, connection: Connection, run: str) -> tuple[tuple[int, str], ...]:

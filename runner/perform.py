@@ -7,20 +7,21 @@ second spawn of an attempt is refused by its supervisor), and what was not yet d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from provisioning.base import Shell, SpawnRefused
 from provisioning.gpus import slot_environment
+from runner.actions import Action, MarkRunning, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
 from runner.home import Home
 from runner.judge.best import best_point
 from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_spec, reap_spec
 from runner.observe import checkpoints
 from runner.places import Places
 from runner.records import AttemptKind, RunState
-from runner.schedule import Action, MarkRunning, Phase, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
+from runner.schedule import Phase
 from runner.spec.models import DEFAULT_AUTOPSY_S, ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
 from runner.store import changes
@@ -197,10 +198,15 @@ class Perform:
         now = self._now()
         with self._session.transaction() as connection:
             changes.set_attempt(connection, action.run, action.attempt, stop_reason=action.reason)
-            changes.move_run(
-                connection, action.run, RunState.STOPPING, action.reason, now, rule=action.rule, attempt=action.attempt
-            )
             run = read_run(connection, action.run)
+            if run.state is RunState.STOPPING:  # its evaluation; why the run itself was stopped stays as it is
+                said = f"its final evaluation ends: {action.reason}"
+                changes.add_event(connection, now, "stop", said, study=run.study, run=run.run, attempt=action.attempt)
+            else:
+                changes.move_run(
+                    connection, action.run, RunState.STOPPING, action.reason, now,
+                    rule=action.rule, attempt=action.attempt,
+                )  # fmt: skip
         self.send_stop(run)
 
     def send_stop(self, run: StoredRun) -> None:
@@ -216,6 +222,10 @@ class Perform:
     def was_told(self, run: str, attempt: int) -> bool:
         """Whether this controller has told an attempt to stop; one that could not be told must be told again."""
         return (run, attempt) in self._told
+
+    def forget(self, names: Collection[str]) -> None:
+        """Keep in memory only what belongs to these runs."""
+        self._told = {(run, attempt) for run, attempt in self._told if run in names}
 
     def _write_control(self, shell: Shell, run_dir: Path, attempt: int, stop: str | None) -> None:
         path = str(run_dir / "control.json")

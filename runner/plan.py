@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from provisioning.base import Slot
 from runner.errors import SpecError
 from runner.records import ENDED, RunState
+from runner.schedule import Shape, side_by_side
 from runner.spec.identity import identity, run_id
 from runner.spec.models import ResolvedArm
 
@@ -42,10 +44,11 @@ class KnownRun:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many runs the host can hold at once, by the kind of slot they ask for."""
+    """How many runs the host can hold at once, by the kind of slot they ask for; `cut` has the slots themselves."""
 
     cpu_slots: int
     gpu_slots: int = 0
+    cut: Mapping[Shape, Sequence[Slot]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +170,26 @@ def _require_whole_waves(arms: Sequence[ResolvedArm], capacity: Capacity) -> Non
     for arm in arms:
         if arm.resources.colocate != "require":
             continue
-        kind = arm.resources.gpus > 0
-        together = [one for one in arms if (one.resources.gpus > 0) == kind]
-        slots = capacity.gpu_slots if kind else capacity.cpu_slots
-        most = max(sum(seed in one.seeds for one in together) for seed in arm.seeds)
-        if most > slots:
-            raise SpecError(
-                arm.where("resources.colocate"),
-                f"require: {most} arms share a seed and this host has {slots} slots for them",
-                allowed="prefer, off, fewer arms, or a host with more slots",
-                next_command=f"runner check {shlex.quote(arm.file)}",
-            )
+        for seed in arm.seeds:
+            together = [
+                one for one in arms if seed in one.seeds and bool(one.resources.gpus) == bool(arm.resources.gpus)
+            ]
+            room = _room(together, capacity)
+            if room < len(together):
+                raise SpecError(
+                    arm.where("resources.colocate"),
+                    f"require: {len(together)} arms share seed {seed}; this host has room for {room} of them at once",
+                    allowed="prefer, off, fewer or smaller arms, or a host with more slots",
+                    next_command=f"runner check {shlex.quote(arm.file)}",
+                )
+
+
+def _room(arms: Sequence[ResolvedArm], capacity: Capacity) -> int:
+    """How many of these arms, which ask for one kind of slot, the host can run side by side."""
+    shapes = [(arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib) for arm in arms]
+    if set(shapes) <= capacity.cut.keys():
+        return sum(slot is not None for slot in side_by_side(shapes, capacity.cut))
+    return min(len(arms), capacity.gpu_slots if arms[0].resources.gpus else capacity.cpu_slots)
 
 
 def _planned(

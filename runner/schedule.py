@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from provisioning.base import Slot
+from runner.actions import Action, MarkRunning, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
 from runner.failure import Exit, Failure, describe_exit
 from runner.records import ON_A_SLOT, AttemptKind, RunState
 
@@ -92,93 +93,6 @@ class RunFacts:
     has_checkpoint: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Begin an attempt on a slot: intent row, staging, spawn. `resume` continues from a checkpoint."""
-
-    run: str
-    attempt: int
-    kind: AttemptKind
-    slot: Slot
-    resume: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Carry an intended attempt through: its row exists, its process may or may not."""
-
-    run: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class MarkRunning:
-    """The process was seen alive."""
-
-    run: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Walk the stop ladder. `rule` names the detector of an abort and is empty for a person's wish."""
-
-    run: str
-    attempt: int
-    reason: str
-    rule: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reap:
-    """A process whose supervisor was lost has nobody to stop it or to write down its end: a new one does both."""
-
-    run: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """The run failed for a reason that may pass: it is queued again, for a new attempt from its last checkpoint."""
-
-    run: str
-    state: RunState
-    reason: str
-    rule: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartTogether:
-    """Begin one wave: everything is staged first, then all processes are spawned in one call."""
-
-    starts: tuple[Start, ...]
-
-    @property
-    def run(self) -> str:
-        """The first run of the wave."""
-        return self.starts[0].run
-
-
-@dataclass(frozen=True, slots=True)
-class Revive:
-    """A run that was given up for lost reports again: its process never died."""
-
-    run: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """The run is over, for now."""
-
-    run: str
-    state: RunState
-    reason: str
-    rule: str = ""
-
-
-Action = Start | StartTogether | Spawn | MarkRunning | Stop | Reap | Retry | Revive | Settle
-
-
 def schedule(
     runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]], held: Sequence[Slot] = ()
 ) -> tuple[Action, ...]:
@@ -204,6 +118,30 @@ def conflicts(one: Slot, other: Slot) -> bool:
     if one.gpu_uuids or other.gpu_uuids or (one.shares_cores and other.shares_cores):
         return False
     return bool(set(one.cores) & set(other.cores))
+
+
+def side_by_side(shapes: Sequence[Shape], free: Mapping[Shape, Sequence[Slot]]) -> list[Slot | None]:
+    """A slot for each shape in turn that may be used at the same time as those before it; None where there is none."""
+    found: list[Slot | None] = []
+    for shape in shapes:
+        used = [slot for slot in found if slot is not None]
+        found.append(
+            next((one for one in free.get(shape, ()) if not any(conflicts(one, other) for other in used)), None)
+        )
+    return found
+
+
+def waits_for_room(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]]) -> dict[str, str]:
+    """Why runs that must start together cannot start on the host as it is now, by run."""
+    reasons: dict[str, str] = {}
+    if not any(run.needs_whole_wave for run in runs):
+        return reasons
+    for group in _groups(runs):
+        room = len(_fit(group, slots)) if group[0].needs_whole_wave else len(group)
+        if room < len(group) > 1:
+            said = f"its wave of {len(group)} needs a slot for each at the same time, and the host has room for {room}"
+            reasons.update({run.run: said for run in group})
+    return reasons
 
 
 def _next_for(run: RunFacts) -> Action | None:
@@ -239,7 +177,13 @@ def _settle_waiting(run: RunFacts) -> Settle | None:
 
 
 def _stop_if_due(run: RunFacts, attempt: AttemptFacts) -> Stop | None:
-    if attempt.stop_sent or run.state not in (RunState.STARTING, RunState.RUNNING):
+    if attempt.stop_sent:
+        return None
+    if run.state is RunState.STOPPING:
+        if attempt.kind is AttemptKind.EVALUATE and run.stop_wanted:  # a person wants the slot now
+            return Stop(run.run, attempt.number, run.stop_wanted, run.stopping_rule)
+        return None
+    if run.state not in (RunState.STARTING, RunState.RUNNING):
         return None
     if attempt.wrong_gpus:
         return Stop(run.run, attempt.number, attempt.wrong_gpus, WRONG_GPU)
@@ -279,6 +223,8 @@ def _settle_zero(run: RunFacts) -> Settle:
 def _after_stop(run: RunFacts, attempt: AttemptFacts) -> Action | None:
     """A stop that we asked for has happened; an aborted trainer run is scored in full while its slot is still held."""
     if run.is_trainer and run.stopping_rule not in ("", WRONG_GPU) and run.has_checkpoint:
+        if run.stop_wanted:
+            return _settle_stopped(run, f" (no final evaluation: {run.stop_wanted})")
         if attempt.release == "waiting":
             return None
         if attempt.release == "quarantined":
@@ -338,15 +284,16 @@ def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]],
     overtake would wait for ever. One that is larger than the host (a slot was lost since) starts as far as it fits,
     unless the study requires all of it to run side by side: that one waits for the slot to come back.
     """
-    taken = list(busy)
+    free = _beside(slots, list(busy))
     actions: list[Action] = []
     for group in _groups(runs):
-        placed = _fit(group, slots, taken)
-        possible = len(_fit(group, slots, ()))
+        placed = _fit(group, free)
+        possible = len(_fit(group, slots))
         largest = len(group) if group[0].needs_whole_wave else possible
         if possible < largest:
             continue  # as it is now the host cannot hold it, so it keeps nothing back from others
-        taken += placed.values()
+        if placed:
+            free = _beside(free, list(placed.values()))
         starts = tuple(_start(run, placed[run.run]) for run in group if run.run in placed)
         if len(placed) < largest or not starts:
             continue
@@ -371,16 +318,18 @@ def _groups(runs: Sequence[RunFacts]) -> Iterator[tuple[RunFacts, ...]]:
             yield tuple(wave)
 
 
-def _fit(group: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]], taken: Iterable[Slot]) -> dict[str, Slot]:
-    """A slot for every run of a group that finds one beside what is taken."""
-    used = list(taken)
-    found: dict[str, Slot] = {}
-    for run in group:
-        free = next((slot for slot in slots.get(run.shape, ()) if not any(conflicts(slot, one) for one in used)), None)
-        if free is not None:
-            used.append(free)
-            found[run.run] = free
-    return found
+def _beside(slots: Mapping[Shape, Sequence[Slot]], taken: Sequence[Slot]) -> dict[Shape, tuple[Slot, ...]]:
+    """The slots that may be used at the same time as all of those that are taken."""
+    return {
+        shape: tuple(slot for slot in found if not any(conflicts(slot, one) for one in taken))
+        for shape, found in slots.items()
+    }
+
+
+def _fit(group: Sequence[RunFacts], free: Mapping[Shape, Sequence[Slot]]) -> dict[str, Slot]:
+    """A slot for every run of a group that finds one beside those of the others."""
+    found = side_by_side([run.shape for run in group], free)
+    return {run.run: slot for run, slot in zip(group, found, strict=True) if slot is not None}
 
 
 def _start(run: RunFacts, slot: Slot) -> Start:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from runner.failure import Exit, Failure, classify
@@ -15,6 +15,8 @@ from runner.spec.models import ResolvedArm, from_json
 from runner.store import history
 from runner.store.facts import StoredAttempt, StoredRun
 from runner.store.session import Session
+
+_REPORTS = (Phase.LIVE, Phase.ENDED)
 
 
 class Situation:
@@ -35,9 +37,18 @@ class Situation:
         self._budget = budget
         self._is_orphaned = is_orphaned
         self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
+        self._unstarted: dict[str, tuple[StoredRun, RunFacts]] = {}
 
     def __call__(self, run: StoredRun) -> RunFacts:
         """The run as it stands."""
+        if run.attempt is not None:
+            return self._look(run, self._budget(run))
+        budget, known = self._budget(run), self._unstarted.get(run.run)
+        if known is None or known[0] is not run or known[1].budget != budget:  # there may be hundreds in the queue
+            known = self._unstarted[run.run] = (run, self._look(run, budget))
+        return known[1]
+
+    def _look(self, run: StoredRun, budget: str | None) -> RunFacts:
         arm = self._arm(run)
         last_step, attempt = self._attempt(run, arm)
         verdict = run.verdict or {}
@@ -52,20 +63,20 @@ class Situation:
             attempt=attempt,
             abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
             stop_wanted=run.stop_wanted,
-            budget=self._budget(run),
+            budget=budget,
             wave=run.wave,
             needs_whole_wave=arm.resources.colocate == "require",
             retries_left=max(0, arm.retries - run.retries_used),
-            reports_again=run.state is RunState.LOST and attempt is not None and attempt.phase is Phase.LIVE,
+            reports_again=run.state is RunState.LOST and attempt is not None and attempt.phase in _REPORTS,
             stopping_rule=run.rule if run.state is RunState.STOPPING else "",
             stopping_reason=run.reason if run.state is RunState.STOPPING else "",
             has_checkpoint=run.attempt is not None and self._has_checkpoint(run),
         )
 
-    def forget(self, runs: Sequence[StoredRun]) -> None:
+    def forget(self, names: Collection[str]) -> None:
         """Keep in memory only what belongs to these runs."""
-        names = {run.run for run in runs}
         self._arms = {name: known for name, known in self._arms.items() if name in names}
+        self._unstarted = {name: known for name, known in self._unstarted.items() if name in names}
 
     def _arm(self, run: StoredRun) -> ResolvedArm:
         known = self._arms.get(run.run)
@@ -85,7 +96,8 @@ class Situation:
         ended = None if attempt.exit is None else _exit(attempt.exit)
         failure = None
         if ended is not None and run.state in ON_A_SLOT:
-            failure = _failure(attempt, ended, arm.command is None, last_step)
+            memory_mib = self._places.by_lease(attempt.lease).shell.memory_mib()
+            failure = _failure(attempt, ended, arm.command is None, last_step, memory_mib)
         return last_step, AttemptFacts(
             number=attempt.number,
             kind=AttemptKind(attempt.kind),
@@ -119,7 +131,7 @@ def _exit(record: Mapping[str, Any]) -> Exit:
     return Exit(record.get("code"), record.get("signal"), record.get("cause", ""), record.get("error") or "")
 
 
-def _failure(attempt: StoredAttempt, ended: Exit, is_trainer: bool, last_step: int) -> Failure:
+def _failure(attempt: StoredAttempt, ended: Exit, is_trainer: bool, last_step: int, memory_mib: float) -> Failure:
     record = attempt.exit or {}
     before = attempt.resumed_from or 0
     return classify(
@@ -129,5 +141,6 @@ def _failure(attempt: StoredAttempt, ended: Exit, is_trainer: bool, last_step: i
         steps_done=last_step - before,
         steps_before=before,
         max_rss_mib=record.get("max_rss_mib"),
+        host_memory_mib=memory_mib,
         gpu_memory_mib=attempt.slot.vram_mib or None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import select
 
@@ -29,6 +30,7 @@ class Spending:
         self._looked_s: float | None = None
         self._known_s: Mapping[Key, float] = {}
         self._budgets: dict[str, Budget] = {}
+        self._documents: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
         self._by_run: dict[str, Account] = {}
         self._by_study: dict[str, Account] = {}
 
@@ -39,7 +41,7 @@ class Spending:
         with self._session.reading() as connection:
             rows = connection.execute(select(studies.c.study, studies.c.document).where(studies.c.study.in_(names)))
             documents = {row.study: row.document for row in rows}
-            self._budgets = {run.run: budget_of(run.arm_document["budget"], documents[run.study]) for run in runs}
+            self._budgets = {run.run: self._budget(run, documents[run.study]) for run in runs}
             limited = {run.study for run in runs if self._budgets[run.run].is_limited}
             attempts = read_usage(connection, sorted(limited), slots) if limited else ()
         monotonic_s = self._monotonic()
@@ -60,6 +62,14 @@ class Spending:
         if BUDGET in run.overridden:
             return None
         return left_s(self._budgets.get(run.run, Budget()), self._run(run), self._study(run), rate or Rate())
+
+    def _budget(self, run: StoredRun, study: Mapping[str, Any]) -> Budget:
+        """The store hands out one object for one text, so the same objects say the same."""
+        known = self._documents.get(run.run)
+        if known is None or known[0] is not run.arm_document or known[1] is not study:
+            self._documents[run.run] = (run.arm_document, study)
+            return budget_of(run.arm_document["budget"], study)
+        return self._budgets.get(run.run) or budget_of(run.arm_document["budget"], study)
 
     def _run(self, run: StoredRun) -> Account:
         return self._by_run.get(run.run, Account())

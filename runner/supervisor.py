@@ -110,7 +110,8 @@ def _fork(spec: dict[str, Any]) -> dict[str, Any]:
     ready, claimed = os.pipe()
     with open(ready, "rb", 0) as answers:
         try:
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 try:
                     _become_supervisor(spec, claimed)
                 finally:
@@ -120,6 +121,8 @@ def _fork(spec: dict[str, Any]) -> dict[str, Any]:
         # One write of less than a pipe's page arrives whole; an end without it means that the supervisor died.
         is_there = select.select([answers], [], [], READY_S)[0]
         answer = answers.read(65536) if is_there else b""
+        if not is_there:
+            send(pid, signal.SIGKILL)  # what we call not started must not start later
     return json.loads(answer) if answer else {"error": f"no supervisor claimed the attempt within {READY_S:g} s"}
 
 
@@ -295,7 +298,7 @@ class Supervisor:
             self._missed += 1
         except OSError as error:
             self.log(f"no heartbeat: {error}")
-        pages = sum(process.rss_pages for process in self._tree(marked=False))
+        pages = sum(process.rss_pages for process in self._tree(marked=False)) if self.leader else 0
         self.max_rss_mib = max(self.max_rss_mib, pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
     def _stop_leader(self) -> None:
@@ -343,17 +346,15 @@ class Supervisor:
         """
         found = {process.pid: process for process in processes()}
         roots = {os.getpid()} | ({self.leader["pid"]} if is_running(self.leader) else set())
+        oldest = 0 if self.spec["reap"] else found[os.getpid()].start_ticks  # what is older cannot carry our mark
         for process in found.values():
             if process.state == "Z" and process.parent == os.getpid() and process.pid != self.leader.get("pid"):
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
         return [
-            process
-            for process in found.values()
-            if process.pid != os.getpid()
-            and process.state not in "ZX"
-            and (descends(process, roots, found) or (marked and self._is_marked(process.pid)))
-        ]
+            one for one in found.values() if one.pid != os.getpid() and one.state not in "ZX"
+            and (descends(one, roots, found) or (marked and one.start_ticks >= oldest and self._is_marked(one.pid)))
+        ]  # fmt: skip
 
     def _is_marked(self, pid: int) -> bool:
         try:

@@ -219,6 +219,7 @@ class TestShellFiles:
         assert [stat.S_IMODE(int(mode)) for mode in modes] == [0o700, 0o700, 0o600]
 
     def test_free_disk_is_that_of_the_nearest_folder(self, rig: Rig, shell: Shell) -> None:
+        assert 64 < shell.memory_mib() < 2**30
         here, below = shell.free_disk_mib(rig.folder), shell.free_disk_mib(f"{rig.folder}/not/yet/there")
         assert here > 0
         assert abs(here - below) < 1024

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from provisioning.base import NoCapacity, Request
 from provisioning.cpus import cpu_limit, limited, usable_cores
 from provisioning.gpus import Gpu
+from provisioning.memory import usable_memory_mib
 from provisioning.slots import cpu_slots, gpu_slots
 
 
@@ -47,6 +48,22 @@ class TestLimits:
         self, tmp_path: Path, membership: str, files: dict[str, str], limit: float | None
     ) -> None:
         assert cpu_limit(*control_groups(tmp_path, membership, files)) == limit
+
+    @pytest.mark.parametrize(
+        ("membership", "files", "mib"),
+        [
+            ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": f"{48 * 2**20}\n"}, 48),
+            ("5:memory:/job\n", {"memory/job/memory.limit_in_bytes": f"{32 * 2**20}\n"}, 32),
+            ("5:cpu:/job\n", {"memory/job/memory.limit_in_bytes": f"{32 * 2**20}\n"}, None),
+            # What version 1 writes where there is no limit is more than any machine has.
+            ("5:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ],
+    )
+    def test_memory_is_what_the_tightest_group_allows(
+        self, tmp_path: Path, membership: str, files: dict[str, str], mib: float | None
+    ) -> None:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+        assert usable_memory_mib(*control_groups(tmp_path, membership, files)) == (machine if mib is None else mib)
 
     def test_a_system_without_control_groups(self, tmp_path: Path) -> None:
         assert cpu_limit(tmp_path / "none", tmp_path / "nobody") is None

@@ -120,7 +120,7 @@ def _no_report(_home: Home, _study: str) -> Any:
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     found = Rig(Lab(tmp_path))
     monkeypatch.setitem(runner.launching.PROVIDERS, "local", found.provider)  # type: ignore[arg-type]
-    monkeypatch.setattr("runner.reporting.history.studies_without_report", lambda *_: ())
+    monkeypatch.setattr("runner.reporting.history.studies_without_report", lambda *_: {})
     yield found
     found.controller.close()
     found.lab.clean_up()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provisioning.base import Slot
 from runner.errors import SpecError
 from runner.plan import Capacity, Intent, KnownRun, Plan, checkpoints_kept, make_plan
 from runner.records import ENDED, Resources, RunState
@@ -157,3 +158,18 @@ def test_any_plan_covers_every_pair_once_and_can_be_planned_again(
     waved = [run for wave in second.waves for run in wave]
     assert waved == [run.folder for run in second.to_run]
     assert all(len(wave) <= slots for wave in second.waves)
+
+
+def test_require_counts_what_really_fits_side_by_side() -> None:
+    """Two slots of one core and one slot of two cores are the same two cores."""
+    small = dataclasses.replace(A, resources=Resources(gpus=0, cpus=1, colocate="require"), seeds=(0,))
+    large = dataclasses.replace(B, resources=Resources(gpus=0, cpus=2, colocate="require"), seeds=(0,))
+    cut = {
+        (0, 1, 0.0): (Slot("cpu0", (0,)), Slot("cpu1", (1,))),
+        (0, 2, 0.0): (Slot("cpu0", (0, 1)),),
+    }
+    two_cores = Capacity(cpu_slots=2, cut=cut)
+    with pytest.raises(SpecError, match=r"resources.colocate: require: 2 arms share seed 0; this host has room for 1"):
+        planned(small, large, capacity=two_cores)
+    twin = dataclasses.replace(small, arm="C", command=("c",))
+    assert len(planned(small, twin, capacity=two_cores).to_run) == 2

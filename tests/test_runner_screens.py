@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from runner.errors import UsageError
-from runner.live import lines, print_status, render
+from runner.live import _number, lines, print_status, render
 from runner.naming import NamedRun, find_run, find_runs, find_study
 from runner.screen import printable
 
@@ -71,6 +71,23 @@ def test_eighty_columns_hold_everything_a_person_asks_for() -> None:
         "val/recon_rmse",
         "queued",
     ):
+        assert word in text
+
+
+@given(st.floats(-1e99, 1e99).filter(lambda value: value == 0 or abs(value) > 1e-98))
+def test_no_number_takes_more_room_than_seven_characters_and_a_sign(value: float) -> None:
+    said = _number(value)
+    assert len(said) <= 7 + (value < 0)
+    assert float(said) == pytest.approx(value, rel=0.06)
+
+
+def test_a_curve_that_explodes_leaves_room_for_the_other_columns() -> None:
+    wild = {"name": "val/recon_rmse", "value": 6.4131e29, "best": -1.2345e-12, "best_step": 240}
+    latest = {"train/loss": 1.7976e308, "sys/images_per_s": 151.23}
+    runs = [run(seed=seed, primary=wild, latest=latest, step=12345, steps_total=20000) for seed in (0, 17)]
+    text = drawn(document(*runs), 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for word in ("6.4e29", "-1.2e-12@240", " 17 ", "1.8e308", "! running"[2:]):
         assert word in text
 
 

@@ -147,7 +147,7 @@ def test_off_starts_each_as_soon_as_it_can(lab: Lab) -> None:
 def test_require_is_refused_when_a_wave_cannot_hold_all_arms_of_a_seed(lab: Lab) -> None:
     required = {"gpus": 0, "colocate": "require"}
     arms = [lab.arm(name, resources=required) for name in "abc"]
-    with pytest.raises(SpecError, match="3 arms share a seed and this host has 2 slots"):
+    with pytest.raises(SpecError, match="3 arms share seed 0; this host has room for 2 of them at once"):
         prepare(Home(lab.home), arms, Options(slots=2))
     assert not lab.home.exists()
 

@@ -17,7 +17,7 @@ from runner.lock import is_held
 from runner.plan import Intent
 from runner.store import requests
 from runner.store.database import reading
-from runner.store.history import report_outcome
+from runner.store.history import newest_event, report_outcome
 from runner.view import all_ended, chosen_status, exit_code, leave_or_stop, say, watch
 
 REPORT_WITHIN_S = 300.0
@@ -59,8 +59,8 @@ def _show_plan(prepared: Prepared, as_json: bool) -> None:
 
 def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: bool) -> int:
     console = Console(highlight=False, stderr=as_json, quiet=as_json)
-    since = time.time()
-
+    with reading(home) as connection:
+        since = newest_event(connection)
     last_start = time.monotonic()
 
     def keep_controller() -> None:
@@ -73,7 +73,7 @@ def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: boo
     try:
         document = watch(home, console, runs=chosen, each_round=keep_controller)
         fresh = any(run.intent is not Intent.NOTHING for run in prepared.plan.runs)
-        _await_reports(home, prepared, since if fresh else 0.0)
+        _await_reports(home, prepared, since if fresh else 0)
     except KeyboardInterrupt:
         return leave_or_stop(console, lambda: _stop(home, chosen))
     if as_json:
@@ -86,7 +86,7 @@ def _stop(home: Home, chosen: Sequence[str]) -> None:
     ensure_controller(home)
 
 
-def _await_reports(home: Home, prepared: Prepared, since: float) -> None:
+def _await_reports(home: Home, prepared: Prepared, since: int) -> None:
     """The controller's child writes a report once a study has ended; say where it is, or that it was not written."""
     deadline = time.monotonic() + REPORT_WITHIN_S
     for study in dict.fromkeys(arm.study for arm in prepared.arms):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import JSON, Connection, Table, insert, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from runner.records import AttemptKind, RunState, Verdict, is_legal
@@ -37,7 +38,7 @@ def move_run(
 def set_run(connection: Connection, run: str, **values: Any) -> None:
     """Change columns of a run that are not its state."""
     assert "state" not in values
-    connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(**values))
+    _update(connection, tables.runs, values, {"run": run})
     if "arm_document" in values or "steps_total" in values:
         find_best(connection, run)  # both say which points count
 
@@ -52,17 +53,10 @@ def add_attempt(
     now: float,
 ) -> None:
     """The intent row of a process: written and committed before anything is started."""
-    connection.execute(
-        insert(tables.attempts).values(
-            run=run,
-            attempt=attempt,
-            kind=kind,
-            phase="intended",
-            lease=lease,
-            slot=dict(slot),
-            sync="pending",
-            created=now,
-        )
+    driver_of(connection).execute(
+        "INSERT INTO attempts (run, attempt, kind, phase, lease, slot, sync, created) "
+        "VALUES (?, ?, ?, 'intended', ?, ?, 'pending', ?)",
+        (run, attempt, str(kind), lease, json.dumps(slot), now),
     )
     find_best(connection, run)  # what an earlier attempt wrote behind the start of this one counts no more
 
@@ -70,11 +64,7 @@ def add_attempt(
 def set_attempt(connection: Connection, run: str, attempt: int, **values: Any) -> None:
     """Change columns of one attempt."""
     if values:
-        connection.execute(
-            update(tables.attempts)
-            .where(tables.attempts.c.run == run, tables.attempts.c.attempt == attempt)
-            .values(**values)
-        )
+        _update(connection, tables.attempts, values, {"run": run, "attempt": attempt})
     if "resumed_from" in values:
         find_best(connection, run)
 
@@ -143,6 +133,21 @@ def answer(connection: Connection, request: int, accepted: bool, message: str, n
         .values(request=request, time=now, accepted=accepted, message=message)
         .on_conflict_do_nothing()
     )
+
+
+def _update(connection: Connection, table: Table, values: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    """Set columns of one row. SQLAlchemy takes longer to build such a statement than SQLite to carry it out."""
+    given = [_as_stored(table, name, value) for name, value in values.items()]
+    columns = ", ".join(f"{name} = ?" for name in values)
+    where = " AND ".join(f"{name} = ?" for name in key)
+    driver_of(connection).execute(f"UPDATE {table.name} SET {columns} WHERE {where}", (*given, *key.values()))
+
+
+def _as_stored(table: Table, name: str, value: Any) -> Any:
+    """A value as SQLAlchemy would write it; None is NULL in every column. Raises KeyError where there is no column."""
+    if isinstance(table.c[name].type, JSON):
+        return None if value is None else json.dumps(value)
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 def json_ready(value: Any) -> Any:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from runner.records import AttemptKind, Series
-from runner.store import tables
+from runner.store.opening import driver_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +55,16 @@ def join(attempts: Iterable[AttemptPoints]) -> Joined:
 
 def read_curves(connection: Connection, run: str, names: Sequence[str] | None = None) -> dict[str, Joined]:
     """Every curve of a run, or those named. An evaluation cuts nothing off: it only adds what was missing."""
-    resumed = _starting_steps(connection, run)
+    wanted = "" if names is None else f" AND name IN ({', '.join('?' * len(names))})"
     query = (
-        select(tables.series.c.name, tables.series.c.attempt, tables.points.c.step, tables.points.c.value,
-               tables.points.c.time)
-        .join(tables.points, tables.points.c.series == tables.series.c.id)
-        .where(tables.series.c.run == run)
-        .order_by(tables.series.c.attempt, tables.points.c.step)
-    )  # fmt: skip
-    if names is not None:
-        query = query.where(tables.series.c.name.in_(list(names)))
+        "SELECT name, attempt, step, value, time FROM series JOIN points ON points.series = series.id "
+        f"WHERE run = ?{wanted} ORDER BY attempt, step"
+    )
     parts: dict[str, dict[int, dict[int, tuple[float, float]]]] = {}
-    for name, attempt, step, value, time in connection.execute(query):
+    for name, attempt, step, value, time in driver_of(connection).execute(query, (run, *(names or ()))):
         value_or_nan = float("nan") if value is None else value
         parts.setdefault(name, {}).setdefault(attempt, {})[step] = (value_or_nan, time)
+    resumed = _starting_steps(connection, run) if parts else {}
     return {
         name: join(AttemptPoints(attempt, resumed[attempt], found.get(attempt, {})) for attempt in sorted(resumed))
         for name, found in sorted(parts.items())
@@ -87,10 +83,7 @@ def is_judged(name: str) -> bool:
 
 def _starting_steps(connection: Connection, run: str) -> dict[int, int]:
     """Attempt -> the step up to which earlier attempts still count."""
-    attempts = tables.attempts
-    rows = connection.execute(
-        select(attempts.c.attempt, attempts.c.kind, attempts.c.resumed_from).where(attempts.c.run == run)
-    )
+    rows = driver_of(connection).execute("SELECT attempt, kind, resumed_from FROM attempts WHERE run = ?", (run,))
     everything = 2**62
     return {
         attempt: everything if kind == AttemptKind.EVALUATE else (resumed_from or 0)

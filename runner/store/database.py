@@ -5,13 +5,10 @@ SQLite in WAL mode. Every opening compares one string with this version's revisi
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -19,20 +16,17 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from runner.errors import HomeError
 from runner.home import Home
-from runner.store.opening import REVISION, check_revision, driver_of, read_only, read_write, revision
+from runner.store.opening import REVISION, check_revision, driver_of, read_only, read_write, revision, stored_document
 from runner.store.schema import create_or_upgrade, make_readable
 
 __all__ = ["REVISION", "check_revision", "create_or_upgrade", "driver_of", "open_writer", "reading", "revision"]
-
-KNOWN_DOCUMENTS = 4096
-"""Stored JSON documents kept parsed: several for each of some hundred live runs, read in every round."""
 
 
 def open_writer(path: Path) -> Engine:
     """An engine with one connection, whose transactions take the write lock at once, so that a check inside one stays
     true until commit. A transaction with the execution option `begin` = "BEGIN" only reads."""
     engine = create_engine(
-        "sqlite://", creator=lambda: read_write(path), poolclass=StaticPool, json_deserializer=_loads
+        "sqlite://", creator=lambda: read_write(path), poolclass=StaticPool, json_deserializer=stored_document
     )
     event.listen(engine, "begin", _begin)
     return engine
@@ -47,7 +41,7 @@ def reading(home: Home) -> Iterator[Connection]:
     """
     make_readable(home)
     engine = create_engine(
-        "sqlite://", creator=lambda: read_only(home.database), poolclass=NullPool, json_deserializer=_loads
+        "sqlite://", creator=lambda: read_only(home.database), poolclass=NullPool, json_deserializer=stored_document
     )
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     try:
@@ -63,9 +57,3 @@ def reading(home: Home) -> Iterator[Connection]:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"))
-
-
-@lru_cache(maxsize=KNOWN_DOCUMENTS)
-def _loads(text: str) -> Any:
-    """Documents of arms are read in every round and hardly ever change; what is returned is shared."""
-    return json.loads(text)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import Connection
 
 from provisioning.base import ProcessIdentity, Slot
 from runner.records import ENDED, RunState
-from runner.store import tables
+from runner.store.opening import driver_of, stored_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,61 +59,71 @@ class StoredRun:
     attempt: StoredAttempt | None
 
 
+_RUN_COLUMNS = (
+    "run", "study", "arm", "seed", "arm_order", "launch", "priority", "wave", "retries_used", "arm_document",
+    "snapshot", "provenance", "id", "steps_total", "state", "rule", "reason", "health", "verdict", "stop_wanted",
+    "resume_from", "overridden",
+)  # fmt: skip
+_ATTEMPT_COLUMNS = (
+    "attempt", "kind", "phase", "lease", "slot", "identity", "resumed_from", "stop_reason", "exit", "created",
+    "started",
+)  # fmt: skip
+_QUERY = (
+    f"SELECT {', '.join(f'r.{name}' for name in _RUN_COLUMNS)}, {', '.join(f'a.{name}' for name in _ATTEMPT_COLUMNS)} "
+    "FROM runs AS r LEFT JOIN attempts AS a "
+    "ON a.run = r.run AND a.attempt = (SELECT max(attempt) FROM attempts WHERE run = r.run) "
+    "WHERE {condition} ORDER BY r.priority DESC, r.launch, r.seed, r.arm_order"
+)
+_OPEN_STATES = tuple(str(state) for state in RunState if state not in ENDED)
+_IS_OPEN = (
+    f"(r.state IN ({', '.join('?' * len(_OPEN_STATES))}) "  # finds them by index
+    "OR (r.state = 'lost' AND a.phase IN ('silent', 'live', 'ended')))"
+)
+
+
 def open_runs(connection: Connection, only: Collection[str] | None = None) -> tuple[StoredRun, ...]:
-    """Runs that are waiting or on a slot, in the order of the queue, and lost ones that may report again.
+    """Runs that are waiting or on a slot, in the order of the queue, and lost ones that may report again or whose end
+    came to light.
 
     `only` narrows them to these run folders.
     """
-    is_open = tables.runs.c.state.in_([str(state) for state in RunState if state not in ENDED])  # finds them by index
-    may_return = and_(tables.runs.c.state == RunState.LOST, tables.attempts.c.phase.in_(["silent", "live"]))
-    condition = or_(is_open, may_return)
-    return _read(connection, condition if only is None else and_(tables.runs.c.run.in_(only), condition))
+    if only is None:
+        return _read(connection, _IS_OPEN, _OPEN_STATES)
+    return _read(connection, f"r.run IN ({', '.join('?' * len(only))}) AND {_IS_OPEN}", (*only, *_OPEN_STATES))
 
 
 def read_run(connection: Connection, run: str) -> StoredRun:
     """One run by its full id."""
-    (found,) = _read(connection, tables.runs.c.run == run)
+    (found,) = _read(connection, "r.run = ?", (run,))
     return found
 
 
-def _read(connection: Connection, condition: Any) -> tuple[StoredRun, ...]:
-    return tuple(_run(row) for row in connection.execute(_all_runs().where(condition)))
+def _read(connection: Connection, condition: str, values: Sequence[Any]) -> tuple[StoredRun, ...]:
+    """Runs with their latest attempts. Asked many times a second, so the driver is asked directly."""
+    rows = driver_of(connection).execute(_QUERY.format(condition=condition), values)
+    return tuple(_run(row) for row in rows)
 
 
-@functools.cache
-def _all_runs() -> Select[Any]:
-    """Every run with its latest attempt; building this takes longer than asking it."""
-    runs, attempts = tables.runs, tables.attempts
-    others = attempts.alias()
-    latest = select(func.max(others.c.attempt)).where(others.c.run == runs.c.run).scalar_subquery()
-    columns = [column.label(f"attempt_{column.name}") for column in attempts.c]
-    return (
-        select(runs, *columns)
-        .select_from(runs)
-        .outerjoin(attempts, and_(attempts.c.run == runs.c.run, attempts.c.attempt == latest))
-        .order_by(runs.c.priority.desc(), runs.c.launch, runs.c.seed, runs.c.arm_order)
-    )
+def _run(row: Sequence[Any]) -> StoredRun:
+    found = dict(zip(_RUN_COLUMNS, row, strict=False))
+    for name in ("arm_document", "snapshot", "provenance", "verdict", "overridden"):
+        found[name] = stored_document(found[name])
+    found["state"] = RunState(found["state"])
+    found["overridden"] = tuple(found["overridden"])
+    attempt = row[len(_RUN_COLUMNS) :]
+    return StoredRun(**found, attempt=None if attempt[0] is None else _attempt(attempt))
 
 
-def _run(row: Row[Any]) -> StoredRun:
-    return StoredRun(
-        run=row.run, study=row.study, arm=row.arm, seed=row.seed, arm_order=row.arm_order, launch=row.launch,
-        priority=row.priority, wave=row.wave, retries_used=row.retries_used,
-        arm_document=row.arm_document, snapshot=row.snapshot, provenance=row.provenance, id=row.id,
-        steps_total=row.steps_total, state=RunState(row.state), rule=row.rule, reason=row.reason, health=row.health,
-        verdict=row.verdict, stop_wanted=row.stop_wanted, resume_from=row.resume_from,
-        overridden=tuple(row.overridden), attempt=None if row.attempt_attempt is None else _attempt(row),
-    )  # fmt: skip
-
-
-def _attempt(row: Row[Any]) -> StoredAttempt:
-    identity = row.attempt_identity
+def _attempt(row: Sequence[Any]) -> StoredAttempt:
+    found = dict(zip(_ATTEMPT_COLUMNS, row, strict=True))
+    identity = stored_document(found.pop("identity"))
     return StoredAttempt(
-        number=row.attempt_attempt, kind=row.attempt_kind, phase=row.attempt_phase, lease=row.attempt_lease,
-        slot=slot_from_json(row.attempt_slot), identity=None if identity is None else ProcessIdentity(**identity),
-        resumed_from=row.attempt_resumed_from, stop_reason=row.attempt_stop_reason, exit=row.attempt_exit,
-        created=row.attempt_created, started=row.attempt_started,
-    )  # fmt: skip
+        number=found.pop("attempt"),
+        slot=slot_from_json(stored_document(found.pop("slot"))),
+        identity=None if identity is None else ProcessIdentity(**identity),
+        exit=stored_document(found.pop("exit")),
+        **found,
+    )
 
 
 def slot_from_json(document: Mapping[str, Any]) -> Slot:

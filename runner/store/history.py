@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from runner.store import tables
 from runner.store.opening import driver_of
@@ -17,15 +17,26 @@ def last_step(connection: Connection, run: str) -> int:
     return int(row[0] or 0)
 
 
-def studies_without_report(connection: Connection, ended: Sequence[str]) -> tuple[str, ...]:
-    """Studies whose runs have all ended and changed since the last report was tried."""
-    states = ", ".join("?" * len(ended))
-    rows = driver_of(connection).execute(
-        f"SELECT study FROM runs AS asked GROUP BY study HAVING sum(state NOT IN ({states})) = 0 AND max(changed) > "
-        "coalesce((SELECT max(time) FROM events WHERE what = 'report' AND study = asked.study), -1e999) ORDER BY study",
+def studies_without_report(connection: Connection, ended: Sequence[str]) -> dict[str, int]:
+    """Studies whose runs have all ended and changed since the last report was tried, each with a number for the state
+    that it is in: the sum of the times of its runs' last changes, in ms. Nothing is said of before and after, so a
+    clock that was set back makes no report come again and keeps none away.
+    """
+    driver, states = driver_of(connection), ", ".join("?" * len(ended))
+    all_ended = driver.execute(
+        "SELECT study, CAST(1000 * total(changed) AS INTEGER) FROM runs GROUP BY study "
+        f"HAVING sum(state NOT IN ({states})) = 0 ORDER BY study",
         tuple(ended),
     )
-    return tuple(study for (study,) in rows)
+    newest = (
+        "SELECT json_extract(data, '$.covers') FROM events WHERE what = 'report' AND study = ? ORDER BY id DESC LIMIT 1"
+    )
+    due = {}
+    for study, covers in all_ended.fetchall():
+        told = driver.execute(newest, (study,)).fetchone()
+        if told is None or told[0] != covers:
+            due[study] = covers
+    return due
 
 
 def seconds_per_step(connection: Connection) -> dict[str, float]:
@@ -44,12 +55,17 @@ def seconds_per_step(connection: Connection) -> dict[str, float]:
     return {arm: sum(parts.values()) for arm, parts in spent.items()}
 
 
-def report_outcome(connection: Connection, study: str, since: float) -> str | None:
-    """What became of the newest report of a study that was tried after `since`; None while there is none."""
+def newest_event(connection: Connection) -> int:
+    """The number of the newest event, 0 in a new home."""
+    return connection.execute(select(func.max(tables.events.c.id))).scalar() or 0
+
+
+def report_outcome(connection: Connection, study: str, since: int) -> str | None:
+    """What became of the newest report of a study, if it was told after the event `since`; None while there is none."""
     events = tables.events
     return connection.execute(
         select(events.c.reason)
-        .where(events.c.what == "report", events.c.study == study, events.c.time >= since)
+        .where(events.c.what == "report", events.c.study == study, events.c.id > since)
         .order_by(events.c.id.desc())
     ).scalar()
 

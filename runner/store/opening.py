@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from runner.errors import HomeError, StoreTooNew
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 REVISION = "0002"
 KNOWN_REVISIONS = ("0001", "0002")  # oldest first
 BUSY_TIMEOUT_S = 5.0
+
+KNOWN_DOCUMENTS = 4096
+"""Stored JSON documents kept parsed: several for each of some hundred live runs, read in every round."""
 
 
 def revision(path: Path) -> str | None:
@@ -77,6 +82,17 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
     """The driver's own connection, inside the same transaction: for the few places where every microsecond counts."""
     assert connection.in_transaction(), "a bare statement would be a transaction of its own"
     return cast("sqlite3.Connection", connection.connection.dbapi_connection)
+
+
+def stored_document(text: str | None) -> Any:
+    """What a JSON column holds, None for NULL. Documents of arms are read again and again and hardly ever change, so
+    what is returned is shared: the same object for the same text, and nobody may change it."""
+    return None if text is None else _parsed(text)
+
+
+@lru_cache(maxsize=KNOWN_DOCUMENTS)
+def _parsed(text: str) -> Any:
+    return json.loads(text)
 
 
 def _connect(path: Path, options: str) -> sqlite3.Connection:

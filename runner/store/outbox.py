@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from runner.records import ENDED
 from runner.store import tables
+from runner.store.opening import driver_of, stored_document
 
 MAX_REASON = 1000
 BY_THE_TRAINER = "announced by the trainer"
@@ -54,9 +55,10 @@ def announce(connection: Connection, event: int, what: str, reason: str, now: fl
     notice = notice_of(what, reason)
     if notice is None:
         return
-    row = connection.execute(select(tables.events).where(tables.events.c.id == event)).one()
-    if not any(_targets(connection, row, notice)):
+    (run, study) = driver_of(connection).execute("SELECT run, study FROM events WHERE id = ?", (event,)).fetchone()
+    if not any(_targets(connection, run, study, notice)):
         return
+    row = connection.execute(select(tables.events).where(tables.events.c.id == event)).one()
     if notice in ("warned", "hung") and _was_told(connection, row, notice):
         return
     connection.execute(insert(tables.notifications).values(event=event, state="waiting", tries=0, changed=now))
@@ -118,24 +120,26 @@ def _waiting(connection: Connection, row: Row[Any], home_id: str) -> Waiting:
     elif row.study is not None:
         document["runs"] = _states(connection, row.study)
     document["text"] = f"{name}: {notice if row.what == 'report' else row.what}: {document['reason']}"
-    targets = () if is_stale or notice is None else tuple(_targets(connection, row, notice))
+    targets = () if is_stale or notice is None else tuple(_targets(connection, row.run, row.study, notice))
     return Waiting(row.id, row.tries, document, targets)
 
 
-def _targets(connection: Connection, event: Row[Any], notice: str) -> Iterator[Mapping[str, Any]]:
-    """The different `notify` blocks that ask for a notice: of the event's run, of its study, or of what is going on."""
-    runs = tables.runs
-    query = select(runs.c.arm_document).order_by(runs.c.launch, runs.c.seed, runs.c.arm_order)
-    if event.run is not None:
-        query = query.where(runs.c.run == event.run)
+def _targets(connection: Connection, run: str | None, study: str | None, notice: str) -> Iterator[Mapping[str, Any]]:
+    """The different `notify` blocks that ask for a notice of an event: of its run, of its study, or of what is going
+    on in the home."""
+    values: tuple[str, ...] = ()
+    if run is not None:
+        condition, values = "run = ?", (run,)
+    elif study:
+        condition, values = "superseded_by IS NULL AND study = ?", (study,)
     else:
-        query = query.where(runs.c.superseded_by.is_(None))
-        newest = select(func.max(runs.c.launch)).scalar_subquery()
-        is_open = runs.c.state.not_in(_STATES)
-        query = query.where(runs.c.study == event.study if event.study else is_open | (runs.c.launch == newest))
+        ended = ", ".join(f"'{state}'" for state in sorted(_STATES))
+        newest = "(SELECT max(launch) FROM runs)"
+        condition = f"superseded_by IS NULL AND (state NOT IN ({ended}) OR launch = {newest})"
+    query = f"SELECT arm_document FROM runs WHERE {condition} ORDER BY launch, seed, arm_order"
     found: list[Mapping[str, Any]] = []
-    for document in connection.execute(query).scalars():
-        notify = document.get("notify")
+    for (text,) in driver_of(connection).execute(query, values):
+        notify = stored_document(text).get("notify")
         if notify and notice in notify["on"] and notify not in found:
             found.append(notify)
             yield notify
