@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -79,13 +79,54 @@ class CodeFiles:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Walked:
+    """What lies below one folder. `by_real_path` finds the files by where they really are."""
+
+    files: Mapping[str, CodeFile]
+    left_out: Mapping[str, LeftOut]
+    notes: tuple[str, ...]
+    by_real_path: Mapping[str, str]
+
+
+class Walks:
+    """Folders that were walked for one launch, each once: five hundred arms of one folder have the same neighbours."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, Path, str, bool], _Walked] = {}
+
+    def below(self, folder: Path, anchor: Path, home: str, *, respect_git: bool) -> _Walked:
+        """What is below `folder`, with names relative to `anchor`. Every file that may be code, arm files of any other
+        look among it. Raises UnusableCode."""
+        key = (folder, anchor, home, respect_git)
+        if key not in self._known:
+            search = _Search(anchor, home)
+            if respect_git:
+                search.ask_git(folder)
+            search.walk(folder, named=False)
+            self._known[key] = _Walked(
+                {file.name: file for file in search.files},
+                {each.path: each for each in search.left_out},
+                tuple(search.notes),
+                {os.path.realpath(file.source): file.name for file in search.files},
+            )
+        return self._known[key]
+
+
 def code_files(
-    roots: Sequence[Path], includes: Sequence[Path], arm_files: Sequence[str], home: Path, *, respect_git: bool
+    roots: Sequence[Path],
+    includes: Sequence[Path],
+    arm_files: Sequence[str],
+    home: Path,
+    *,
+    respect_git: bool,
+    walks: Walks | None = None,
 ) -> CodeFiles:
     """The files below the first of `roots` and in `includes`; the other roots only need a place in the snapshot.
 
     What is included by name may also be text, an arm file or ignored by git, never a secret or too large. Raises
-    UnusableCode for such an include, for a folder that cannot be read and for more than MAX_FILES files.
+    UnusableCode for such an include, for a folder that cannot be read and for more than MAX_FILES files. `walks` holds
+    what was walked for other arms of the launch.
     """
     folder = roots[0]
     anchor = (
@@ -94,19 +135,26 @@ def code_files(
     if os.path.realpath(folder) == os.path.realpath(home):
         allowed = "a home elsewhere (--home or $RUNNER_HOME), or a code.root below it"
         raise UnusableCode("code.root", f"{folder} is the home of the runner itself", allowed)
-    search = _Search(anchor, frozenset(map(os.path.realpath, arm_files)), os.path.realpath(home))
-    if respect_git:
-        search.ask_git(folder)
-    search.walk(folder, named=False)
+    walked = (walks or Walks()).below(folder, anchor, os.path.realpath(home), respect_git=respect_git)
+    found, left = dict(walked.files), dict(walked.left_out)
+    for arm_file in arm_files:
+        name = walked.by_real_path.get(os.path.realpath(arm_file))
+        if name is not None:
+            del found[name]
+            left[name] = LeftOut(name, "an arm file")
+    search = _Search(anchor, os.path.realpath(home))
     for path in includes:
         search.include(path)
-    found = {file.name: file for file in search.files}
-    left = {each.path: each for each in search.left_out if each.path not in found}
+    found |= {file.name: file for file in search.files}
+    if len(found) > MAX_FILES:
+        problem = f"{len(found)} files to freeze with those of code.include (limit {MAX_FILES})"
+        raise UnusableCode("code.include", problem, "fewer files, or a smaller code.root")
+    left |= {each.path: each for each in search.left_out}
     return CodeFiles(
         anchor,
         tuple(found[name] for name in sorted(found)),
-        tuple(left[path] for path in sorted(left)),
-        tuple(search.notes),
+        tuple(left[path] for path in sorted(left) if path not in found),
+        walked.notes,
     )
 
 
@@ -119,7 +167,6 @@ class _Search:
     """One walk. `ignored` holds absolute paths that git ignores."""
 
     anchor: Path
-    arm_files: frozenset[str]
     home: str
     ignored: frozenset[str] = frozenset()
     files: list[CodeFile] = field(default_factory=list)
@@ -208,26 +255,25 @@ class _Search:
             return f"larger than {MAX_FILE_BYTES // 1024**2} MiB"
         if not named and _matches(name, TEXT_NAMES):
             return "text for people"
-        if not named and self._is_arm_file(path):
+        if not named and _is_arm_file(path):
             return "an arm file"
         return self._reason_ignored(path, named)
 
     def _reason_ignored(self, path: Path, named: bool) -> str | None:
         return "ignored by git" if not named and str(path) in self.ignored else None
 
-    def _is_arm_file(self, path: Path) -> bool:
-        if os.path.realpath(path) in self.arm_files:
-            return True
-        if path.suffix.lower() not in (".yaml", ".yml"):
-            return False
-        try:
-            status = path.stat()
-            return _looks_like_an_arm(path, status.st_ino, status.st_size, status.st_mtime_ns)
-        except OSError:
-            return False  # hashing it will say that it cannot be read
-
     def _name(self, path: Path) -> str:
         return PurePosixPath(os.path.relpath(path, self.anchor)).as_posix()
+
+
+def _is_arm_file(path: Path) -> bool:
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return False
+    try:
+        status = path.stat()
+        return _looks_like_an_arm(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return False  # hashing it will say that it cannot be read
 
 
 @functools.lru_cache(maxsize=MAX_FILES)

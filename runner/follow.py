@@ -18,12 +18,13 @@ from sqlalchemy import Connection
 from provisioning.base import Shell
 from runner.attending import Attend
 from runner.home import Home
-from runner.ingest import Position, Tails, Taken
+from runner.ingest import End, Position, Tails, Taken
 from runner.judge import judge
 from runner.launch_spec import attempt_dir
 from runner.memory import CurveMemory
 from runner.metric_formats import Format, format_for
 from runner.observe import Seen, look
+from runner.pace import Pace
 from runner.places import Places
 from runner.records import AttemptKind, DeclaredEvent, Health, Verdict
 from runner.schedule import Phase
@@ -41,9 +42,6 @@ ROUND_BYTES = 16 * 1024 * 1024
 
 SMALL_BYTES = 256 * 1024
 """Reads up to this size share one transaction; a larger one has its own, so that none holds the database for long."""
-
-JUDGING_SHARE = 0.05
-"""The part of one core that judging may take, shared by the runs that live."""
 
 Act = Callable[[StoredRun], None]
 Guarded = Callable[[StoredRun, Act], None]
@@ -178,7 +176,7 @@ class Follow:
             if self._bytes_left <= 0:
                 found.behind = True
                 return
-            taken = self._tails.take(run.run, number, path, stored, shell.stamp, shell.read, parse)
+            taken = self._tails.take(run.run, number, path, stored, shell.stamp, shell.read, parse, _end_of(found.seen))
             if taken is None:
                 return
             self._bytes_left -= taken.size_bytes
@@ -223,7 +221,7 @@ class Follow:
             details = {
                 key: value for key, value in record.event.items() if key not in ("kind", "event", "step", "time")
             }
-            when = record.time or self._now()
+            when = record.time if record.time and math.isfinite(record.time) else self._now()
             said = "announced by the trainer"
             changes.add_event(connection, when, name, said, step=record.step, data=details, **place)
         if taken.restarted:
@@ -335,43 +333,6 @@ class Follow:
                 changes.set_attempt(connection, run.run, attempt.number, **values)
 
 
-class Pace:
-    """When to judge again. How often the judge looks never changes what it concludes, only how soon it is known, and a
-    look costs more the longer a run is: so all of them together get a fixed share of a core, and a run that writes
-    steadily waits for its turn. The end of an attempt and a value that is not finite do not wait.
-    """
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._not_before_s: dict[tuple[str, int], float] = {}
-        self._news: dict[tuple[str, int], bool] = {}  # what the judge has not seen yet, and whether it can wait
-        self._broken: dict[tuple[str, int], frozenset[str]] = {}
-
-    def news(self, run: str, attempt: int, not_finite: frozenset[str]) -> None:
-        """Something was stored that the judge has not seen; the first bad value of a metric is urgent."""
-        key = (run, attempt)
-        broken = self._broken.get(key, frozenset())
-        self._news[key] = self._news.get(key, False) or not not_finite <= broken
-        self._broken[key] = broken | not_finite
-
-    def is_due(self, run: str, attempt: int, at_end: bool) -> bool:
-        """Whether to judge now. An attempt that this controller has not judged yet may hold what nobody judged."""
-        key = (run, attempt)
-        if key not in self._not_before_s:
-            return True
-        return key in self._news and (at_end or self._news[key] or self._monotonic() >= self._not_before_s[key])
-
-    def judged(self, run: str, attempt: int, cost_s: float, live: int) -> None:
-        """A run was judged, which took `cost_s`, while so many runs live."""
-        self._news.pop((run, attempt), None)
-        self._not_before_s[run, attempt] = self._monotonic() + cost_s * live / JUDGING_SHARE
-
-    def forget(self, run: str, attempt: int) -> None:
-        """The attempt is over."""
-        for known in (self._news, self._not_before_s, self._broken):
-            known.pop((run, attempt), None)
-
-
 def metric_files(shell: Shell, run_dir: Path, folder: Path, metrics: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The files that an attempt's metrics are read from; `folder` is the attempt's own."""
     if metrics is None:
@@ -382,6 +343,12 @@ def metric_files(shell: Shell, run_dir: Path, folder: Path, metrics: Mapping[str
     if metrics["source"] == "tensorboard":
         return tuple(f"{path}/{name}" for name in shell.names(path) if "tfevents" in name)
     return (path,)
+
+
+def _end_of(seen: Seen) -> End | None:
+    if seen.phase not in (Phase.ENDED, Phase.GONE):
+        return None
+    return End.COMPLETE if seen.exit is not None and seen.exit.get("code") == 0 else End.CUT
 
 
 def is_news(stored: Mapping[str, Any] | None, verdict: Verdict) -> bool:

@@ -11,9 +11,10 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
-from runner.metric_formats import MAX_LINE_BYTES, Block, Format, Record
+from runner.metric_formats import MAX_LINE_BYTES, Block, Format, Parsed, Record
 
 CHUNK_BYTES = 4 * 1024 * 1024
 HEAD_BYTES = 256
@@ -79,6 +80,13 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+class End(StrEnum):
+    """How whoever wrote a file has ended: by itself, or killed, so that its last line may be cut short."""
+
+    COMPLETE = "complete"
+    CUT = "cut"
+
+
 class Tails:
     """Where metrics files were read to and what they looked like then, so that one that did not change costs a look.
 
@@ -89,10 +97,18 @@ class Tails:
         self._known: dict[tuple[str, int], dict[str, tuple[Position, FileStamp | None]]] = {}
 
     def take(
-        self, run: str, attempt: int, path: str, stored: Callable[[], Position], stamp: Stamp, read: Read, parse: Format
+        self,
+        run: str,
+        attempt: int,
+        path: str,
+        stored: Callable[[], Position],
+        stamp: Stamp,
+        read: Read,
+        parse: Format,
+        end: End | None = None,
     ) -> Taken | None:
         """What is new in a file of an attempt, at most one chunk; None when there is nothing. `stored` is asked for
-        the position of a file that was not read before."""
+        the position of a file that was not read before, `end` says how its writer ended, None while that lives."""
         known = self._known.setdefault((run, attempt), {})
         found = stamp(path)
         if found is None:
@@ -100,9 +116,9 @@ class Tails:
         if path not in known:
             known[path] = (stored(), None)
         position, seen = known[path]
-        if found == seen:
+        if found == seen and (end is None or position.offset >= found[1]):
             return None
-        taken = take(position, lambda _path: found, read, parse)
+        taken = take(position, lambda _path: found, read, parse, end)
         if taken is None or (taken.position == position and not taken.restarted):
             known[path] = (position, found)
             return None
@@ -117,11 +133,12 @@ class Tails:
         self._known.pop((run, attempt), None)
 
 
-def take(position: Position, stamp: Stamp, read: Read, parse: Format) -> Taken | None:
+def take(position: Position, stamp: Stamp, read: Read, parse: Format, end: End | None = None) -> Taken | None:
     """Read at most one chunk behind `position`; None when there is no file or nothing new in it.
 
     A file that shrank, was replaced or begins otherwise than before is read from 0 again; the key of a point makes the
-    repeats harmless.
+    repeats harmless. A last line without its end waits until the writer has ended (`end`); then it counts when it must
+    be whole, and is rejected, not passed over, when it may have been cut.
     """
     found = stamp(position.path)
     if found is None:
@@ -135,7 +152,8 @@ def take(position: Position, stamp: Stamp, read: Read, parse: Format) -> Taken |
         return None
     data = read(position.path, position.offset, CHUNK_BYTES) or b""
     with collector_paused():
-        taken = _parse_chunk(position, data, parse)
+        is_last = position.offset + len(data) >= size
+        taken = _parse_chunk(position, data, parse, size, end if is_last else None)
     if position.offset == 0:
         taken = replace(taken, position=replace(taken.position, head=_head(data[: taken.position.offset])))
     more = taken.position.offset < size and len(data) == CHUNK_BYTES
@@ -165,21 +183,27 @@ def _head(data: bytes) -> str:
     return f"{len(first)}:{hashlib.blake2b(first, digest_size=8).hexdigest()}" if first else ""
 
 
-def _parse_chunk(position: Position, data: bytes, parse: Format) -> Taken:
+def _parse_chunk(position: Position, data: bytes, parse: Format, size: int, end: End | None) -> Taken:
     skipped = 0
     if position.skipping:
-        end = _line_end(data)
-        if end < 0:
+        line_end = _line_end(data)
+        if line_end < 0:
             return Taken((), replace(position, offset=position.offset + len(data)))
-        skipped = end + 1
+        skipped = line_end + 1
     parsed = parse(data[skipped:], position.state or {})
     consumed = skipped + parsed.consumed
-    rest = len(data) - consumed
-    too_long = not parsed.framed and rest > MAX_LINE_BYTES and _line_end(data[consumed:]) < 0
-    rejected = list(parsed.rejected)
+    too_long = not parsed.framed and len(data) - consumed > MAX_LINE_BYTES and _line_end(data[consumed:]) < 0
+    complaint = ""
     if too_long:
-        rejected.append(f"a line of more than {MAX_LINE_BYTES} bytes")
+        complaint = f"a line of more than {MAX_LINE_BYTES} bytes"
         consumed = len(data)
+    elif CHUNK_BYTES < parsed.needs <= size - position.offset - consumed:
+        complaint = f"a record of {parsed.needs} bytes (limit {CHUNK_BYTES})"
+        consumed += parsed.needs
+    elif end is not None and consumed < len(data):
+        parsed, complaint = _with_rest(parsed, data[consumed:], parse, end)
+        consumed = len(data)
+    rejected = [*parsed.rejected, complaint] if complaint else parsed.rejected
     return Taken(
         parsed.records,
         replace(
@@ -187,12 +211,26 @@ def _parse_chunk(position: Position, data: bytes, parse: Format) -> Taken:
             offset=position.offset + consumed,
             skipping=too_long,
             state=parsed.state,
-            lines=position.lines + parsed.lines + int(too_long),
+            lines=position.lines + parsed.lines + bool(complaint),
             rejected=position.rejected + len(rejected),
             example=position.example or (rejected[0][:300] if rejected else ""),
         ),
         blocks=parsed.blocks,
     )
+
+
+def _with_rest(parsed: Parsed, rest: bytes, parse: Format, end: End) -> tuple[Parsed, str]:
+    """What was parsed with the last line, which has no end; and a complaint where that cannot be believed."""
+    if parsed.framed or not (parsed.closed or end is End.COMPLETE):
+        return parsed, f"cut off at its end: {rest[:60]!r}"
+    last = parse(rest + b"\n", parsed.state or {})
+    return replace(
+        last,
+        records=(*parsed.records, *last.records),
+        blocks=(*parsed.blocks, *last.blocks),
+        lines=parsed.lines + last.lines,
+        rejected=(*parsed.rejected, *last.rejected),
+    ), ""
 
 
 def _line_end(data: bytes) -> int:

@@ -29,7 +29,7 @@ from runner.plan import KnownRun, Plan, make_plan
 from runner.provenance import Provenance
 from runner.quarantine import Withheld
 from runner.schedule import Shape
-from runner.snapshot import Snapshot, preview, take
+from runner.snapshot import Seen, Snapshot, preview, take
 from runner.spec import ResolvedArm, StoredStudy, from_json, read_study_arms, to_json
 from runner.spec.lint import blocking, lint, parse_allow
 from runner.store import requests, tables
@@ -95,7 +95,8 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
     allow = parse_allow(options.allow)
     past = _read_past(home)
     arms = read_study_arms(paths, options.sets, options.seeds, options.arms, stored=past.studies, amend=options.amend)
-    snapshots = {arm.name: preview(arm, home) for arm in arms}
+    seen = Seen()
+    snapshots = {arm.name: preview(arm, home, seen) for arm in arms}
     slots = _slots(arms, options)
     kept = _left_out(slots, options, past)
     plan = make_plan(
@@ -135,9 +136,9 @@ def commit(prepared: Prepared) -> int:
     ready_database(home)
     gpus = [gpu.name for gpu in usable_gpus(NvmlDriver(), os.environ.get(MASK)).gpus]
     provenance = Provenance(os.environ, gpus)
-    entries = []
+    entries, seen = [], Seen()
     for arm in prepared.arms:
-        snapshot = take(arm, home)
+        snapshot = take(arm, home, seen)
         entries.append(
             {
                 "document": to_json(arm),

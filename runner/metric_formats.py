@@ -1,6 +1,6 @@
 """What a training script may write its metrics as, and how bytes of it become records. Pure.
 
-A format is a function `(data, state, ended) -> Parsed`: it consumes whole records only, so that the caller can store
+A format is a function `(data, state) -> Parsed`: it consumes whole records only, so that the caller can store
 `consumed` as the new offset and come back when there is more. Adding a format is one function and one line in FORMATS.
 """
 
@@ -12,7 +12,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -48,7 +48,9 @@ class Parsed:
     """What was understood of some bytes. `rejected` holds the reason for each line that was not.
 
     Records stand in `blocks` or one by one in `records`, never in both; those in `blocks` came first.
-    `framed` records carry their own length, so that an unfinished one is never mistaken for an endless line.
+    `framed` records carry their own length, so that an unfinished one is never mistaken for an endless line; `needs` is
+    then how many bytes the unfinished one takes. `closed` records show by themselves whether they are whole, so the
+    last one counts even where a process was killed before it ended the line.
     """
 
     records: tuple[Record, ...]
@@ -57,6 +59,8 @@ class Parsed:
     rejected: tuple[str, ...] = ()
     state: Mapping[str, Any] | None = None
     framed: bool = False
+    needs: int = 0
+    closed: bool = False
     blocks: tuple[Block, ...] = ()
 
 
@@ -144,7 +148,7 @@ def _jsonl(data: bytes, state: Mapping[str, Any]) -> Parsed:
     consumed = data.rfind(b"\n") + 1
     objects = _plain_objects(data[:consumed])
     if objects is None:
-        return _by_lines(data, "\n", _json_record)
+        return replace(_by_lines(data, "\n", _json_record), closed=True)
     blocks: list[Block] = []
     events: list[Record] = []
     rejected: list[str] = []
@@ -162,7 +166,7 @@ def _jsonl(data: bytes, state: Mapping[str, Any]) -> Parsed:
                 continue
             events.extend([record] if record.event is not None else [])
             blocks.extend(as_blocks([record]))
-    return Parsed(tuple(events), consumed, len(objects), tuple(rejected), blocks=tuple(blocks))
+    return Parsed(tuple(events), consumed, len(objects), tuple(rejected), closed=True, blocks=tuple(blocks))
 
 
 def as_blocks(records: Iterable[Record]) -> Iterator[Block]:
@@ -292,20 +296,23 @@ def _regex(pattern: re.Pattern[str], data: bytes, state: Mapping[str, Any]) -> P
 
 def _tensorboard(data: bytes, state: Mapping[str, Any]) -> Parsed:
     """TensorBoard event files: length-framed records (8-byte length, 4-byte check, body, 4-byte check)."""
-    from tensorboard.compat.proto.event_pb2 import Event  # an optional package, needed for this source only
+    # Optional packages, needed for this source only.
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
 
     records: list[Record] = []
     rejected: list[str] = []
-    offset = 0
+    offset = needs = 0
     while len(data) - offset >= 12:
         (length,) = struct.unpack_from("<Q", data, offset)
         if len(data) - offset < length + 16:
+            needs = length + 16
             break
         body = data[offset + 12 : offset + 12 + length]
         offset += length + 16
         try:
             event = Event.FromString(body)
-        except ValueError as error:
+        except DecodeError as error:
             rejected.append(f"not a TensorBoard record: {error}")
             continue
         values = {value.tag: float(scalar) for value in event.summary.value if (scalar := _scalar(value)) is not None}
@@ -313,7 +320,7 @@ def _tensorboard(data: bytes, state: Mapping[str, Any]) -> Parsed:
             records.extend([Record(whole_step(event.step), values, event.wall_time)] if values else [])
         except Unreadable as error:
             rejected.append(str(error))
-    return Parsed(tuple(records), offset, len(records) + len(rejected), tuple(rejected), framed=True)
+    return Parsed(tuple(records), offset, len(records) + len(rejected), tuple(rejected), framed=True, needs=needs)
 
 
 def _scalar(value: Any) -> float | None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import posixpath
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import psutil
 
+from runner.code_files import LeftOut
 from runner.snapshot import Snapshot
 from runner.spec.models import TRAINER, ResolvedArm
 from runner.spec.trainer_check import trainer_package
 
 ALLOWED_VARIABLES = ("CUDA_", "OMP_", "NCCL_", "PYTHON", "RUNNER_")
+MOST_ALIKE = 20
 _TIMEOUT_S = 60.0
 
 
@@ -63,7 +66,7 @@ def _document(
             "hash": snapshot.hash,
             "files": len(snapshot.files),
             "size_bytes": snapshot.size_bytes,
-            "left_out": [{"path": left.path, "reason": left.reason} for left in snapshot.left_out],
+            "left_out": _left_out(snapshot.left_out),
         },
         "arm_files": list(arm.sources),
         "python": {"executable": arm.python, "version": platform.python_version()},
@@ -71,6 +74,19 @@ def _document(
         "hardware": hardware,
         "variables": _variables(arm, variables),
     }
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> list[dict[str, str]]:
+    """What was not frozen and why. Many neighbours with one reason are counted: every run of a study has this list."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for left in left_out:
+        alike.setdefault((posixpath.dirname(left.path), left.reason), []).append(left.path)
+    found = []
+    for (folder, reason), paths in alike.items():
+        if len(paths) > MOST_ALIKE:
+            paths = [f"{folder or '.'}/ ({len(paths)} files and folders, {paths[0]} to {paths[-1]})"]
+        found += [{"path": path, "reason": reason} for path in paths]
+    return found
 
 
 def _repository(folder: Path) -> dict[str, Any]:

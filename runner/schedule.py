@@ -112,8 +112,10 @@ def schedule(
 
 
 def conflicts(one: Slot, other: Slot) -> bool:
-    """Whether two slots may not be used at once: one name, a common GPU, or common cores nobody agreed to share."""
-    if one.name == other.name or set(one.gpu_uuids) & set(other.gpu_uuids):
+    """Whether two slots may not be used at once: a common GPU, one name, or common cores nobody agreed to share."""
+    if one.gpu_uuids and other.gpu_uuids:
+        return bool(set(one.gpu_uuids) & set(other.gpu_uuids))  # a number may have passed to another GPU since
+    if one.name == other.name:
         return True
     if one.gpu_uuids or other.gpu_uuids or (one.shares_cores and other.shares_cores):
         return False

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from runner.code_files import CodeFile, LeftOut, UnusableCode, code_files
+from runner.code_files import CodeFile, LeftOut, UnusableCode, Walks, code_files
 from runner.errors import HomeError, InfrastructureError, SpecError
 from runner.home import Home
 from runner.spec.command import script_of
@@ -41,29 +41,44 @@ class Snapshot:
     notes: tuple[str, ...] = ()
 
 
-def preview(arm: ResolvedArm, home: Home) -> Snapshot:
-    """What `take` would freeze, without writing anything.
+class Seen:
+    """What was looked at for one launch: folders walked, files hashed, copies found unharmed. Never for longer, because
+    files change."""
+
+    def __init__(self) -> None:
+        self.walks = Walks()
+        self.digests: dict[CodeFile, tuple[str, int]] = {}
+        self.verified: set[str] = set()
+
+
+def preview(arm: ResolvedArm, home: Home, seen: Seen | None = None) -> Snapshot:
+    """What `take` would freeze, without writing anything. `seen` is shared by the arms of one launch.
 
     Raises SpecError when the code is too large, cannot be read, or lacks the script that the command starts.
     """
     try:
-        return _look(arm, home)[0]
+        return _look(arm, home, seen or Seen())[0]
     except UnusableCode as error:
         raise _located(arm, error) from None
 
 
-def take(arm: ResolvedArm, home: Home) -> Snapshot:
-    """Freeze the arm's code in the home, unless the same content is there already.
+def take(arm: ResolvedArm, home: Home, seen: Seen | None = None) -> Snapshot:
+    """Freeze the arm's code in the home, unless the same content is there already. `seen` as in `preview`.
 
     Atomic: the folder is complete or not there. Raises SpecError as `preview` does, HomeError when it cannot be
     written, InfrastructureError when an existing copy was tampered with.
     """
+    seen = seen or Seen()
     try:
-        snapshot, files = _look(arm, home)
-        if (home.root / snapshot.root).is_dir():
+        snapshot, files = _look(arm, home, seen)
+        if not (home.root / snapshot.root).is_dir():
+            _copy(home, snapshot, files)
+        elif snapshot.hash not in seen.verified:
             _verify(home, snapshot, files)
-            return snapshot
-        return _copy(home, snapshot, files)
+        seen.verified.add(snapshot.hash)
+        # Arms of several folders may share one copy.
+        (home.root / snapshot.root / snapshot.arm_dir).mkdir(parents=True, exist_ok=True)
+        return snapshot
     except UnusableCode as error:
         raise _located(arm, error) from None
     except OSError as error:
@@ -84,10 +99,15 @@ class _Hashed:
     size_bytes: int
 
 
-def _look(arm: ResolvedArm, home: Home) -> tuple[Snapshot, tuple[_Hashed, ...]]:
-    found = code_files(_roots(arm), _includes(arm), arm.sources, home.root, respect_git=arm.kind != TRAINER)
+def _look(arm: ResolvedArm, home: Home, seen: Seen) -> tuple[Snapshot, tuple[_Hashed, ...]]:
+    found = code_files(
+        _roots(arm), _includes(arm), arm.sources, home.root, respect_git=arm.kind != TRAINER, walks=seen.walks
+    )
     _refuse_too_large(found.files)
-    hashed = tuple(_Hashed(file, *_digest_of(file)) for file in found.files)
+    for file in found.files:
+        if file not in seen.digests:
+            seen.digests[file] = _digest_of(file)
+    hashed = tuple(_Hashed(file, *seen.digests[file]) for file in found.files)
     code_hash = _code_hash(hashed)
     arm_dir = "." if arm.kind == TRAINER else PurePosixPath(os.path.relpath(arm.folder, found.anchor)).as_posix()
     snapshot = Snapshot(
@@ -185,11 +205,10 @@ def _verify(home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> None:
             )
 
 
-def _copy(home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> Snapshot:
+def _copy(home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> None:
     home.snapshots.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=home.snapshots))
     try:
-        (temporary / snapshot.arm_dir).mkdir(parents=True, exist_ok=True)
         for each in files:
             _copy_file(each, temporary / each.file.name)
         os.replace(temporary, home.root / snapshot.root)
@@ -200,7 +219,6 @@ def _copy(home: Home, snapshot: Snapshot, files: Sequence[_Hashed]) -> Snapshot:
         _verify(home, snapshot, files)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return snapshot
 
 
 def _copy_file(each: _Hashed, target: Path) -> None:

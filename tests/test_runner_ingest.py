@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.ingest import CHUNK_BYTES, Position, Tails, Taken, take
+from runner.ingest import CHUNK_BYTES, End, Position, Tails, Taken, take
 from runner.metric_formats import MAX_LINE_BYTES, Parsed, Record, format_for
 
 
@@ -31,9 +31,11 @@ def read(path: str, offset: int, limit: int) -> bytes:
         return file.read(limit)
 
 
-def drain(position: Position, metrics: Mapping[str, Any] | None = None) -> tuple[list[Record], Position]:
+def drain(
+    position: Position, metrics: Mapping[str, Any] | None = None, end: End | None = None
+) -> tuple[list[Record], Position]:
     records: list[Record] = []
-    while (taken := take(position, stamp, read, format_for(metrics))) is not None:
+    while (taken := take(position, stamp, read, format_for(metrics), end)) is not None:
         if taken.position == position:
             break
         records += taken.each()
@@ -291,3 +293,76 @@ def test_a_line_that_its_reader_cannot_take_is_rejected_and_the_next_one_is_read
     parsed = format_for({"source": "csv", "path": "m.csv"})(b"step,loss\n1,0.5\n2,0\r.5\n3,0.25\n", {})
     assert values_of(records_of(parsed), "loss") == [(1, 0.5), (3, 0.25)]
     assert len(parsed.rejected) >= 1
+
+
+CSV = {"source": "csv", "path": "m"}
+REGEX = {"source": "regex", "pattern": r"step (?P<step>\d+) loss (?P<loss>\S+)"}
+
+
+class TestTheLastLine:
+    """A line without an end waits while its writer lives; afterwards it counts or is counted, never passed over."""
+
+    @pytest.mark.parametrize(
+        ("metrics", "whole"),
+        [(None, b'{"step": 2, "loss": 0.5}'), (CSV, b"step,loss\n2,0.5"), (REGEX, b"step 2 loss 0.5")],
+    )
+    def test_of_a_process_that_ended_well_it_counts(
+        self, tmp_path: Path, metrics: dict[str, Any] | None, whole: bytes
+    ) -> None:
+        path = tmp_path / "m"
+        path.write_bytes(whole)
+        records, position = drain(Position(str(path)), metrics)
+        assert records == []
+        records, position = drain(position, metrics, End.COMPLETE)
+        assert values_of(records, "loss") == [(2, 0.5)]
+        assert (position.offset, position.rejected) == (len(whole), 0)
+        assert take(position, stamp, read, format_for(metrics), End.COMPLETE) is None
+
+    @pytest.mark.parametrize(("metrics", "cut"), [(CSV, b"step,loss\n1,0.5\n2,0.1"), (REGEX, b"step 2 loss 0.1")])
+    def test_of_a_killed_process_a_number_may_be_cut_short_so_it_is_rejected(
+        self, tmp_path: Path, metrics: dict[str, Any], cut: bytes
+    ) -> None:
+        path = tmp_path / "m"
+        path.write_bytes(cut)  # it was about to write 0.1234
+        records, position = drain(Position(str(path)), metrics, End.CUT)
+        assert (2, 0.1) not in values_of(records, "loss")
+        assert (position.offset, position.rejected) == (len(cut), 1)
+        assert "cut off at its end" in position.example
+
+    def test_a_json_object_shows_by_itself_that_it_is_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "m"
+        path.write_bytes(line(1, loss=1.0) + line(2, loss=2.0).rstrip())
+        records, position = drain(Position(str(path)), None, End.CUT)
+        assert values_of(records, "loss") == [(1, 1.0), (2, 2.0)]
+        path.write_bytes(line(1, loss=1.0) + line(2, loss=2.0)[:-6])
+        records, position = drain(Position(str(path)), None, End.CUT)
+        assert values_of(records, "loss") == [(1, 1.0)]
+        assert position.rejected == 1
+
+    def test_an_attempt_that_goes_on_in_the_same_file_loses_nothing_to_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "m"
+        path.write_bytes(b'{"step": 1, "lo')
+        _, position = drain(Position(str(path)), None, End.CUT)
+        path.write_bytes(path.read_bytes() + line(1, loss=4.0))
+        records, position = drain(position)
+        assert values_of(records, "loss") == [(1, 4.0)]
+        assert position.rejected == 1
+
+    def test_a_look_at_an_unchanged_file_finds_it_once_the_writer_has_ended(self, tmp_path: Path) -> None:
+        path = tmp_path / "m"
+        path.write_bytes(b'{"step": 2, "loss": 0.5}')
+        tails, parse = Tails(), format_for(None)
+
+        def look(end: End | None) -> Taken | None:
+            return tails.take("r", 1, str(path), lambda: Position(str(path)), stamp, read, parse, end)
+
+        first = look(None)
+        assert first is not None
+        assert not list(first.each())
+        tails.keep("r", 1, first, first.position)
+        assert look(None) is None
+        taken = look(End.COMPLETE)
+        assert taken is not None
+        assert [record.step for record in taken.each()] == [2]
+        tails.keep("r", 1, taken, taken.position)
+        assert look(End.COMPLETE) is None

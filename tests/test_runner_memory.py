@@ -21,9 +21,10 @@ from provisioning.base import HostLost
 from provisioning.local_shell import LocalShell
 from provisioning.processes import identity_of
 from runner.detach import SUPERVISOR
-from runner.follow import JUDGING_SHARE, Follow, Pace
+from runner.follow import Follow
 from runner.home import Home
 from runner.launch_spec import attempt_dir
+from runner.pace import JUDGING_SHARE, Pace
 from runner.records import RunState
 from runner.store import tables
 from runner.store.curves import read_curves

@@ -421,6 +421,33 @@ def test_of_two_receivers_only_the_one_that_failed_is_asked_again(
     assert (len(told(tmp_path / "told")), len(receiver.got)) == (1, 2)
 
 
+def test_a_notice_whose_missing_receiver_was_taken_out_is_settled_and_told_to_nobody_twice(
+    desk: Desk, receiver: Receiver, tmp_path: Path
+) -> None:
+    receiver.status = 503
+    block = writes(tmp_path / "told", webhook=receiver.address)
+    event = desk.event("failed(x)", "why", desk.run("b", block))
+    notifier = desk.notifier()
+    desk.until(notifier, lambda: desk.rows()[event][1] == 1)
+    with desk.session.transaction() as connection:  # as an arm that is launched again without its webhook
+        document = {"notify": {**block, "webhook": None, "on": list(DEFAULT_NOTICES), "timeout_s": 5.0}}
+        connection.execute(update(tables.runs).values(arm_document=document))
+    assert notifier.step(), "not before its time"
+    desk.seconds += RETRY_AFTER_S[0]
+    assert not notifier.step(), "there is nobody left to wait for"
+    assert desk.rows() == {event: ("sent", 2, "")}
+    assert (len(told(tmp_path / "told")), len(receiver.got)) == (1, 1)
+
+
+def test_a_notice_that_names_no_receiver_is_settled_and_does_not_come_up_again(desk: Desk) -> None:
+    event = desk.event("failed(x)", "why", desk.run("b", {"command": None, "webhook": None}))
+    assert desk.rows()[event][0] == "waiting"
+    notifier = desk.notifier()
+    for _ in range(3):
+        assert not notifier.step()
+        assert desk.rows() == {event: ("sent", 1, "")}
+
+
 def test_what_a_dead_controller_left_is_taken_up_by_the_next(desk: Desk, receiver: Receiver) -> None:
     receiver.hangs = True
     run = desk.run("b", {"webhook": receiver.address})

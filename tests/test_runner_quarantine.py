@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.base import GpuUse, Leftover, ProcessIdentity, Slot, SlotProbe
+from provisioning.gpu_watch import GpuReading
+from provisioning.gpus import Gpu, GpuSurvey
+from provisioning.local import LocalProvider
+from runner.home import Home
+from runner.places import Places
 from runner.quarantine import (
     AGE_SLACK_S,
     RELEASE_WITHIN_S,
@@ -27,6 +34,11 @@ from runner.quarantine import (
     offered,
     withheld,
 )
+from runner.records import RunState
+from runner.slot_watch import open_quarantines
+from runner.store.facts import open_runs
+from tests.fakes.arms import command_arm
+from tests.fakes.stored_study import StoredStudy
 
 UUID = "GPU-1a2b"
 CPU, GPU = Slot("cpu0", (0,)), Slot("gpu0", (0,), (UUID,), (0,), 24_000)
@@ -161,3 +173,76 @@ class TestWhatIsOnOffer:
         assert named(uses) == (
             "pid 900 (: ) holds 900 MiB, pid 800 (: ) holds 800 MiB, pid 700 (: ) holds 700 MiB, and 1 more"
         )
+
+
+@dataclass
+class Machine:
+    """Two GPUs, the cores that we may use of it, and a clock; a test changes them."""
+
+    stored: StoredStudy
+    order: tuple[str, ...] = ("GPU-other", UUID)
+    cores: tuple[int, ...] = (0, 1)
+    answer: GpuReading | str = "it has fallen off the bus"
+    now: float = 1_000.0
+
+    def survey(self) -> GpuSurvey:
+        return GpuSurvey(tuple(Gpu(uuid, index, "card", 24_000) for index, uuid in enumerate(self.order)))
+
+    def read(self, uuids: Sequence[str]) -> Mapping[str, GpuReading | str]:
+        return {uuid: self.answer if uuid == UUID else GpuReading(uuid, 10) for uuid in uuids}
+
+    def places(self) -> Places:
+        """What a new controller knows of it."""
+        local = LocalProvider("", {}, driver=self, cores=lambda: self.cores, monotonic=lambda: self.now)
+        return Places(self.stored.session, {"local": local}, lambda: self.now, lambda: self.now)
+
+    def names(self, places: Places) -> list[str]:
+        return [slot.name for slots in places.slots([(1, 1, 0.0)]).values() for slot in slots]
+
+    def kept(self) -> int:
+        """How many quarantines are in force."""
+        with self.stored.session.reading() as connection:
+            return len(open_quarantines(connection))
+
+
+class TestAControllerThatComesBackElsewhere:
+    @pytest.fixture
+    def machine(self, tmp_path: Path) -> Iterator[Machine]:
+        stored = StoredStudy(Home(tmp_path))
+        stored.run(replace(command_arm(), arm="waits"), state=RunState.QUEUED)  # with nothing open, nobody looks
+        yield Machine(stored)
+        stored.close()
+
+    @pytest.mark.parametrize("cores", [(0, 1), (2, 3), (7,)])
+    @pytest.mark.parametrize("order", [("GPU-other", UUID), (UUID, "GPU-other")])
+    def test_the_gpu_stays_in_quarantine_under_any_name_and_any_cores_until_it_is_well(
+        self, machine: Machine, cores: tuple[int, ...], order: tuple[str, ...]
+    ) -> None:
+        assert machine.names(machine.places()) == ["gpu0"]
+        assert machine.kept() == 1
+        machine.order, machine.cores = order, cores
+        machine.answer = GpuReading(UUID, 9_000)  # it answers again, and still holds what nobody accounts for
+        machine.now += REPROBE_S
+        places = machine.places()
+        with machine.stored.session.reading() as connection:
+            runs = open_runs(connection)
+        sick = f"gpu{order.index(UUID)}"
+        for _ in range(2):
+            places.prove_released(runs)
+            assert sick not in machine.names(places)
+            assert (sick, "quarantine") in [(one.slot, one.kind) for one in places.withheld()]
+            machine.now += REPROBE_S
+        assert machine.kept() == 1, "it is one GPU, whatever its slot is called"
+        machine.answer = GpuReading(UUID, 10)
+        machine.now += REPROBE_S
+        places.prove_released(runs)
+        assert sorted(machine.names(places)) == ["gpu0", "gpu1"]
+        assert machine.kept() == 0
+
+    def test_a_healthy_gpu_that_gets_its_number_may_be_used(self, machine: Machine) -> None:
+        assert machine.names(machine.places()) == ["gpu0"]
+        machine.order = (UUID, "GPU-other")
+        assert machine.names(machine.places()) == ["gpu1"]
+        machine.order = ("GPU-new", "GPU-other")  # the sick one was taken out
+        machine.now += REPROBE_S
+        assert machine.names(machine.places()) == ["gpu0", "gpu1"]

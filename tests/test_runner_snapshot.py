@@ -12,7 +12,7 @@ import pytest
 from runner import code_files, snapshot
 from runner.errors import HomeError, InfrastructureError, SpecError
 from runner.home import Home
-from runner.snapshot import preview, take
+from runner.snapshot import Seen, preview, take
 from runner.spec.models import ResolvedArm
 from tests.fakes.arms import COMMAND_ARM, command_arm, everything_below, trainer_arm
 
@@ -278,3 +278,25 @@ def test_a_trainer_arm_freezes_the_trainer_beside_the_runner(home: Home) -> None
     assert "trainer/__main__.py" in taken.files
     assert all(name.startswith("trainer/") for name in taken.files)
     assert not any(name.endswith((".pyc", ".md")) for name in taken.files)
+
+
+def test_the_arms_of_a_launch_share_one_walk_and_each_leaves_out_its_own_file(
+    lab: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five hundred arms in one folder are five hundred neighbours of each."""
+    lists: list[Path] = []
+    real = os.listdir
+    monkeypatch.setattr("runner.code_files.os.listdir", lambda path: lists.append(Path(path)) or real(path))
+    own = [lab / f"odd{number}.cfg" for number in range(5)]  # no one would know them for arm files by their looks
+    for path in own:
+        path.write_text("x")
+    arms = [arm_in(lab, sources=(str(path),)) for path in own]
+    seen = Seen()
+    alone = [preview(arm, home) for arm in arms]
+    lists.clear()
+    together = [preview(arm, home, seen) for arm in arms]
+    assert together == alone
+    assert len(lists) == len(set(lists))
+    for path, found in zip(own, together, strict=True):
+        assert path.name not in found.files
+        assert {other.name for other in own} - {path.name} <= set(found.files)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from runner.lock import HomeLock, is_held
 from runner.memory import CurveMemory
 from runner.metric_formats import Record
 from runner.records import AttemptKind, Health, RunState, Verdict
-from runner.store import changes, requests, tables
+from runner.store import changes, requests, schema, tables, upgrade
 from runner.store.curves import AttemptPoints, as_series, join, read_curves
 from runner.store.database import REVISION, check_revision, create_or_upgrade, reading, revision
 from runner.store.opening import driver_of
@@ -136,6 +140,130 @@ def test_a_damaged_database_is_named_and_left_alone(tmp_path: Path, content: byt
     with pytest.raises(HomeError, match=r"runner\.db"):
         check_revision(home.database)
     assert home.database.read_bytes() == content
+
+
+def killed(act: Callable[[], None]) -> bool:
+    """Do something in a child of ours; whether it was killed on the way."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def create_up_to(home: Home, statement: int) -> None:
+    """Bring the database up to date, and die before one of the statements that this takes."""
+    left = iter(range(statement))
+    connect = upgrade._connect
+
+    def watched(path: Path) -> sqlite3.Connection:
+        connection = connect(path)
+        connection.set_trace_callback(lambda _said: None if next(left, None) is not None else die())
+        return connection
+
+    upgrade._connect = watched
+    create(home)
+
+
+def tables_of(path: Path) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+
+def points_of(path: Path) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT * FROM points ORDER BY series, step").fetchall()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_database_whose_making_is_killed_at_any_statement_is_made_by_the_next_one(
+    home: Home, tmp_path: Path, older: bool
+) -> None:
+    kept = Path(__file__).parent / "data" / "home_0001.db"
+    begun, statement, deaths, stride = Home(tmp_path / "begun"), 0, 0, 5
+    begun.root.mkdir()
+    while True:
+        for left in begun.root.iterdir():
+            left.unlink()
+        if older:
+            shutil.copy(kept, begun.database)
+        if not killed(lambda at=statement: create_up_to(begun, at)):
+            break
+        deaths += 1
+        assert check_revision(begun.database) == ("0001" if older else None), "whole or not there at all"
+        create(begun)
+        assert tables_of(begun.database) == tables_of(home.database)
+        assert points_of(begun.database) == (points_of(kept) if older else [])
+        assert begun.database.stat().st_mode & 0o777 == 0o600
+        backups = {f"runner.before-{REVISION}.db"} if older else set()
+        assert {path.name for path in begun.root.iterdir()} == {"controller.lock", "runner.db"} | backups
+        statement += stride
+    assert deaths > (3 if older else 5)
+
+
+@pytest.mark.parametrize("moment", ["before anything", "before it has its name", "when it has its name", "in the lock"])
+def test_a_creation_that_is_killed_between_its_files_loses_nothing(tmp_path: Path, moment: str) -> None:
+    home = Home(tmp_path)
+    rename = Path.replace
+
+    def act() -> None:
+        if moment == "before anything":
+            upgrade.upgrade = die  # type: ignore[assignment]
+        elif moment == "before it has its name":
+            Path.replace = die  # type: ignore[assignment,method-assign]
+        elif moment == "when it has its name":
+            Path.replace = lambda *paths: (rename(*paths), die())  # type: ignore[assignment,method-assign]
+        else:
+            schema.check_revision = die  # type: ignore[assignment]
+        create(home)
+
+    assert killed(act)
+    is_there = moment == "when it has its name"
+    assert check_revision(home.database) == (REVISION if is_there else None)
+    if not is_there:
+        with pytest.raises(HomeError, match="there is no database here"), reading(home):
+            pass
+    inode = home.database.stat().st_ino if is_there else None
+    create(home)
+    assert inode in (None, home.database.stat().st_ino), "what was whole is kept"
+    assert {path.name for path in home.root.iterdir()} == {"controller.lock", "runner.db"}
+    session = Session(home.database, pid=1, now=1.0)
+    assert session.epoch == 1
+    session.close()
+
+
+@pytest.mark.parametrize("left", ["runner.part", "runner.part-journal"])
+def test_what_a_power_failure_left_of_a_creation_is_no_beginning(tmp_path: Path, left: str) -> None:
+    home = Home(tmp_path)
+    (home.root / left).write_bytes(b"neither a page nor a journal" * 200)
+    create(home)
+    assert check_revision(home.database) == REVISION
+    assert {path.name for path in home.root.iterdir()} == {"controller.lock", "runner.db"}
+
+
+def test_a_controller_that_is_killed_at_its_first_words_to_a_new_database_leaves_it_whole(home: Home) -> None:
+    def act() -> None:
+        opened = Session(home.database, pid=1, now=1.0)
+        with opened.transaction() as connection:
+            changes.add_event(connection, 1.0, "x", "was never committed")
+            die()
+
+    assert killed(act)
+    session = Session(home.database, pid=2, now=2.0)
+    assert session.epoch == 2
+    with session.reading() as connection:
+        assert connection.execute(select(tables.events)).all() == []
+    session.close()
 
 
 def test_a_read_only_home_can_still_be_read(home: Home, session: Session) -> None:

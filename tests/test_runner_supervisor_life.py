@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from tests.fakes.attempts import (
     PYTHON,
     SAVES_ON_SIGTERM,
     STRAY,
+    SUPERVISOR,
     WAITS,
     Attempts,
     ask_stop,
@@ -28,6 +30,25 @@ from tests.fakes.attempts import (
     text,
     until,
 )
+
+# A spawner of little patience, which also says whom it forked; it goes on until its input ends.
+IMPATIENT = """
+import importlib.util, json, os, signal, sys
+found = importlib.util.spec_from_file_location("supervisor", sys.argv[1])
+supervisor = importlib.util.module_from_spec(found)
+found.loader.exec_module(supervisor)
+supervisor.READY_S = 0.2
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+fork, forked = os.fork, []
+def noted():
+    pid = fork()
+    forked.append(pid)
+    return pid
+os.fork = noted
+answer = supervisor.spawn(sys.stdin.buffer.readline())
+print(json.dumps({"forked": forked, "answer": answer}), flush=True)
+sys.stdin.buffer.read()
+"""
 
 
 @pytest.fixture
@@ -191,6 +212,32 @@ class TestTheSpawner:
         assert said in answer["error"]
         assert "s3cret" not in answer["error"]
         assert not Path(attempts.spec("")["attempt_dir"]).exists()
+
+    def test_what_could_not_claim_its_attempt_in_time_never_starts(self, attempts: Attempts) -> None:
+        spec = attempts.spec("open('started', 'w')")
+        folder = Path(spec["attempt_dir"])
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        argv = [*PYTHON, "-c", IMPATIENT, str(SUPERVISOR)]
+        with subprocess.Popen(argv, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spawner:
+            assert spawner.stdin is not None
+            assert spawner.stdout is not None
+            spawner.stdin.write(json.dumps(spec).encode() + b"\n")
+            said = json.loads(spawner.stdout.readline())
+            (pid,) = said["forked"]
+            assert said["answer"] == {
+                "attempt": spec["attempt"],
+                "error": "no supervisor claimed the attempt within 0.2 s",
+            }
+            try:
+                until(lambda: not exists(pid), within_s=5)
+            finally:
+                os.close(lock)
+                spawner.stdin.close()
+        assert list(folder.iterdir()) == []
+        assert "error" not in attempts.ask(attempts.spawner(), spec), "it may be asked for again"
+        assert document(folder / "exit.json")["code"] == 0
 
     def test_durations_have_defaults(self, attempts: Attempts) -> None:
         spec = attempts.spec("")

@@ -18,17 +18,24 @@ from runner.store.opening import driver_of
 
 
 class Session:
-    """Writes on behalf of one controller, over one connection. Opening one fences off every earlier one of the home."""
+    """Writes on behalf of one controller, over one connection. Opening one fences off every earlier one of the home.
+
+    Raises HomeError naming the path when the database may not be written.
+    """
 
     def __init__(self, database: Path, *, pid: int, now: float) -> None:
         self._database = database
         self._engine = open_writer(database)
-        self._connection = self._engine.connect()
-        self._inode = database.stat().st_ino
-        self._writing = False
-        with self._connection.begin():
-            self.home_id = _home_id(self._connection, now)
-            self.epoch = _next_epoch(self._connection, pid, now)
+        try:
+            self._connection = self._engine.connect()
+            self._inode = database.stat().st_ino
+            self._writing = False
+            with self._connection.begin():
+                self.home_id = _home_id(self._connection, now)
+                self.epoch = _next_epoch(self._connection, pid, now)
+        except (OperationalError, sqlite3.OperationalError) as error:
+            self._engine.dispose()
+            raise self._not_written(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -50,8 +57,7 @@ class Session:
                 self._check_epoch(self._connection)
                 yield self._connection
         except (OperationalError, sqlite3.OperationalError) as error:
-            cause = error.orig if isinstance(error, OperationalError) else error
-            raise HomeError(f"{self._database}: the database cannot be written: {cause}") from error
+            raise self._not_written(error) from error
         finally:
             self._writing = self._connection.in_transaction() and self._writing
 
@@ -69,6 +75,10 @@ class Session:
         """Let go of the database."""
         self._connection.close()
         self._engine.dispose()
+
+    def _not_written(self, error: OperationalError | sqlite3.OperationalError) -> HomeError:
+        cause = error.orig if isinstance(error, OperationalError) else error
+        return HomeError(f"{self._database}: the database cannot be written: {cause}")
 
     def _check_place(self) -> None:
         """An open file lives on after it was deleted, and what is written then is lost."""
