@@ -234,7 +234,7 @@ def _await_ends(home: Path, count: int) -> list[tuple[str, float, float]]:
     while len(exits := list(home.glob("bench/*/attempt-*/exit.json"))) < count:
         if time.monotonic() > until:
             raise TimeoutError(f"{len(exits)} of {count} runs had ended after {END_WITHIN_S:g} s; see {home}")
-        time.sleep(0.1 if count > 100 else 0.02)
+        time.sleep(0.5 if count > 100 else 0.05)  # a look costs as much as a run
     spans = []
     for path in exits:
         record = json.loads(path.read_text())

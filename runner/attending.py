@@ -106,6 +106,10 @@ class Attend:
         if known is not None and known[0].standing:
             self._tell(run, attempt, known[0].standing, ())
 
+    def forget(self, run: str, attempt: int) -> None:
+        """Nobody will ask about the attempt any more."""
+        self._known.pop((run, attempt), None)
+
     def _of(self, run: StoredRun, attempt: StoredAttempt, arm: ResolvedArm) -> tuple[Watch, Signs]:
         known = self._known.get((run.run, attempt.number))
         if known is not None:

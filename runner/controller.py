@@ -87,7 +87,6 @@ class Controller:
         # the open runs stays true until we write: then those runs are read again, and all after a request.
         self._runs: tuple[StoredRun, ...] | None = None
         self._noted: set[str] = set()
-        self._known: frozenset[str] = frozenset()
         self._waits: dict[str, str] = {}
         self._troubles: set[tuple[str, str]] = set()
         self._warned_of_disk = False
@@ -114,7 +113,8 @@ class Controller:
         self._runs = after = self._again(runs, [*_touched(actions), *self._noted])
         self._noted.clear()
         self._live = _live(after)
-        self._forget_ended(after)
+        if len(after) < len(runs):
+            self._forget_ended(after)
         self._watch_disk(runs)
         reporting = self._reporting.step()
         is_open = bool(asked or reporting or held or any(run.state is not RunState.LOST for run in (*runs, *after)))
@@ -124,9 +124,7 @@ class Controller:
     def _forget_ended(self, runs: Sequence[StoredRun]) -> None:
         """Keep in memory only what belongs to open runs: a controller may live for months."""
         names = frozenset(run.run for run in runs)
-        if names == self._known:
-            return
-        self._known = names
+        self._follow.forget(names)
         self._situation.forget(names)
         self._perform.forget(names)
         self._waits = {run: gist for run, gist in self._waits.items() if run in names}
@@ -142,7 +140,11 @@ class Controller:
         """What is known of the runs, and the slots of those of which nothing can be known now: they stay taken."""
         facts: list[RunFacts] = []
         for run in runs:
-            self._guarded(run, lambda one: facts.append(self._situation(one)))
+            unchanged = self._situation.unchanged(run)
+            if unchanged is None:
+                self._guarded(run, lambda one: facts.append(self._situation(one)))
+            else:
+                facts.append(unchanged)
         known = {fact.run for fact in facts}
         unread = [run.attempt.slot for run in runs if run.run not in known and run.attempt and run.state in ON_A_SLOT]
         return facts, unread
@@ -269,6 +271,8 @@ class Controller:
     def _say_why_they_wait(self, facts: Sequence[RunFacts], room: Mapping[str, str]) -> None:
         """A waiting run names the slots that are withheld from it, and by whom, or the room that its wave lacks; told
         again when that changes."""
+        if not (self._places.withheld() or room or any(self._waits.values())):
+            return
         for fact in facts:
             if fact.state is not RunState.QUEUED:
                 continue

@@ -109,6 +109,20 @@ class Follow:
         """Whether the last look found a training process alive without its supervisor."""
         return (run, attempt) in self._orphaned
 
+    def forget(self, names: Collection[str]) -> None:
+        """Keep in memory only what belongs to these runs: an attempt may also end unseen, silent or before it began."""
+        for run, attempt in [key for key in self._known if key[0] not in names]:
+            self._forget_attempt(run, attempt)
+
+    def _forget_attempt(self, run: str, attempt: int) -> None:
+        self._curves.forget(run)
+        for memory in (self._tails, self._pace, self._attend):
+            memory.forget(run, attempt)
+        for known in (self._known, self._unread, self._first_seen):
+            known.pop((run, attempt), None)
+        self._silent.discard((run, attempt))
+        self._orphaned.discard((run, attempt))
+
     def follow_all(self, runs: Collection[StoredRun], guarded: Guarded) -> bool:
         """One round for all runs with a live or intended attempt; what they wrote is stored in one transaction.
 
@@ -267,14 +281,8 @@ class Follow:
             self._warn_if_unread(run, found.attempt)
         self._remember(run, found.attempt, self._attended(run, found))
         if found.is_over:
-            self._tails.forget(run.run, number)
-            self._curves.forget(run.run)
-            self._pace.forget(run.run, number)
-            self._known.pop((run.run, number), None)
-            self._unread.pop((run.run, number), None)
-            self._first_seen.pop((run.run, number), None)
-            self._silent.discard((run.run, number))
             self._attend.conclude(run, found.attempt)
+            self._forget_attempt(run.run, number)
 
     def _attended(self, run: StoredRun, found: _Look) -> Seen:
         """What was seen, after a look at how the attempt gets on: a silent one may go on where we cannot see it."""

@@ -189,7 +189,8 @@ class Perform:
         if arm.primary is None:
             return None
         with self._session.reading() as connection:
-            curves = as_series(read_curves(connection, run.run, [arm.primary.metric]))
+            # The attempt that is being staged has its row already; an earlier one may have ended before it had begun.
+            curves = as_series(read_curves(connection, run.run, [arm.primary.metric], begun_only=True))
         series = curves.get(arm.primary.metric)
         best = None if series is None else best_point(series, arm.primary.direction, run.steps_total)
         return best[0] if best is not None and best[0] in steps else None

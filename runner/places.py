@@ -16,6 +16,7 @@ from runner.schedule import Phase, Shape, conflicts
 from runner.slot_watch import SlotWatch
 from runner.store import changes, tables
 from runner.store.facts import StoredRun, slot_from_json
+from runner.store.opening import driver_of
 from runner.store.session import Session
 
 SHARE = "share_gpus"
@@ -96,9 +97,8 @@ class Places:
         """The whole host cut into slots for each shape, in use or not; none for a shape that it cannot hold."""
         place = self.hold("local")
         with self._session.reading() as connection:
-            wanted = connection.execute(
-                select(tables.leases.c.slots_requested).where(tables.leases.c.id == place.lease)
-            ).scalar_one()
+            query = "SELECT slots_requested FROM leases WHERE id = ?"
+            (wanted,) = driver_of(connection).execute(query, (place.lease,)).fetchone()
         found: dict[Shape, tuple[Slot, ...]] = {}
         for gpus, cpus, vram_gib in set(shapes):
             try:

@@ -289,6 +289,8 @@ def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]],
     free = _beside(slots, list(busy))
     actions: list[Action] = []
     for group in _groups(runs):
+        if not any(free.values()):
+            break  # nothing can be placed, however long the queue is
         placed = _fit(group, free)
         possible = len(_fit(group, slots))
         largest = len(group) if group[0].needs_whole_wave else possible

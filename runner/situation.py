@@ -41,14 +41,17 @@ class Situation:
 
     def __call__(self, run: StoredRun) -> RunFacts:
         """The run as it stands."""
-        if run.attempt is not None:
-            return self._look(run, self._budget(run))
-        budget, known = self._budget(run), self._unstarted.get(run.run)
-        if known is None or known[0] is not run or known[1].budget != budget:  # there may be hundreds in the queue
-            known = self._unstarted[run.run] = (run, self._look(run, budget))
-        return known[1]
+        facts = self._look(run)
+        if run.attempt is None:
+            self._unstarted[run.run] = (run, facts)
+        return facts
 
-    def _look(self, run: StoredRun, budget: str | None) -> RunFacts:
+    def unchanged(self, run: StoredRun) -> RunFacts | None:
+        """What was found before of a run that never started, if it holds still: there may be hundreds in the queue."""
+        known = self._unstarted.get(run.run)
+        return known[1] if known is not None and known[0] is run and known[1].budget == self._budget(run) else None
+
+    def _look(self, run: StoredRun) -> RunFacts:
         arm = self._arm(run)
         last_step, attempt = self._attempt(run, arm)
         verdict = run.verdict or {}
@@ -63,7 +66,7 @@ class Situation:
             attempt=attempt,
             abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
             stop_wanted=run.stop_wanted,
-            budget=budget,
+            budget=self._budget(run),
             wave=run.wave,
             needs_whole_wave=arm.resources.colocate == "require",
             retries_left=max(0, arm.retries - run.retries_used),

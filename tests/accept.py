@@ -288,7 +288,7 @@ def _metric_bytes(home: Path) -> list[int]:
 def resume(bench: Bench) -> None:
     """2N steps at once equal N, a stop and N more, bit for bit; toggles change no other stream."""
     out = bench.run(
-        ".venv/bin/python", "-m", "pytest", "-q", "tests", "-k", "bit_for_bit or draws or resume or toggl", limit_s=1800
+        ".venv/bin/python", "-m", "pytest", "tests", "-k", "bit_for_bit or draws or resume or toggl", limit_s=1800
     )
     bench.notes["tests"] = out.strip().splitlines()[-1]
 

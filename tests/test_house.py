@@ -228,7 +228,7 @@ def test_declared_dependencies_are_used_and_used_ones_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["trainer"]]
     names = {re.split(r"[<>=\[;~! ]", line)[0].lower() for line in declared}
-    modules = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml", "pillow": "PIL"}
+    modules = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml", "pillow": "PIL", "protobuf": "google"}
     used = {name.split(".")[0] for path in sources(*PACKAGES) for name in imported(path)}
     assert {modules.get(name, name) for name in names} == {
         name

@@ -126,6 +126,42 @@ def test_an_aborted_trainer_run_is_scored_on_its_slot_before_it_is_settled() -> 
     assert only(replace(stopped, is_trainer=False)) == Settle("r", RunState.ABORTED, "why", "explosion")
 
 
+def scoring(**changes: Any) -> RunFacts:
+    """An aborted run whose last evaluation is alive."""
+    alive = AttemptFacts(2, AttemptKind.EVALUATE, Phase.LIVE, CPU0, reported=True)
+    return replace(stopped_by("explosion"), attempt=alive, **changes)
+
+
+def test_only_a_person_ends_the_last_evaluation_and_the_run_keeps_why_it_was_aborted() -> None:
+    wanted = scoring(stop_wanted="by hand")
+    assert only(wanted) == Stop("r", 2, "by hand", "explosion")
+    assert schedule([scoring(budget="spent", abort=("regress", "x"))], SLOTS) == ()
+    assert schedule([replace(wanted, attempt=replace(wanted.attempt, stop_sent=True))], SLOTS) == ()
+    cut = ended(None, 15, "stopped", kind=AttemptKind.EVALUATE, number=2, stop_sent=True)
+    said = "why (its final evaluation ended with killed by SIGTERM)"
+    assert only(replace(wanted, attempt=cut)) == Settle("r", RunState.ABORTED, said, "explosion")
+
+
+def test_a_training_that_is_being_stopped_is_not_stopped_again_by_anybody() -> None:
+    stopping = on_slot(RunState.STOPPING, stop_wanted="by hand", stopping_rule="explosion", budget="spent")
+    assert schedule([stopping], SLOTS) == ()
+
+
+def test_a_stop_before_the_last_evaluation_skips_it() -> None:
+    wanted = replace(stopped_by("explosion"), stop_wanted="by hand")
+    said = "why (no final evaluation: by hand)"
+    assert only(wanted) == Settle("r", RunState.ABORTED, said, "explosion")
+
+
+def test_a_last_evaluation_waits_for_its_slot_and_is_left_out_when_that_is_not_given_back() -> None:
+    stopped = stopped_by("explosion")
+    waiting = replace(stopped, attempt=replace(stopped.attempt, release="waiting"))
+    assert schedule([waiting], SLOTS) == ()
+    kept = only(replace(stopped, attempt=replace(stopped.attempt, release="quarantined")))
+    assert kept.state is RunState.ABORTED
+    assert "its slot was not given back" in kept.reason
+
+
 def test_a_process_on_other_gpus_than_its_slot_s_is_stopped_and_failed() -> None:
     astray = AttemptFacts(1, AttemptKind.TRAIN, Phase.LIVE, CPU0, reported=True, wrong_gpus="it sees GPU-b, not GPU-a")
     assert only(on_slot(attempt=astray)) == Stop("r", 1, "it sees GPU-b, not GPU-a", "wrong_gpu")
@@ -189,6 +225,8 @@ def test_an_attempt_that_only_fell_silent_is_lost_and_never_started_twice() -> N
     lost = on_slot(RunState.LOST, silent, reports_again=True)
     assert schedule([lost, queued("next")], {SHAPE: (CPU0,)}) == (Revive("r", 1),)
     assert schedule([replace(lost, reports_again=False)], SLOTS) == ()
+    exited = on_slot(RunState.LOST, ended(0), reports_again=True, last_step=100)  # its end came to light
+    assert schedule([exited, queued("next")], {SHAPE: (CPU0,)}) == (Revive("r", 1),)
 
 
 def test_a_budget_that_is_used_up_stops_what_runs_and_cancels_what_waits() -> None:

@@ -53,8 +53,14 @@ def join(attempts: Iterable[AttemptPoints]) -> Joined:
     )
 
 
-def read_curves(connection: Connection, run: str, names: Sequence[str] | None = None) -> dict[str, Joined]:
-    """Every curve of a run, or those named. An evaluation cuts nothing off: it only adds what was missing."""
+def read_curves(
+    connection: Connection, run: str, names: Sequence[str] | None = None, *, begun_only: bool = False
+) -> dict[str, Joined]:
+    """Every curve of a run, or those named. An evaluation cuts nothing off: it only adds what was missing.
+
+    `begun_only` leaves out attempts that have neither announced a resume nor written one of these metrics: where they
+    begin, and what they cut off, nobody knows yet.
+    """
     wanted = "" if names is None else f" AND name IN ({', '.join('?' * len(names))})"
     query = (
         "SELECT name, attempt, step, value, time FROM series JOIN points ON points.series = series.id "
@@ -65,6 +71,9 @@ def read_curves(connection: Connection, run: str, names: Sequence[str] | None = 
         value_or_nan = float("nan") if value is None else value
         parts.setdefault(name, {}).setdefault(attempt, {})[step] = (value_or_nan, time)
     resumed = _starting_steps(connection, run) if parts else {}
+    if begun_only:
+        begun = {attempt for found in parts.values() for attempt in found}
+        resumed = {attempt: step for attempt, step in resumed.items() if step > 0 or attempt in begun}
     return {
         name: join(AttemptPoints(attempt, resumed[attempt], found.get(attempt, {})) for attempt in sorted(resumed))
         for name, found in sorted(parts.items())
