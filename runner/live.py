@@ -71,23 +71,25 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
 
 def _table(study: Mapping[str, Any], width: int) -> Table:
     wide = width >= 110
+    has_speed = any("sys/images_per_s" in run["latest"] for run in study["runs"])
     primary = next((run["primary"]["name"] for run in study["runs"] if run["primary"]), None)
     table = Table(title=_title(study, primary), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=24 if wide else 14)
     seed_cells = max((len(str(run["seed"])) for run in study["runs"]), default=1)
     table.add_column("s", justify="right", no_wrap=True, min_width=seed_cells)
     table.add_column("slot", no_wrap=True, max_width=6)
-    table.add_column("state", no_wrap=True, max_width=20 if wide else 11)
+    table.add_column("state", no_wrap=True, max_width=20 if wide else 11 if has_speed else 18)
     if wide:
         table.add_column("health", no_wrap=True)
     table.add_column("step", no_wrap=True)
-    table.add_column("img/s", justify="right", no_wrap=True)
+    if has_speed:
+        table.add_column("img/s", justify="right", no_wrap=True)
     table.add_column("left", justify="right", no_wrap=True)
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("primary" if primary else "", justify="right", no_wrap=True)
     table.add_column("best@step" if primary else "", justify="right", no_wrap=True)
     for run in study["runs"]:
-        table.add_row(*_cells(run, wide))
+        table.add_row(*_cells(run, wide, has_speed))
     return table
 
 
@@ -100,7 +102,7 @@ def _title(study: Mapping[str, Any], primary: str | None) -> Text:
     return title
 
 
-def _cells(run: Mapping[str, Any], wide: bool) -> Sequence[Text]:
+def _cells(run: Mapping[str, Any], wide: bool, has_speed: bool) -> Sequence[Text]:
     state, health = str(run["state"]), str(run["health"])
     style = STATE_STYLES.get(state.split("(")[0], "")
     health_text = Text(health, style=HEALTH_STYLES.get(health, ""))
@@ -113,10 +115,11 @@ def _cells(run: Mapping[str, Any], wide: bool) -> Sequence[Text]:
     if wide:
         cells.append(health_text)
     latest = run["latest"]
+    cells.append(_progress(run["step"], run["steps_total"]))
+    if has_speed:
+        cells.append(Text(_number(latest.get("sys/images_per_s"))))
     return [
         *cells,
-        _progress(run["step"], run["steps_total"]),
-        Text(_number(latest.get("sys/images_per_s"))),
         Text(_duration(run["eta_s"])),
         Text(_number(latest.get("train/loss", latest.get("loss")))),
         Text(_number(primary.get("value"))),
@@ -127,13 +130,25 @@ def _cells(run: Mapping[str, Any], wide: bool) -> Sequence[Text]:
 def _remarks(study: Mapping[str, Any]) -> Iterator[Text]:
     for run in study["runs"]:
         verdict = run["verdict"] or {}
-        notes = [run["reason"]] if _notable(run) and run["reason"] else []
-        if verdict.get("reason") and verdict["reason"] not in notes and verdict.get("action") not in ("none", "shadow"):
+        notes = _why(run)
+        if (
+            verdict.get("reason")
+            and verdict["reason"] != run["reason"]
+            and verdict.get("action") not in ("none", "shadow")
+        ):
             notes.append(f"{verdict['action']}: {verdict['reason']}")
         notes.extend(run["warnings"])
         notes.extend(run.get("extended", ()))
         for note in notes:
             yield Text(f"  {printable(run['arm'])}-s{run['seed']}: {printable(note)}", style="yellow", overflow="fold")
+
+
+def _why(run: Mapping[str, Any]) -> list[str]:
+    """The reason of a state that a person will ask about, behind its whole name where that has a rule in it."""
+    state, reason = str(run["state"]), run["reason"]
+    if not (_notable(run) and reason):
+        return []
+    return [f"{state}: {reason}" if "(" in state else reason]
 
 
 def _notable(run: Mapping[str, Any]) -> bool:

@@ -91,6 +91,18 @@ def test_a_curve_that_explodes_leaves_room_for_the_other_columns() -> None:
         assert word in text
 
 
+def test_without_a_speed_to_show_a_narrow_table_has_room_for_the_rule() -> None:
+    states = ("aborted(explosion)", "failed(killed)", "running")
+    silent = [run(state=state, latest={"loss": 0.1}, reason="it was so") for state in states]
+    text = drawn(document(*silent), 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "img/s" not in text
+    for state in states:
+        assert state in text.split("it was so")[0]
+    assert "B-s0: failed(killed): it was so" in text
+    assert "img/s" in drawn(document(run()), 80)
+
+
 def test_a_wide_table_has_a_column_for_health_and_a_narrow_one_a_mark() -> None:
     status = document(run(health="warned"))
     assert "warned" in drawn(status, 140)
