@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.commands.check import BRIEF_RUNS, print_plan
 from runner.errors import HomeError, NotInThisVersion, UsageError
 from runner.home import Home
 from runner.launching import Options, commit, prepare, ready_database, refuse_unfair
@@ -71,3 +72,15 @@ def test_an_unfair_comparison_is_refused_until_a_reason_is_given(lab: Lab) -> No
     refuse_unfair(prepare(Home(lab.home), [arm], Options(allow=("F17=a test of a dead switch",))))
     assert lab.run("launch", arm, code=2).stderr.startswith("runner: F17")
     assert not lab.home.exists()
+
+
+def test_a_launch_of_hundreds_names_the_first_and_counts_the_others(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare(Home(lab.home), [lab.arm("many", seeds=list(range(50)))], Options(slots=2))
+    print_plan(prepared, brief=True)
+    shown = capsys.readouterr().out
+    assert shown.count("  starts\n") == BRIEF_RUNS
+    assert f"… and {50 - BRIEF_RUNS} more runs; `runner check` lists them all" in shown
+    print_plan(prepared)
+    assert capsys.readouterr().out.count("  starts") == 50

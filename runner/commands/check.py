@@ -15,6 +15,9 @@ from runner.spec import document
 from runner.spec.lint import blocking
 from runner.spec.yaml12 import dump
 
+BRIEF_RUNS = 20
+"""A launch of more than twice as many names only so many."""
+
 
 def check(
     paths: Sequence[Path], options: Options, home_path: Path | None, *, resolve: bool, strict: bool, as_json: bool
@@ -90,9 +93,13 @@ def print_plan(prepared: Prepared, *, brief: bool = False) -> None:
 
 
 def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
-    for run in prepared.plan.runs:
+    runs = prepared.plan.runs
+    shown = runs[:BRIEF_RUNS] if brief and len(runs) > 2 * BRIEF_RUNS else runs
+    for run in shown:
         wave = "" if run.wave is None or brief else f"   wave {run.wave + 1}"
         yield f"{run.name}  {run.id}  {run.sentence}{wave}"
+    if len(shown) < len(runs):
+        yield f"… and {len(runs) - len(shown)} more runs; `runner check` lists them all"
     for study, remarks in prepared.remarks.items():
         for remark in remarks:
             note = f" (allowed: {remark.allowed})" if remark.allowed else ""
