@@ -19,6 +19,7 @@ from reports.readings import curve
 from reports.study import Curve, RunView, StudyView
 
 CONTENDED = "contended: n/a"
+NOT_REPORTED = "not reported"
 FEWEST_WINDOWS = 3
 LEAST_SHARE = 0.8  # share of a run's windows that must be at the level before its clock is compared as a whole
 
@@ -46,6 +47,8 @@ class Busyness:
         """Why the seconds of two runs must not be compared; empty when they may be."""
         if hardware(run) != hardware(other):
             return "different hardware: n/a"
+        if NOT_REPORTED in (self.throughput[run.run].note, self.throughput[other.run].note):
+            return "training time not reported"
         return "" if {run.run, other.run} <= self.whole_clock else CONTENDED
 
 
@@ -110,7 +113,7 @@ def _common_level(levels: Sequence[list[int | None]]) -> int | None:
 
 def _throughput(run: RunView, levels: list[int | None], level: int | None) -> Throughput:
     if not levels or level is None:
-        return Throughput(None, None, 0, 0, "not reported")
+        return Throughput(None, None, 0, 0, NOT_REPORTED)
     if any(attempt.shares_cores for attempt in run.attempts):
         return Throughput(None, None, 0, len(levels), f"{CONTENDED} (slots share cores)")
     speed = curve(run, "sys/images_per_s")

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reports.budgets import Reading, equal_samples, equal_steps, equal_time
+from reports.completeness import remarks
 from reports.contention import Busyness, busyness
 from reports.intervals import Interval, hierarchical_bootstrap, holm, paired_bootstrap, sign_flip
 from reports.pairing import Pair, pairing, seed_floor
-from reports.readings import mean, paired_differences, scores_at
+from reports.readings import mean, paired_differences, run_label, scores_at
 from reports.study import PrimaryView, StudyView
 
 NOT_READ = Reading(None)
@@ -112,8 +113,14 @@ def _contrast(study: StudyView, primary: PrimaryView, arm: str, baseline: str, b
         equal_steps=equal_steps(read.pairs, metric),
         equal_samples=equal_samples(read.pairs, metric),
         equal_time=equal_time(read.pairs, metric, busy),
-        notes=read.notes,
+        notes=(*read.notes, *_remarks(read.pairs)),
     )
+
+
+def _remarks(pairs: Sequence[Pair]) -> list[str]:
+    """What to know of the runs behind a difference; each run once."""
+    runs = {run.run: run for pair in pairs for run in (pair.arm, pair.baseline)}
+    return [f"of {run_label(run)}: {text}" for run in runs.values() for text in remarks(run)]
 
 
 def _interval(study: str, pairs: Sequence[Pair], metric: str) -> Interval | None:

@@ -6,17 +6,21 @@ seeds stand behind them.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 from reports.contrasts import WITHIN, Contrast
 from reports.overlap import Overlap, apart
 from reports.readings import is_complete, last, run_label, state_of
 from reports.study import RunView, StudyView
-from reports.wording import counted, label, listed, number, signed
+from reports.wording import clean, counted, label, listed, number, signed
 
 SIGNIFICANT = 0.05
 MOST_NUMBERS = 4  # contrasts that the line above a figure tells one by one
+MOST_METRICS = 8  # names told in place of a primary that nobody reported
+NO_RESULT = "no result"
 ENDED_EARLY = frozenset({"aborted", "failed", "lost", "preempted", "cancelled"})
 
 
@@ -29,15 +33,13 @@ def ending(run: RunView) -> str:
     """`aborted(regress) at step 600: why`, or the state alone of a run that did not end early."""
     if not ended_early(run):
         return run.state
-    rule = next((verdict.rule for verdict in reversed(run.verdicts) if verdict.action == "abort"), "")
-    why = run.reason or rule
+    why = _why(run)
     return f"{run.state} at step {run.step}" + (f": {why}" if why else "")
 
 
 def short_ending(run: RunView) -> str:
     """`aborted at 600 (regress)`: for a mark in a figure."""
-    rule = next((verdict.rule for verdict in reversed(run.verdicts) if verdict.action == "abort"), "")
-    rule = rule or run.state.partition("(")[2].rstrip(")")
+    rule = run.state.partition("(")[2].removesuffix(")") or _newest_abort(run)
     return f"{state_of(run)} at {run.step}" + (f" ({rule})" if rule and ended_early(run) else "")
 
 
@@ -54,9 +56,15 @@ def better_is(direction: str) -> str:
 
 
 def reading(contrast: Contrast) -> str:
-    """What may be said of a contrast: within seed spread, not shown, or lower/higher with its word."""
+    """What may be said of a contrast: within seed spread, not shown, or lower/higher with its word.
+
+    Where a run ended early, all are read half-way, at the last step in common: that is no result, however far apart.
+    """
     if contrast.delta is None:
         return f"n/a: {contrast.why_not}"
+    if early := _early(contrast):
+        told = some([f"{run_label(run)} {state_of(run)}" for run in early])
+        return f"{NO_RESULT} ({told}): {_so_far(contrast)}"
     if contrast.within_seed_spread:
         return WITHIN
     if contrast.delta == 0 or (contrast.interval is not None and contrast.interval.includes_zero):
@@ -73,6 +81,7 @@ def short_reading(contrast: Contrast) -> str:
     if contrast.delta is None:
         return f"{contrast.arm}: not comparable"
     told = reading(contrast).removeprefix(f"{contrast.word}: ").removeprefix("indicative: ")
+    told = NO_RESULT if _early(contrast) else told
     early = any(not is_complete(run) for pair in contrast.pairs for run in (pair.arm, pair.baseline))
     where = f" at step {contrast.pairs[0].arm_step}" if early else ""
     return f"{contrast.arm} {signed(contrast.delta, 2)}{where} ({told})"
@@ -83,7 +92,7 @@ def short_findings(found: Sequence[Contrast]) -> str:
     if not found:
         return ""
     told = " · ".join(_short_list(found))
-    words = {contrast.word: contrast.paired_seeds for contrast in found if contrast.delta is not None}
+    words = {c.word: c.paired_seeds for c in found if c.delta is not None and not _early(c)}
     carried = listed([f"{word} ({counted(seeds, 'paired seed')})" for word, seeds in sorted(words.items())])
     return f"{told}. " + (f"Evidence: {carried}. " if carried else "")
 
@@ -112,7 +121,7 @@ def sentence(contrast: Contrast) -> str:
 def cannot_be_said(study: StudyView, found: tuple[Contrast, ...], shared: tuple[Overlap, ...]) -> list[str]:
     """The limits of this study, one sentence each."""
     limits = []
-    weak = [contrast.arm for contrast in found if contrast.delta is not None and contrast.paired_seeds < 3]
+    weak = [c.arm for c in found if c.delta is not None and c.paired_seeds < 3 and not _early(c)]
     if weak:
         limits.append(
             f"With fewer than 3 paired seeds ({listed(weak)}) a contrast is a screening: it says which arm deserves "
@@ -129,8 +138,8 @@ def cannot_be_said(study: StudyView, found: tuple[Contrast, ...], shared: tuple[
     early = [run_label(run) for run in study.runs if ended_early(run)]
     if early:
         limits.append(
-            f"{listed(early)} ended early and {'is' if len(early) == 1 else 'are'} compared at the last common step "
-            "only; an abort is not a score."
+            f"{some(early)} ended early: read at the last common step where there is one, and no result; a failure or "
+            "an abort is not a score."
         )
     waiting = [run_label(run) for run in study.runs if state_of(run) not in ENDED_EARLY | {"finished"}]
     if waiting:
@@ -151,10 +160,55 @@ def headline(study: StudyView, found: tuple[Contrast, ...]) -> list[str]:
     if study.primary is None:
         return ["The study declares no primary metric, so its arms are not ranked; the loss curves are shown."]
     if not any(last(run, study.primary.metric) for run in study.runs):
-        return [f"No run has reported {study.primary.metric} yet: nothing can be compared."]
+        nothing = f"No run has reported {study.primary.metric} yet: nothing can be compared."
+        return [nothing, *_reported_instead(study, study.primary.metric)]
     if not found:
         return ["No arm names a baseline, so there is nothing to contrast; the values stand for themselves."]
     return [sentence(contrast) for contrast in found]
+
+
+def _newest_abort(run: RunView) -> str:
+    """The rule of the last abort that nobody overruled."""
+    aborts = (one.rule for one in reversed(run.verdicts) if one.action == "abort" and one.rule not in run.overridden)
+    return next(aborts, "")
+
+
+def _why(run: RunView) -> str:
+    """The reason without what the state and the step before it say already."""
+    why = re.sub(rf" at step {run.step}(?!\d)", "", run.reason or _newest_abort(run), count=1)
+    code = re.fullmatch(r"failed\(exit (\d+)\)", run.state)
+    if code is None:
+        return why
+    return re.sub(rf"^exit code {code[1]}(?!\d)(: )?", "", why)
+
+
+def _early(contrast: Contrast) -> list[RunView]:
+    """Runs of a contrast that ended before all their steps were done."""
+    runs = {run.run: run for pair in contrast.pairs for run in (pair.arm, pair.baseline) if ended_early(run)}
+    return list(runs.values())
+
+
+def _so_far(contrast: Contrast) -> str:
+    """What the last common step shows, without a word that would call it evidence."""
+    if contrast.within_seed_spread:
+        return WITHIN
+    if not contrast.delta or (contrast.interval is not None and contrast.interval.includes_zero):
+        return "no difference shown"
+    return "lower so far" if contrast.delta < 0 else "higher so far"
+
+
+def _reported_instead(study: StudyView, wanted: str) -> list[str]:
+    """The names that the runs did report, the most similar first: most often one of them is what was meant."""
+    names = {name for run in study.runs for name, found in run.curves.items() if found.steps}
+    if not names:
+        return ["The runs have reported no metric at all."] if study.runs else []
+
+    def unlikeness(name: str) -> tuple[float, str]:
+        return -SequenceMatcher(None, wanted.lower(), name.lower(), autojunk=False).ratio(), name
+
+    nearest = [clean(name, 40) for name in sorted(names, key=unlikeness)]
+    more = f" and {len(nearest) - MOST_METRICS} more" if len(nearest) > MOST_METRICS else ""
+    return [f"Metrics that runs did report, the nearest name first: {', '.join(nearest[:MOST_METRICS])}{more}."]
 
 
 def _capital(text: str) -> str:
@@ -168,5 +222,6 @@ def _short_list(found: Sequence[Contrast]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for contrast in found:
         told = "not comparable" if contrast.delta is None else reading(contrast).rpartition(": ")[2]
+        told = NO_RESULT if _early(contrast) else told
         groups.setdefault(told, []).append(label(contrast.arm, 16))
     return [f"{told}: {some(arms)}" for told, arms in groups.items()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reports.completeness import is_a_little_short, overruled, steps_read, unseen
 from reports.differences import value_text
+from reports.findings import some
 from reports.pairing import baseline_of, sets_differ
 from reports.readings import newest_meta, run_label
 from reports.study import RunView, StudyView
@@ -14,8 +16,8 @@ from reports.wording import counted, listed
 def labels(study: StudyView) -> list[str]:
     """Labels of the evaluation (as its own files state them), of the learning rate, of the data, of the primary."""
     found = dict.fromkeys(text for run in study.runs for text in [*_lpips(run), *_stated(run), *_overlap(run)] if text)
-    extended = [text for run in study.runs for text in _extended(run)]
-    return [*found, *extended, *_learning_rate(study), *_sets(study), *_selection(study)]
+    by_run = [text for run in study.runs for text in [*_extended(run), *_remarks(run)]]
+    return [*found, *by_run, *_nearly_done(study), *_learning_rate(study), *_sets(study), *_selection(study)]
 
 
 def _lpips(run: RunView) -> list[str]:
@@ -48,6 +50,22 @@ def _extended(run: RunView) -> list[str]:
     """A longer budget that was given after the launch: an annealed run that goes on is not one planned so long."""
     declared = [one for one in run.events if one.what == "extended" and one.reason.startswith("extended from ")]
     return [f"{run_label(run)} was {one.reason} (asked at step {one.step})." for one in declared]
+
+
+def _remarks(run: RunView) -> list[str]:
+    found = [overruled(run), f"finished, but {unseen(run)}" if unseen(run) else ""]
+    return [f"{run_label(run)}: {text}." for text in found if text]
+
+
+def _nearly_done(study: StudyView) -> list[str]:
+    """One line for all runs that ended a step or a record before their budget: with scripts this is usual."""
+    found = [f"{run_label(run)} ({steps_read(run)})" for run in study.runs if is_a_little_short(run)]
+    if not found:
+        return []
+    return [
+        f"Finished, the last step read below the budget by one interval of the records at most: {some(found)}. Steps "
+        "that are counted from 0 or logged now and then look like this."
+    ]
 
 
 def _learning_rate(study: StudyView) -> list[str]:

@@ -7,7 +7,7 @@ are Markdown.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,10 +20,12 @@ from reports.contention import Busyness, busyness
 from reports.contrasts import contrasts
 from reports.differences import provenance_rows, shown_provenance
 from reports.figure_plan import figure_plan
-from reports.findings import better_is, cannot_be_said, ended_early, ending, headline, states
+from reports.findings import better_is, cannot_be_said, ended_early, headline, states
+from reports.happenings import happenings
 from reports.labels import labels
 from reports.overlap import apart, overlaps
 from reports.readings import run_label
+from reports.reproduction import relaunch
 from reports.study import StudyView
 from reports.wording import counted, escape, number
 
@@ -47,7 +49,8 @@ def render(study: StudyView) -> dict[str, str]:
         "data/provenance.csv": tables.provenance_csv(origin),
         "data/text_manipulation.csv": tables.manipulation_csv(moved),
     }
-    context = {
+    again = relaunch(study)
+    context: dict[str, Any] = {
         "study": study,
         "states": states(study),
         "better": better_is(study.primary.direction) if study.primary is not None else "",
@@ -57,6 +60,7 @@ def render(study: StudyView) -> dict[str, str]:
         "runs": sections.runs_table(study),
         "reference_levels": sections.reference_levels(study),
         "ended": _ended(study),
+        "happened": happenings(study),
         "arms": sections.arm_differences(study),
         "contrasts": sections.contrasts_table(found),
         "budgets": sections.budgets_table(found),
@@ -70,13 +74,29 @@ def render(study: StudyView) -> dict[str, str]:
         "shared": sections.overlap_table(shared),
         "attempts": sections.attempts_table(study),
         "policy": _policy(study),
+        "overruled": sections.overruled_rules(study),
         "verdicts": sections.verdicts_table(study),
         "labels": labels(study),
         "provenance": sections.Table(tables.PROVENANCE, shown_provenance(origin)),
+        "launch_command": Markup(again.command),
+        "launch_note": again.note,
         "command_name": _command_name(study.study),
         "data_files": ", ".join(sorted(data)),
     }
+    context["left_out"] = _left_out(context)
     return {REPORT: _report(context), **data}
+
+
+def _left_out(context: Mapping[str, Any]) -> list[str]:
+    """Titles of the sections for which no run has anything; the template shows the others."""
+    kept = {
+        "Native beside common, averaged beside raw": context["protocols"].rows or not _why_not(context, "protocols"),
+        "Stream use": context["streams"].rows,
+        "Text manipulation": context["manipulation"].rows,
+        "Samples": not _why_not(context, "samples"),
+        "Throughput and memory": context["throughput"].rows,
+    }
+    return [title for title, has_something in kept.items() if not has_something]
 
 
 def _report(context: dict[str, Any]) -> str:
@@ -98,12 +118,16 @@ def _literal(value: Any) -> Markup:
     return value if isinstance(value, Markup) else Markup(escape(str(value)))
 
 
+def _why_not(context: Mapping[str, Any], figure: str) -> str:
+    return str(context["figures"][figure].why_not)
+
+
 def _short(name: str) -> str:
     return name.removeprefix("figures/").removesuffix(".png")
 
 
 def _ended(study: StudyView) -> list[str]:
-    early = [f"{run_label(run)} ({run.run}): {ending(run)}" for run in study.runs if ended_early(run)]
+    early = [f"{run_label(run)} ({run.run}): {sections.told_state(run)}" for run in study.runs if ended_early(run)]
     return [*early, *(f"{name}: superseded by a newer generation" for name in study.superseded)]
 
 

@@ -109,7 +109,7 @@ def _couples(arm: list[RunView], baseline: list[RunView]) -> tuple[list[Couple],
 
 def _nothing_common(couple: Couple, metric: str) -> str:
     told = listed([f"{run_label(run)} ({state_of(run)} at step {run.step})" for run in couple])
-    return f"{told} have no finite {metric} after step 0 in common"
+    return f"no finite {metric} after step 0 in common: {told}"
 
 
 def _read(couples: list[Couple], by_seed: bool, notes: list[str], metric: str) -> Pairing:

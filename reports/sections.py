@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from reports.budgets import QualityTime, Reading
+from reports.completeness import remarks, steps_read
 from reports.conditioning import Manipulation, StreamUse
 from reports.contention import Busyness
 from reports.contrasts import Contrast
@@ -18,9 +19,10 @@ from reports.overlap import Overlap
 from reports.protocols import protocol_values, protocols_of
 from reports.readings import calibration, curve, last, run_label
 from reports.study import RunView, StudyView, VerdictView
-from reports.wording import NOT_AVAILABLE, counted, number, signed
+from reports.wording import NOT_AVAILABLE, counted, number, seconds, signed
 
 Row = Sequence[str]
+_SAYS_NOTHING = frozenset({NOT_AVAILABLE, "not reported", "0 of 0", ""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,19 @@ def runs_table(study: StudyView) -> Table:
     header = ["run", "id", "title", "state", "health", "step", *values, "parameters", "points", "rejected lines"]
     rows = [
         [
-            run_label(run), run.run, run.title, ending(run), run.health, f"{run.step} of {run.steps_total}",
+            run_label(run), run.run, run.title, told_state(run), run.health, steps_read(run),
             *([_last_text(run, metric), _best_text(run)] if metric else []),
             f"{run.parameters:,}" if run.parameters is not None else NOT_AVAILABLE, str(run.points),
             str(run.rejected_lines),
         ]
         for run in study.runs
     ]  # fmt: skip
-    return Table(header, rows)
+    return _without_empty(Table(header, rows), {"parameters"})
+
+
+def told_state(run: RunView) -> str:
+    """How a run ended, with what a reader must know beside it."""
+    return "; ".join([ending(run), *remarks(run)])
 
 
 def reference_levels(study: StudyView) -> str:
@@ -116,7 +123,7 @@ def quality_table(found: Sequence[QualityTime]) -> Table:
         [
             run_label(one.run), run_label(one.baseline), number(one.target),
             "never" if one.step is None else str(one.step),
-            "never" if one.step is None else one.note or f"{number(one.train_s)} s",
+            "never" if one.step is None else one.note or _duration(one.train_s),
         ]
         for one in found
     ]  # fmt: skip
@@ -160,7 +167,7 @@ def manipulation_table(found: Sequence[Manipulation]) -> Table:
 
 
 def throughput_table(study: StudyView, busy: Busyness) -> Table:
-    """Speed from comparable windows only, time apart for evaluation, memory."""
+    """Speed from comparable windows only, time apart for evaluation, memory; only what some run has reported."""
     rows = []
     for run in study.runs:
         speed = busy.throughput[run.run]
@@ -173,17 +180,25 @@ def throughput_table(study: StudyView, busy: Busyness) -> Table:
             ]
         )  # fmt: skip
     header = ["run", "images/s", "steps/s", "windows used", "training", "evaluation", "active tokens", "memory, peak"]
-    return Table(header, rows)
+    return _without_empty(Table(header, rows), {*header[1:]})
 
 
 def verdicts_table(study: StudyView) -> Table:
-    """What the judge concluded, with its evidence."""
+    """What the judge concluded, with its evidence; of an overruled rule first the abort, then what it still said."""
     rows = [
-        [run_label(run), str(verdict.step), verdict.rule, verdict.action, verdict.reason, _evidence(verdict)]
+        [
+            run_label(run), str(verdict.attempt or NOT_AVAILABLE), str(verdict.step), verdict.rule,
+            _action(run, index), verdict.reason, _evidence(verdict),
+        ]
         for run in study.runs
-        for verdict in run.verdicts
-    ]
-    return Table(["run", "step", "rule", "action", "reason", "evidence"], rows)
+        for index, verdict in enumerate(run.verdicts)
+    ]  # fmt: skip
+    return Table(["run", "attempt", "step", "rule", "action", "reason", "evidence"], rows)
+
+
+def overruled_rules(study: StudyView) -> str:
+    """`nan-s0: non_finite; hot-s0: explosion`, empty when no person overruled any."""
+    return "; ".join(f"{run_label(run)}: {', '.join(run.overridden)}" for run in study.runs if run.overridden)
 
 
 def attempts_table(study: StudyView) -> Table:
@@ -207,7 +222,7 @@ def overlap_table(found: Sequence[Overlap]) -> Table:
     rows = [
         [
             run_label(one.run), run_label(one.baseline),
-            "still running" if one.common_s is None else f"{number(one.common_s)} s", _percent(one.share),
+            "still running" if one.common_s is None else seconds(one.common_s), _percent(one.share),
         ]
         for one in found
     ]  # fmt: skip
@@ -216,7 +231,7 @@ def overlap_table(found: Sequence[Overlap]) -> Table:
 
 def apart_text(one: Overlap) -> str:
     """`A-s0 and D-s0 (95 s apart)`, baseline first."""
-    return f"{run_label(one.baseline)} and {run_label(one.run)} ({number(one.apart_s, 3)} s apart)"
+    return f"{run_label(one.baseline)} and {run_label(one.run)} ({_duration(one.apart_s)} apart)"
 
 
 def interval_text(interval: Interval | None) -> str:
@@ -258,7 +273,34 @@ def _percent(share: float | None) -> str:
 
 
 def _seconds(found: tuple[int, float] | None) -> str:
-    return NOT_AVAILABLE if found is None else f"{number(found[1])} s"
+    return NOT_AVAILABLE if found is None else seconds(found[1])
+
+
+def _duration(value: float | None) -> str:
+    return NOT_AVAILABLE if value is None else seconds(value)
+
+
+def _without_empty(table: Table, optional: Set[str]) -> Table:
+    """The table without those of its optional columns that say nothing for any run; no rows when nothing is left."""
+    kept = [
+        index
+        for index, name in enumerate(table.header)
+        if name not in optional or any(row[index] not in _SAYS_NOTHING for row in table.rows)
+    ]
+    if len(kept) < 2:
+        return Table(table.header, [])
+    return Table([table.header[index] for index in kept], [[row[index] for index in kept] for row in table.rows])
+
+
+def _action(run: RunView, index: int) -> str:
+    """What became of a verdict; one of an overruled rule says so, or the same verdict would seem to stand twice."""
+    verdict = run.verdicts[index]
+    if verdict.rule not in run.overridden:
+        return verdict.action
+    if verdict.action == "abort":
+        return "abort, overruled by a person"
+    aborted_before = any(one.rule == verdict.rule and one.action == "abort" for one in run.verdicts[:index])
+    return f"{verdict.action} only: the rule was off" if aborted_before else verdict.action
 
 
 def _newest(run: RunView, name: str) -> str:
@@ -280,7 +322,7 @@ def _evidence(verdict: VerdictView) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, float):
+    if value is None or isinstance(value, float):
         return number(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} {_plain(value[key])}" for key in sorted(value)) + "}"

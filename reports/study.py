@@ -65,12 +65,17 @@ class AttemptView:
 
 @dataclass(frozen=True, slots=True)
 class EventView:
-    """A state change or an announcement of the trainer."""
+    """A state change, a remark of the runner, or (`announced`) what the trainer said about itself.
+
+    `number` grows with the order in which events were written, whatever the clock did.
+    """
 
     time: float
     what: str
     reason: str
     step: int | None = None
+    number: int = 0
+    announced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class VerdictView:
     step: int
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ class RunView:
 
     `config` is the resolved document flattened to dotted keys with JSON values; `changes` the arm's own list.
     `images` maps (step, variant) to {sample id: absolute path of a PNG}. `metas` maps a step to its meta.json.
-    `best` is (step, value) of the primary. `baseline` names the arm that this one is read against.
+    `best` is (step, value) of the primary. `baseline` names the arm that this one is read against. `overridden` are the
+    rules whose abort a person has overruled. `steps_total` is 0 when no budget is known.
     """
 
     run: str
@@ -122,6 +129,7 @@ class RunView:
     parameters: int | None = None
     flops_per_sample: float | None = None
     code_hash: str = ""
+    overridden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +165,7 @@ class StudyView:
     """A study as it stands: the newest generation of each run, the older ones by name only.
 
     `neighbours` are other processes on the same hosts; they decide which windows of throughput are comparable.
+    `events` are those of the study as a whole.
     """
 
     study: str
@@ -166,3 +175,4 @@ class StudyView:
     superseded: tuple[str, ...] = ()
     lint: tuple[LintView, ...] = ()
     neighbours: tuple[NeighbourView, ...] = ()
+    events: tuple[EventView, ...] = ()

@@ -52,6 +52,16 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"{value + 0.0:+.{digits}g}"
 
 
+def seconds(value: float) -> str:
+    """A duration as exact as a person needs it: `under 0.1 s`, `2.5 s`, `95 s`, `3,600 s`."""
+    if not math.isfinite(value):
+        return f"{non_finite(value)} s"
+    if 0.0 < abs(value) < 0.1:
+        return "under 0.1 s"
+    shown = f"{value:.1f}".removesuffix(".0") if abs(value) < 10.0 else f"{value:,.0f}"
+    return f"{shown} s"
+
+
 def non_finite(value: float) -> str:
     """The name that every file of ours gives to a value that is not finite."""
     if math.isnan(value):

@@ -18,6 +18,7 @@ from runner.places import Places
 from runner.plan import Capacity, Intent, KnownRun, Plan, PlannedRun, make_plan
 from runner.records import ENDED, Health, RunState
 from runner.schedule import BUDGET, Shape
+from runner.spec.command import takes_steps
 from runner.spec.models import TRAINER, ResolvedArm, from_json, study_document
 from runner.store import changes, tables
 from runner.store.best import find_best
@@ -135,7 +136,7 @@ class Accept:
         """The older generation keeps everything it has; it stops waiting or training, with a checkpoint."""
         older = read_run(connection, f"{planned.name}-{planned.supersedes}")
         values: dict[str, Any] = {"superseded_by": planned.id}
-        if older.state not in ENDED:
+        if older.state not in ENDED or older.state is RunState.LOST:  # one that comes back must end too
             values["stop_wanted"] = f"superseded by {planned.id}"
         changes.set_run(connection, older.run, **values)
 
@@ -147,7 +148,8 @@ class Accept:
                 if run.state not in ENDED:
                     changes.set_run(connection, run.run, stop_wanted=request.payload["reason"])
                     stopped.append(run.id)
-            message = f"stopping {len(stopped)} runs" if stopped else "nothing to stop: every run has ended already"
+            runs = "1 run" if len(stopped) == 1 else f"{len(stopped)} runs"
+            message = f"stopping {runs}" if stopped else "nothing to stop: every run has ended already"
             changes.answer(connection, request.id, True, message, self._now())
 
     def _resume(self, request: Request) -> None:
@@ -177,7 +179,7 @@ class Accept:
             is_trainer = run.arm_document["kind"] == TRAINER
             found = extension(
                 run.id, run.state, is_trainer=is_trainer, before=run.steps_total, wanted=wanted,
-                stop_wanted=run.stop_wanted,
+                stop_wanted=run.stop_wanted, takes_steps=is_trainer or takes_steps(run.arm_document["command"]),
             )  # fmt: skip
             if found.way is Way.STOP_FIRST:
                 if run.stop_wanted is None and run.state is not RunState.STOPPING:

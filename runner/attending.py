@@ -13,7 +13,7 @@ from runner.liveness import HUNG, NEW_WORK, SILENT, Concern, Limits, Signs, Watc
 from runner.records import AttemptKind, Health
 from runner.spec.models import ResolvedArm
 from runner.store import changes
-from runner.store.facts import StoredAttempt, StoredRun
+from runner.store.facts import StoredAttempt, StoredRun, read_run
 from runner.store.opening import driver_of
 from runner.store.session import Session
 
@@ -143,11 +143,10 @@ class Attend:
         names = {concern.name for concern in now}
         over = [name for name in before if name not in names]
         new = [concern for concern in now if concern.name not in before]
-        judged = Health(run.verdict["health"]) if run.verdict else Health.OK
-        wanted = health(judged, now) if now or over else Health(run.health)
-        if not new and not over and wanted == run.health:
+        if not new and not over and (not now or health(_judged(run), now) == run.health):
             return
         with self._session.transaction() as connection:
+            wanted = health(_judged(read_run(connection, run.run)), now)  # this very round may have judged it
             for concern in new:
                 changes.add_event(
                     connection, self._now(), f"liveness:{concern.name}", concern.summary, study=run.study, run=run.run,
@@ -159,6 +158,10 @@ class Attend:
                     attempt=attempt.number,
                 )  # fmt: skip
             changes.set_run(connection, run.run, health=wanted)
+
+
+def _judged(run: StoredRun) -> Health:
+    return Health(run.verdict["health"]) if run.verdict else Health.OK
 
 
 def _standing(run: StoredRun, attempt: StoredAttempt) -> tuple[str, ...]:

@@ -113,12 +113,15 @@ def status(
 def logs(
     run: Annotated[str, typer.Argument(help="A run: id, unique prefix, or study/arm-s0.", show_default=False)],
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Stay until the run has ended.")] = False,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="This attempt instead of the latest: 1, 2, …", show_default=False)
+    ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Print what a run's latest attempt wrote to stdout and stderr."""
+    """Print what an attempt of a run, the latest one by default, wrote to stdout and stderr."""
     from runner.commands import person as person_commands
 
-    raise typer.Exit(person_commands.logs(home, run, follow=follow))
+    raise typer.Exit(person_commands.logs(home, run, follow=follow, attempt=attempt))
 
 
 @app.command()
@@ -128,7 +131,7 @@ def stop(
     wait: Annotated[bool, typer.Option("--wait", help="Return when the runs have ended.")] = False,
     home: HomeOption = None,
 ) -> None:
-    """Stop runs; each writes a checkpoint first, and `resume` continues it."""
+    """Stop runs; a trainer writes a checkpoint first, and `resume` continues from it."""
     from runner.commands import person as person_commands
 
     raise typer.Exit(person_commands.stop(home, name, everything=everything, wait=wait))

@@ -86,7 +86,7 @@ class _Walked:
     files: Mapping[str, CodeFile]
     left_out: Mapping[str, LeftOut]
     notes: tuple[str, ...]
-    by_real_path: Mapping[str, str]
+    by_real_path: Mapping[str, Sequence[str]]
 
 
 class Walks:
@@ -104,11 +104,14 @@ class Walks:
             if respect_git:
                 search.ask_git(folder)
             search.walk(folder, named=False)
+            by_real_path: dict[str, list[str]] = {}
+            for file in search.files:  # a link and the file that it leads to are both there
+                by_real_path.setdefault(os.path.realpath(file.source), []).append(file.name)
             self._known[key] = _Walked(
                 {file.name: file for file in search.files},
                 {each.path: each for each in search.left_out},
                 tuple(search.notes),
-                {os.path.realpath(file.source): file.name for file in search.files},
+                by_real_path,
             )
         return self._known[key]
 
@@ -137,9 +140,8 @@ def code_files(
         raise UnusableCode("code.root", f"{folder} is the home of the runner itself", allowed)
     walked = (walks or Walks()).below(folder, anchor, os.path.realpath(home), respect_git=respect_git)
     found, left = dict(walked.files), dict(walked.left_out)
-    for arm_file in arm_files:
-        name = walked.by_real_path.get(os.path.realpath(arm_file))
-        if name is not None:
+    for real_path in set(map(os.path.realpath, arm_files)):
+        for name in walked.by_real_path.get(real_path, ()):
             del found[name]
             left[name] = LeftOut(name, "an arm file")
     search = _Search(anchor, os.path.realpath(home))

@@ -207,7 +207,7 @@ class Controller:
 
         def refuse(error: Exception, details: str) -> None:
             print(f"request {request.id} ({request.kind}): {error}\n{details}", file=sys.stderr, flush=True)
-            reason = f"our own mistake, {type(error).__name__}: {error}; nothing was changed (see {self._home.log})"
+            reason = f"our own mistake, {type(error).__name__}: {error}; it was not carried out (see {self._home.log})"
             self._accept.refuse(request, reason)
 
         _served(lambda: self._accept(request), refuse)

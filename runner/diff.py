@@ -13,8 +13,9 @@ from typing import Any
 from runner.screen import printable
 
 NOT_SET = "(not set)"
-# Keys of the resolved document that say which run it is; the two runs are named above the comparison.
-NAMES = frozenset({"study", "arm", "run", "seed"})
+# Keys of the resolved document that say which run it is; the two runs are named above the comparison. The seed is not
+# one of them: it can change the result.
+NAMES = frozenset({"study", "arm", "run"})
 # Entries of the provenance that say the same as something shown already, or where a file happened to lie.
 _SHOWN_ELSEWHERE = frozenset({"arm_files", "code"})
 _NARROWEST = 12

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runner.home import NETWORK_FILE_SYSTEMS, RESERVE_MIB
+
+if TYPE_CHECKING:
+    from runner.store.untold import Untold
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 LOW_DISK_MIB = 2048
 LARGE_LOG_MIB = 256
 CLOCK_SLACK_S = 5.0
+TOLD_OF_S = 30 * 86400.0
+"""How long a notice that was given up is spoken of."""
 FEW_FILES = 256
 ENOUGH_FILES = 1024
 
@@ -38,6 +44,7 @@ class DatabaseFacts:
     open_runs: int = 0
     newest_event: float | None = None
     quarantines: tuple[str, ...] = ()
+    untold: Untold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +184,19 @@ def _quarantines(facts: Facts) -> Iterator[Check]:
         yield Check("slots", WARNING, text, "a live controller looks again and lifts it once the slot is free")
 
 
+def _notices(facts: Facts) -> Iterator[Check]:
+    found = facts.database.untold if facts.database else None
+    if found is None or found.changed is None:
+        return
+    given_up = f"{_count(found.given_up, 'notice')} given up" if found.given_up else ""
+    waiting = f"{_count(found.waiting, 'notice')} waiting after a failed try" if found.waiting else ""
+    counts = ", ".join(text for text in (given_up, waiting) if text)
+    newest = f"the newest, {_age(facts.now - found.changed)} ago: {found.said}"
+    do = "repair the receiver, or `notify` for the next launch"
+    do += "; what was given up is not sent again, so see `runner status`" if found.given_up else ""
+    yield Check("notices", WARNING, f"{counts}; {newest}", do)
+
+
 def _trainer(facts: Facts) -> Iterator[Check]:
     torch = facts.packages.get("torch")
     if facts.trainer is None:
@@ -214,10 +234,17 @@ def _limits(facts: Facts) -> Iterator[Check]:
         yield Check("limits", OK, says)
 
 
+def _age(seconds: float) -> str:
+    for unit, unit_s in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
+        if seconds >= unit_s:
+            return _count(int(seconds / unit_s), unit)
+    return "less than a minute"
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 _LOOKS: tuple[Callable[[Facts], Iterator[Check]], ...] = (
-    _home, _disk, _database, _controller, _gpus, _quarantines, _trainer, _clock, _limits,
+    _home, _disk, _database, _controller, _gpus, _quarantines, _notices, _trainer, _clock, _limits,
 )  # fmt: skip

@@ -22,7 +22,7 @@ from provisioning.gpus import NvmlDriver
 from provisioning.local import LocalProvider
 from provisioning.processes import state_of
 from runner.detach import SUPERVISOR
-from runner.doctor import DatabaseFacts, Facts, GpuFacts, LockFacts
+from runner.doctor import TOLD_OF_S, DatabaseFacts, Facts, GpuFacts, LockFacts
 from runner.errors import HomeError, StoreTooNew
 from runner.home import Home, file_system
 from runner.lock import holder_pid, is_held
@@ -30,6 +30,8 @@ from runner.records import ENDED
 from runner.slot_watch import open_quarantines
 from runner.store import tables
 from runner.store.database import REVISION, check_revision, reading
+from runner.store.opening import driver_of
+from runner.store.untold import untold
 
 PACKAGES = ("torch", "torchvision", "numpy")
 
@@ -37,8 +39,8 @@ PACKAGES = ("torch", "torchvision", "numpy")
 def collect(home: Home, environment: Mapping[str, str]) -> Facts:
     """Everything the doctor looks at. A part that cannot be read is a fact too; nothing is raised for it."""
     place = _nearest(home.root)
-    home_id, database = _database(home)
     now = time.time()
+    home_id, database = _database(home, now)
     return Facts(
         home=str(home.root),
         home_exists=home.root.is_dir(),
@@ -80,7 +82,7 @@ def _disk_clock(folder: Path) -> float | None:
         return None
 
 
-def _database(home: Home) -> tuple[str, DatabaseFacts | None]:
+def _database(home: Home, now: float) -> tuple[str, DatabaseFacts | None]:
     """The home's id ('' without one) and what its database says."""
     try:
         revision = check_revision(home.database)
@@ -89,15 +91,16 @@ def _database(home: Home) -> tuple[str, DatabaseFacts | None]:
         damage = _damage(home.database)
         with reading(home) as connection:
             home_id = str(connection.execute(select(tables.home.c.home_id)).scalar_one_or_none() or "")
-            return home_id, _contents(connection, home, revision, damage)
+            return home_id, _contents(connection, home, revision, damage, now)
     except (HomeError, StoreTooNew) as error:
         return "", DatabaseFacts(None, REVISION, error=str(error))
 
 
-def _contents(connection: Connection, home: Home, revision: str, damage: str) -> DatabaseFacts:
+def _contents(connection: Connection, home: Home, revision: str, damage: str, now: float) -> DatabaseFacts:
     runs, log = tables.runs, Path(f"{home.database}-wal")
     is_open = runs.c.state.not_in([str(state) for state in ENDED])
-    kept_back = () if revision != REVISION else open_quarantines(connection)  # older revisions have no such table
+    is_old = revision != REVISION  # an older one has neither of these tables
+    kept_back = () if is_old else open_quarantines(connection)
     return DatabaseFacts(
         revision=revision,
         newest_revision=REVISION,
@@ -106,6 +109,7 @@ def _contents(connection: Connection, home: Home, revision: str, damage: str) ->
         open_runs=connection.execute(select(func.count()).where(is_open)).scalar_one(),
         newest_event=connection.execute(select(func.max(tables.events.c.time))).scalar_one(),
         quarantines=tuple(f"{one.slot.name} is not used: {one.reason}" for one in kept_back),
+        untold=None if is_old else untold(driver_of(connection), now - TOLD_OF_S),
     )
 
 

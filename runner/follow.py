@@ -32,8 +32,9 @@ from runner.spec.models import ResolvedArm, from_json
 from runner.store import changes
 from runner.store.curves import is_judged
 from runner.store.facts import StoredAttempt, StoredRun
-from runner.store.points import Written, has_points, read_position, storable, write_taken
+from runner.store.points import Written, has_points, names_of, read_position, storable, write_taken
 from runner.store.session import Session
+from runner.unheard import unheard
 
 SILENT_LINES = 500
 SILENT_S = 60.0
@@ -268,6 +269,20 @@ class Follow:
             )
             changes.set_run(connection, run.run, health=Health.WARNED)
 
+    def _warn_of_unheard(self, run: StoredRun, found: _Look) -> None:
+        if found.attempt.kind != AttemptKind.TRAIN or _end_of(found.seen) is not End.COMPLETE:
+            return
+        files = self._places.by_lease(found.attempt.lease).shell.names(str(self._home.root / run.run))
+        with self._session.reading() as connection:
+            said = unheard(found.arm, names_of(connection, run.run), files)
+        if said is None or found.attempt.stop_reason:
+            return
+        with self._session.transaction() as connection:
+            changes.add_event(
+                connection, self._now(), "warning", said, study=run.study, run=run.run, attempt=found.attempt.number
+            )
+            changes.set_run(connection, run.run, health=Health.WARNED)
+
     def _conclude(self, run: StoredRun, found: _Look, live: int) -> None:
         """Judge what is there and remember what was seen; an end only when all that led to it has been read."""
         number = found.attempt.number
@@ -282,6 +297,7 @@ class Follow:
         self._remember(run, found.attempt, self._attended(run, found))
         if found.is_over:
             self._attend.conclude(run, found.attempt)
+            self._warn_of_unheard(run, found)
             self._forget_attempt(run.run, number)
 
     def _attended(self, run: StoredRun, found: _Look) -> Seen:

@@ -152,8 +152,7 @@ def take(position: Position, stamp: Stamp, read: Read, parse: Format, end: End |
         return None
     data = read(position.path, position.offset, CHUNK_BYTES) or b""
     with collector_paused():
-        is_last = position.offset + len(data) >= size
-        taken = _parse_chunk(position, data, parse, size, end if is_last else None)
+        taken = _parse_chunk(position, data, parse, size, end)
     if position.offset == 0:
         taken = replace(taken, position=replace(taken.position, head=_head(data[: taken.position.offset])))
     more = taken.position.offset < size and len(data) == CHUNK_BYTES
@@ -192,15 +191,21 @@ def _parse_chunk(position: Position, data: bytes, parse: Format, size: int, end:
         skipped = line_end + 1
     parsed = parse(data[skipped:], position.state or {})
     consumed = skipped + parsed.consumed
-    too_long = not parsed.framed and len(data) - consumed > MAX_LINE_BYTES and _line_end(data[consumed:]) < 0
+    left = size - position.offset - consumed
+    # A whole chunk without a record's end: the line ends that are in it are none of this format.
+    is_endless = _line_end(data[consumed:]) < 0 or (consumed == 0 and len(data) == CHUNK_BYTES)
+    too_long = not parsed.framed and len(data) - consumed > MAX_LINE_BYTES and is_endless
     complaint = ""
     if too_long:
         complaint = f"a line of more than {MAX_LINE_BYTES} bytes"
         consumed = len(data)
-    elif CHUNK_BYTES < parsed.needs <= size - position.offset - consumed:
+    elif CHUNK_BYTES < parsed.needs <= left:
         complaint = f"a record of {parsed.needs} bytes (limit {CHUNK_BYTES})"
         consumed += parsed.needs
-    elif end is not None and consumed < len(data):
+    elif end is not None and parsed.needs > max(left, CHUNK_BYTES):
+        complaint = f"cut off at its end: a record of {parsed.needs} bytes"
+        consumed += left
+    elif end is not None and consumed < len(data) and position.offset + len(data) >= size:
         parsed, complaint = _with_rest(parsed, data[consumed:], parse, end)
         consumed = len(data)
     rejected = [*parsed.rejected, complaint] if complaint else parsed.rejected
@@ -221,13 +226,17 @@ def _parse_chunk(position: Position, data: bytes, parse: Format, size: int, end:
 
 def _with_rest(parsed: Parsed, rest: bytes, parse: Format, end: End) -> tuple[Parsed, str]:
     """What was parsed with the last line, which has no end; and a complaint where that cannot be believed."""
-    if parsed.framed or not (parsed.closed or end is End.COMPLETE):
+    if parsed.framed:
         return parsed, f"cut off at its end: {rest[:60]!r}"
     last = parse(rest + b"\n", parsed.state or {})
+    if parsed.strict or (not parsed.closed and end is End.CUT):
+        is_metric = last.records or last.blocks or last.rejected  # half a progress bar is none
+        return parsed, f"cut off at its end: {rest[:60]!r}" if is_metric else ""
+    late = Taken(last.records, Position(""), blocks=last.blocks)
     return replace(
         last,
-        records=(*parsed.records, *last.records),
-        blocks=(*parsed.blocks, *last.blocks),
+        records=(*parsed.records, *(late.each() if parsed.records else last.records)),
+        blocks=parsed.blocks if parsed.records else (*parsed.blocks, *last.blocks),
         lines=parsed.lines + last.lines,
         rejected=(*parsed.rejected, *last.rejected),
     ), ""

@@ -20,7 +20,8 @@ HEARTBEAT_S = 1.0
 class Launchable:
     """What an attempt needs to know of its run. Paths are absolute paths on the slot's host.
 
-    `command` is None for our own trainer. `env` may hold secrets, so this value is never stored or printed.
+    `command` is None for our own trainer, `steps` the budget of the run as it is now: an extended run has a longer one
+    than its arm file says. `env` may hold secrets, so this value is never stored or printed.
     """
 
     home_id: str
@@ -33,6 +34,7 @@ class Launchable:
     command: Sequence[str] | None
     env: Mapping[str, str]
     evaluation_limit_s: float
+    steps: int
 
 
 def attempt_name(home_id: str, run: str, attempt: int) -> str:
@@ -116,6 +118,7 @@ def _command_argv(wanted: Launchable, slot_environment: Mapping[str, str]) -> li
         arm_dir=str(wanted.arm_dir),
         gpus=slot_environment.get("CUDA_VISIBLE_DEVICES", ""),
         python=wanted.python,
+        steps=wanted.steps,
     )
 
 
@@ -123,7 +126,8 @@ def _environment(
     wanted: Launchable, slot_environment: Mapping[str, str], shell_environment: Mapping[str, str]
 ) -> dict[str, str]:
     environment = {**shell_environment, **slot_environment, **wanted.env}
-    environment.update(PYTHONUNBUFFERED="1", RUNNER_RUN_DIR=str(wanted.run_dir), RUNNER_SEED=str(wanted.seed))
+    environment.update(PYTHONUNBUFFERED="1", RUNNER_RUN_DIR=str(wanted.run_dir))
+    environment.update(RUNNER_SEED=str(wanted.seed), RUNNER_STEPS=str(wanted.steps))
     if wanted.command is None:
         # A safe path keeps a `trainer` folder of the working directory from being imported instead of the snapshot.
         environment.update(PYTHONPATH=str(wanted.code_root), PYTHONSAFEPATH="1")

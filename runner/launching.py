@@ -32,6 +32,7 @@ from runner.schedule import Shape
 from runner.snapshot import Seen, Snapshot, preview, take
 from runner.spec import ResolvedArm, StoredStudy, from_json, read_study_arms, to_json
 from runner.spec.lint import blocking, lint, parse_allow
+from runner.spec.notices import notice_problems
 from runner.store import requests, tables
 from runner.store.database import check_revision, create_or_upgrade, reading
 from runner.store.history import seconds_per_step
@@ -70,6 +71,7 @@ class Prepared:
     options: Options
     budget_notes: tuple[str, ...] = ()
     left_out: Mapping[Shape, tuple[Withheld, ...]] = field(default_factory=dict)
+    notice_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,17 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
     studies = dict.fromkeys(arm.study for arm in arms)
     remarks = {study: lint(_members(study, arms, past.arms), allow) for study in studies}
     notes = budget_notes(arms, plan, past.seconds_per_step or {})
-    return Prepared(home, arms, snapshots, plan, slots, remarks, options, notes, kept)
+    return Prepared(home, arms, snapshots, plan, slots, remarks, options, notes, kept, _notice_notes(arms, home))
+
+
+def _notice_notes(arms: Sequence[ResolvedArm], home: Home) -> tuple[str, ...]:
+    """Why some `notify` could tell nobody; arms with the same one say it once."""
+
+    def is_program(path: str) -> bool:
+        return shutil.which(path) is not None
+
+    found = (notice_problems(arm.notify, str(home.root), os.environ, is_program) for arm in arms)
+    return tuple(dict.fromkeys(problem for problems in found for problem in problems))
 
 
 def refuse_unfair(prepared: Prepared) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from runner.records import ENDED
 from runner.screen import printable
 
 STATE_STYLES = {
@@ -34,6 +35,7 @@ HEALTH_STYLES = {
     "unknown": "dim",
 }
 BAR_CELLS = 8
+_ENDED = frozenset(str(state) for state in ENDED)
 
 
 def render(status: Mapping[str, Any], width: int) -> RenderableType:
@@ -42,6 +44,10 @@ def render(status: Mapping[str, Any], width: int) -> RenderableType:
     for study in status["studies"]:
         parts.append(_table(study, width))
         parts.extend(_remarks(study))
+        if unheard := _unheard(study):
+            parts.append(Text(f"  {unheard}", style="yellow", overflow="fold"))
+    if warning := unattended(status):
+        parts.append(Text(warning, style="bold red", overflow="fold"))
     return Group(*parts) if parts else Text("No study here yet. Start one: runner launch arms/*.yaml", style="dim")
 
 
@@ -60,12 +66,30 @@ def lines(status: Mapping[str, Any]) -> Iterator[str]:
             yield printable("  ".join(cells))
 
 
+def _unheard(study: Mapping[str, Any]) -> str:
+    count = study.get("notices_given_up", 0)
+    were = "1 notice was" if count == 1 else f"{count} notices were"
+    return f"{printable(study['study'])}: {were} given up; `runner doctor` says why" if count else ""
+
+
+def unattended(status: Mapping[str, Any]) -> str:
+    """What a person must know when runs are open and no controller looks after them; empty when all is well."""
+    is_open = any(run["state"].split("(")[0] not in _ENDED for study in status["studies"] for run in study["runs"])
+    if not is_open or (status.get("controller") or {"alive": True})["alive"]:
+        return ""
+    return (
+        "no controller is at work here: what runs goes on, but nothing is read, judged, stopped or started; "
+        "`runner resume` starts it"
+    )
+
+
 def print_status(console: Console, status: Mapping[str, Any]) -> None:
     """The table on a terminal, plain lines elsewhere."""
     if console.is_terminal:
         console.print(render(status, console.width))
     else:
-        for line in lines(status):
+        unheard = [_unheard(study) for study in status["studies"]]
+        for line in filter(None, (*lines(status), *unheard, unattended(status))):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -154,6 +178,8 @@ def _why(run: Mapping[str, Any]) -> list[str]:
 def _notable(run: Mapping[str, Any]) -> bool:
     if run["state"] == "queued":
         return str(run["reason"]).startswith("waits: ")
+    if run["state"] == "finished":
+        return bool(run["step"] < (run["steps_total"] or 1))  # it ended well before its budget, or said nothing
     return str(run["state"]).split("(")[0] in ("aborted", "failed", "lost", "cancelled", "preempted", "stopping")
 
 

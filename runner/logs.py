@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from runner.errors import UsageError
 from runner.home import Home
 from runner.launch_spec import attempt_dir
 from runner.records import ENDED
@@ -18,14 +19,27 @@ CHUNK_BYTES = 65536
 POLL_S = 0.3
 
 
-def log_lines(home: Home, run: str, follow: bool, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """Text of the latest attempt's stdout and stderr. With `follow`, until the run has ended."""
+def log_lines(
+    home: Home,
+    run: str,
+    follow: bool,
+    only: int | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[str]:
+    """Text of stdout and stderr of the latest attempt, or of attempt `only`. With `follow`, until that one is over: the
+    run has ended, or a later attempt than `only` has begun.
+
+    Raises UsageError when the run has no attempt of that number.
+    """
     offsets: dict[Path, int] = {}
     attempt: int | None = None
     while True:
         with reading(home) as connection:
-            now_attempt = latest_attempt(connection, run)
+            latest = now_attempt = latest_attempt(connection, run)
             ended = read_run(connection, run).state in ENDED
+        if only is not None:
+            _check_attempt(run, only, latest)
+            now_attempt, ended = only, ended or only != latest
         if now_attempt is None and not follow:
             yield "(nothing yet: the run has not started)\n"
             return
@@ -37,6 +51,14 @@ def log_lines(home: Home, run: str, follow: bool, sleep: Callable[[float], None]
         if ended or not follow:
             return
         sleep(POLL_S)
+
+
+def _check_attempt(run: str, wanted: int, latest: int | None) -> None:
+    if latest is None:
+        raise UsageError(f"--attempt {wanted}: {run} has not started, so it has no attempt yet")
+    if not 1 <= wanted <= latest:
+        allowed = "1" if latest == 1 else f"1 to {latest}"
+        raise UsageError(f"--attempt {wanted}: {run} has no such attempt; allowed: {allowed}")
 
 
 def _new_text(folder: Path, offsets: dict[Path, int]) -> Iterator[str]:

@@ -50,7 +50,8 @@ class Parsed:
     Records stand in `blocks` or one by one in `records`, never in both; those in `blocks` came first.
     `framed` records carry their own length, so that an unfinished one is never mistaken for an endless line; `needs` is
     then how many bytes the unfinished one takes. `closed` records show by themselves whether they are whole, so the
-    last one counts even where a process was killed before it ended the line.
+    last one counts even where a process was killed before it ended the line. In a `strict` format the end of a line is
+    a part of the record.
     """
 
     records: tuple[Record, ...]
@@ -61,6 +62,7 @@ class Parsed:
     framed: bool = False
     needs: int = 0
     closed: bool = False
+    strict: bool = False
     blocks: tuple[Block, ...] = ()
 
 
@@ -289,9 +291,7 @@ def _regex(pattern: re.Pattern[str], data: bytes, state: Mapping[str, Any]) -> P
         return Record(step, {name: _number_from_text(text) for name, text in groups.items()})
 
     parsed = _by_lines(data, "\r\n", search)
-    return Parsed(
-        parsed.records, parsed.consumed, parsed.lines, parsed.rejected, {"matched": matched, "unmatched": unmatched}
-    )
+    return replace(parsed, state={"matched": matched, "unmatched": unmatched}, strict=True)
 
 
 def _tensorboard(data: bytes, state: Mapping[str, Any]) -> Parsed:

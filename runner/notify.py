@@ -7,6 +7,7 @@ again, under the same key.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from typing import Any
 from runner.detach import own_environment
 from runner.errors import Fenced, HomeError
 from runner.home import Home
+from runner.screen import printable
 from runner.spec.notices import address_problem
 from runner.store import changes, outbox
 from runner.store.session import Session
@@ -36,6 +38,8 @@ WEBHOOK_START_S = 10.0
 """What a webhook's process may take beside its own time limit: an interpreter starts slowly on a busy machine."""
 
 TOLD, TRY_AGAIN = 0, 75
+PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETXTBSY, errno.EIO})
+"""Why a program may not start now though it is there; one that is not there will not appear by itself."""
 POLL_S = 0.02
 LOOK_S = 1.0
 KILL_S = 5.0
@@ -73,8 +77,9 @@ class Outcome:
 
 @dataclass(slots=True)
 class _UnderWay:
-    """One notice: the tries before this one, whose answer is missing, and what the others said."""
+    """One notice: its sentence, the tries before this one, whose answer is missing, and what the others said."""
 
+    text: str
     tries: int
     missing: set[str]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -99,7 +104,7 @@ class Notifier:
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._workers: dict[str, _Worker] = {}
         self._under_way: dict[int, _UnderWay] = {}
-        self._told: dict[int, set[str]] = {}
+        self._answered: dict[int, dict[str, Outcome]] = {}
         self._due: dict[int, float] = {}
         self._look_at_s = -math.inf
 
@@ -132,13 +137,16 @@ class Notifier:
         if not notice.targets:
             with self._session.transaction() as connection:
                 outbox.drop(connection, notice.event)
+            self._answered.pop(notice.event, None)
+            self._due.pop(notice.event, None)
             return
-        told = self._told.get(notice.event, set())
-        orders = [order for order in self._orders(notice) if order.receiver not in told]
+        answered = self._answered.get(notice.event, {})
+        orders = [order for order in self._orders(notice) if order.receiver not in answered]
+        under_way = _UnderWay(notice.document["text"], notice.tries, {order.receiver for order in orders})
         if not orders:  # whoever could not be told is asked no more
-            self._settle(notice.event, _UnderWay(notice.tries, set()))
+            self._settle(notice.event, under_way)
             return
-        self._under_way[notice.event] = _UnderWay(notice.tries, {order.receiver for order in orders})
+        self._under_way[notice.event] = under_way
         for order in orders:
             if isinstance(order, Outcome):
                 self._outcomes.put(order)
@@ -198,24 +206,30 @@ class Notifier:
                 self._settle(outcome.event, notice)
 
     def _settle(self, event: int, notice: _UnderWay) -> None:
-        """All receivers of one try have answered."""
-        outcomes = notice.outcomes.values()
+        """All receivers of one try have answered. Only those that may do better are asked again."""
+        answered = self._answered.pop(event, {})
+        outcomes = [*(one for one in answered.values() if not one.told), *notice.outcomes.values()]
         tries = notice.tries + 1
         said = _without_secrets("; ".join(outcome.said for outcome in outcomes), self._environment)
         failed = [outcome for outcome in outcomes if not outcome.told]
         self._due.pop(event, None)
-        if failed and any(outcome.may_retry for outcome in failed) and tries <= len(RETRY_AFTER_S):
-            self._told.setdefault(event, set()).update(one.receiver for one in outcomes if one.told)
+        again = [outcome for outcome in failed if outcome.may_retry]
+        if again and tries <= len(RETRY_AFTER_S):
+            self._answered[event] = answered | {one.receiver: one for one in outcomes if one not in again}
             self._due[event] = self._monotonic() + RETRY_AFTER_S[tries - 1]
             state = "waiting"
         else:
-            self._told.pop(event, None)
             state = "failed" if failed else "sent"
         with self._session.transaction() as connection:
             outbox.note(connection, event, state, tries, said, self._now())
             if state == "failed":
-                reason = f"a notice of event {event} was given up after {tries} tries: {said}"
+                given_up = f"given up after {tries} {'try' if tries == 1 else 'tries'}: {said}"
+                reason = f"a notice of event {event} was {given_up}"
                 changes.add_event(connection, self._now(), "notify_failed", reason)
+        if state == "failed":
+            # In the controller's log too: whoever waits for a notice in vain may look there.
+            text = _without_secrets(notice.text, self._environment)
+            print(printable(f"runner.notify: {given_up}; not told to all: {text}"), file=sys.stderr, flush=True)
 
 
 class _Worker:
@@ -267,8 +281,8 @@ class _Worker:
                     return Outcome(delivery.event, delivery.receiver, False, True, f"{kind}: not sent")
                 self._process = process = _start(delivery)
         except (OSError, ValueError) as error:
-            said = f"{kind}: it could not be started: {getattr(error, 'strerror', None) or error}"
-            return Outcome(delivery.event, delivery.receiver, False, False, said)
+            said = f"{kind}: {delivery.argv[0]} could not be started: {getattr(error, 'strerror', None) or error}"
+            return Outcome(delivery.event, delivery.receiver, False, getattr(error, "errno", None) in PASSING, said)
         code, words = self._watch(process, delivery.limit_s)
         if code is None:
             said = f"{kind}: not done within {delivery.limit_s:g} s, so it was ended"

@@ -177,6 +177,7 @@ class Perform:
             command=arm.command,
             env=environment_values(arm, self._environment),
             evaluation_limit_s=self._evaluation_limit_s(run),
+            steps=arm.steps,
         )
 
     def _evaluation_limit_s(self, run: StoredRun) -> float:
@@ -246,8 +247,9 @@ class Perform:
             # Once it has gone back to its best, a retry goes on from where it came to since.
             start = "last" if run.attempt.resumed_from is not None else run.resume_from
             changes.set_run(connection, run.run, retries_used=used, wave=None, resume_from=start)
-            allowed = from_json(run.arm_document).retries
-            again = f"retry {used} of {allowed} after {action.rule}, from the last complete checkpoint"
+            arm = from_json(run.arm_document)
+            how = "from the last complete checkpoint" if arm.command is None else "the command is started again"
+            again = f"retry {used} of {arm.retries} after {action.rule}, {how}"
             changes.move_run(connection, run.run, RunState.QUEUED, again, now)
 
     def _reap(self, run_id: str) -> None:
@@ -268,8 +270,11 @@ class Perform:
 
     def _revive(self, action: Revive) -> None:
         with self._session.transaction() as connection:
-            changes.set_attempt(connection, action.run, action.attempt, phase="live", ended=None)
-            reason = "it reports again: its process never died"
+            attempt = read_run(connection, action.run).attempt
+            has_ended = attempt is not None and attempt.phase == Phase.ENDED
+            if not has_ended:
+                changes.set_attempt(connection, action.run, action.attempt, phase="live", ended=None)
+            reason = "its end came to light" if has_ended else "it reports again: its process never died"
             changes.move_run(connection, action.run, RunState.RUNNING, reason, self._now(), attempt=action.attempt)
 
     def _settle(self, action: Settle) -> None:

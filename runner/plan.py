@@ -197,7 +197,7 @@ def _planned(
 ) -> PlannedRun:
     newest = max(history, key=lambda run: run.generation, default=None)
     if newest is not None and newest.identity == same and not fresh:
-        intent, sentence = _about_existing(newest)
+        intent, sentence = _about_existing(newest, is_trainer=arm.command is None)
         generation, supersedes = newest.generation, None
         run = newest.id
     else:
@@ -224,7 +224,7 @@ def _planned(
     )
 
 
-def _about_existing(run: KnownRun) -> tuple[Intent, str]:
+def _about_existing(run: KnownRun, *, is_trainer: bool) -> tuple[Intent, str]:
     if run.state not in ENDED:
         return Intent.WATCH, f"is {run.state} already, so it is watched"
     if run.state in (RunState.FINISHED, RunState.ABORTED):
@@ -232,7 +232,8 @@ def _about_existing(run: KnownRun) -> tuple[Intent, str]:
         if run.state is RunState.ABORTED:
             again += f", `runner resume {run.id}` overrides the abort"
         return Intent.NOTHING, f"is {run.state} already, so nothing is done ({again})"
-    return Intent.RESTART, f"is {run.state}, so a new attempt continues from its last complete checkpoint"
+    how = "a new attempt continues from its last complete checkpoint" if is_trainer else "the command is started again"
+    return Intent.RESTART, f"is {run.state}, so {how}"
 
 
 def _waves(

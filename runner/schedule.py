@@ -134,8 +134,13 @@ def side_by_side(shapes: Sequence[Shape], free: Mapping[Shape, Sequence[Slot]]) 
 
 
 def waits_for_room(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]]) -> dict[str, str]:
-    """Why runs that must start together cannot start on the host as it is now, by run."""
-    reasons: dict[str, str] = {}
+    """Why runs cannot start on the host as it is now, by run: those that must start together and do not fit, and those
+    of which an earlier attempt, given up for lost, turned out to live."""
+    reasons = {
+        run.run: f"attempt {run.attempt.number} of it still gives signs of life"
+        for run in runs
+        if run.attempt is not None and run.state is RunState.QUEUED and _still_lives(run)
+    }
     if not any(run.needs_whole_wave for run in runs):
         return reasons
     for group in _groups(runs):
@@ -219,6 +224,12 @@ def _settle_zero(run: RunFacts) -> Settle:
     if run.is_trainer and run.steps_total is not None and run.last_step < run.steps_total:
         reason = f"exit code 0 at step {run.last_step} of {run.steps_total}"
         return Settle(run.run, RunState.FAILED, reason, "incomplete")
+    if run.last_step == 0:
+        return Settle(run.run, RunState.FINISHED, "exit code 0, and no metric of it was ever read")
+    if run.steps_total is not None and run.last_step < run.steps_total:
+        return Settle(
+            run.run, RunState.FINISHED, f"exit code 0; its last step was {run.last_step} of {run.steps_total}"
+        )
     return Settle(run.run, RunState.FINISHED, f"all {run.steps_total or run.last_step} steps done")
 
 
@@ -307,7 +318,8 @@ def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]],
 
 def _groups(runs: Sequence[RunFacts]) -> Iterator[tuple[RunFacts, ...]]:
     """The waiting runs in the order of the queue: those of a wave together, any other alone."""
-    waiting = [run for run in runs if run.state is RunState.QUEUED and not run.stop_wanted and not run.budget]
+    waiting = [run for run in runs if run.state is RunState.QUEUED and not (run.stop_wanted or run.budget)]
+    waiting = [run for run in waiting if not _still_lives(run)]
     waiting.sort(key=lambda run: run.order)
     waves: dict[tuple[int, int, int | None], list[RunFacts]] = {}
     for run in waiting:
@@ -320,6 +332,11 @@ def _groups(runs: Sequence[RunFacts]) -> Iterator[tuple[RunFacts, ...]]:
         wave = waves[run.order[0], run.order[1], run.wave]
         if wave[0] is run:
             yield tuple(wave)
+
+
+def _still_lives(run: RunFacts) -> bool:
+    """Whether an attempt from before is alive after all: two processes must never share a run."""
+    return run.attempt is not None and run.attempt.phase is Phase.LIVE
 
 
 def _beside(slots: Mapping[Shape, Sequence[Slot]], taken: Sequence[Slot]) -> dict[Shape, tuple[Slot, ...]]:

@@ -55,6 +55,7 @@ class Situation:
         arm = self._arm(run)
         last_step, attempt = self._attempt(run, arm)
         verdict = run.verdict or {}
+        stopping_rule, stopping_reason = self._stopping(run)
         return RunFacts(
             run=run.run,
             order=(-run.priority, run.launch, run.seed, run.arm_order),
@@ -71,8 +72,8 @@ class Situation:
             needs_whole_wave=arm.resources.colocate == "require",
             retries_left=max(0, arm.retries - run.retries_used),
             reports_again=run.state is RunState.LOST and attempt is not None and attempt.phase in _REPORTS,
-            stopping_rule=run.rule if run.state is RunState.STOPPING else "",
-            stopping_reason=run.reason if run.state is RunState.STOPPING else "",
+            stopping_rule=stopping_rule,
+            stopping_reason=stopping_reason,
             has_checkpoint=run.attempt is not None and self._has_checkpoint(run),
         )
 
@@ -114,6 +115,18 @@ class Situation:
             orphaned=self._is_orphaned(run.run, attempt.number),
             release=self._places.release_state(run.run, attempt.number),
         )
+
+    def _stopping(self, run: StoredRun) -> tuple[str, str]:
+        """(rule, reason) of the stop that a run is in. One that fell silent in it and came back is `running` again."""
+        if run.state is RunState.STOPPING:
+            return run.rule, run.reason
+        attempt = run.attempt
+        if attempt is None or run.state not in ON_A_SLOT:
+            return "", ""
+        if attempt.stop_reason is None and attempt.kind != AttemptKind.EVALUATE:
+            return "", ""
+        with self._session.reading() as connection:
+            return history.newest_stop(connection, run.run)
 
     def _has_checkpoint(self, run: StoredRun) -> bool:
         assert run.attempt is not None

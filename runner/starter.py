@@ -29,8 +29,10 @@ seeds: [0]                # one run for each; several seeds show how far two equ
 #   {{arm_dir}}  a frozen copy of the folder of this file: editing your code never changes a run that is queued
 #   {{run_dir}}  the folder of the run: write checkpoints and results there
 #   {{seed}}     the seed of the run          {{gpus}}  the GPUs of the run, as CUDA_VISIBLE_DEVICES has them
+#   {{steps}}    the number under `steps` below, or what `runner extend RUN --steps N` made of it later: without it in
+#              the command a run cannot be extended, and with it your script goes on by itself from {{run_dir}}
 # Numbers stand in quotes. A literal brace is doubled.
-command: [python3, "{{arm_dir}}/{script}", --lr, "0.05", --seed, "{{seed}}"]
+command: [python3, "{{arm_dir}}/{script}", --lr, "0.05", --seed, "{{seed}}", --steps, "{{steps}}"]
 
 # Where the metrics are. A regex reads what the script prints; the group `step` is required, every other group is a
 # metric. This one reads lines such as:  step 10/200 loss=0.53
@@ -57,7 +59,7 @@ title: Smaller learning rate
 hypothesis: A smaller learning rate ends lower.
 baseline: A
 changes:
-  command: [python3, "{{arm_dir}}/{script}", --lr, "0.01", --seed, "{{seed}}"]
+  command: [python3, "{{arm_dir}}/{script}", --lr, "0.01", --seed, "{{seed}}", --steps, "{{steps}}"]
 """
 
 

@@ -30,7 +30,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "runs": (
         "run", "arm", "seed", "generation", "superseded_by", "baseline", "title", "state", "rule", "reason", "health",
         "step", "steps_total", "primary", "last_step", "last", "best_step", "best", "points", "rejected_lines",
-        "attempts", "code_hash", "created", "changed",
+        "attempts", "code_hash", "created", "changed", "overridden",
     ),
     "attempts": (
         "run", "attempt", "kind", "phase", "host", "slot", "resumed_from", "stop_reason", "cause", "exit_code",
@@ -40,7 +40,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "events": ("time", "run", "attempt", "step", "event", "reason", "data"),
     "verdicts": ("run", "attempt", "time", "health", "action", "rule", "step", "reason", "findings", "as_of"),
 }  # fmt: skip
-"""The tables and their columns. Times are seconds since the epoch, memory is MiB; `run` is the id of 8 hex digits."""
+"""The tables and their columns. Times are seconds since the epoch, memory is MiB; `run` is the id of 8 hex digits.
+
+`overridden` is a JSON list of the rules that a person has overruled for a run, None without any.
+"""
 
 
 def rows_of(connection: Connection, study: str, table: str, names: Collection[str] | None = None) -> Iterator[Values]:
@@ -141,7 +144,7 @@ def _runs(connection: Connection, study: str) -> Iterator[Values]:
             row.id, row.arm, row.seed, row.generation, row.superseded_by, row.arm_document.get("baseline"),
             row.arm_document.get("title"), row.state, row.rule or None, row.reason, row.health, step, row.steps_total,
             primary, *last, *best, points, _rejected(connection, row.run), len(_starts(connection, row.run)),
-            row.snapshot.get("hash"), row.created, row.changed,
+            row.snapshot.get("hash"), row.created, row.changed, _json(row.overridden or None),
         )  # fmt: skip
 
 

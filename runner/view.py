@@ -14,7 +14,7 @@ from rich.live import Live
 
 from runner.errors import EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED
 from runner.home import Home
-from runner.live import lines, render
+from runner.live import lines, render, unattended
 from runner.records import ENDED
 from runner.screen import printable
 from runner.store.status import home_status
@@ -81,6 +81,7 @@ def _watch_lines(
 ) -> dict[str, Any]:
     """A line whenever a run's state or health changes; none when `quiet`."""
     said: dict[str, tuple[str, str]] = {}
+    warned = ""
     while True:
         each_round()
         document = chosen_status(home, study, wanted)
@@ -91,6 +92,10 @@ def _watch_lines(
                 said[run["run_dir"]] = now
                 if not quiet:
                     print(line, flush=True)
+        warning = unattended(document)
+        if warning and warning != warned and not quiet:
+            print(warning, flush=True)
+        warned = warning
         if all_ended(document):
             return document
         _wait(LINES_REFRESH_S, asked)

@@ -111,7 +111,7 @@ def test_the_report_of_runs_that_met_or_never_started_says_so() -> None:
 def test_a_longer_budget_that_was_given_later_is_a_label() -> None:
     study = quickstart()
     told = EventView(1.0, "extended", "extended from 400 to 800 steps: a new attempt | goes on", 400)
-    foreign = EventView(2.0, "extended", "announced by the trainer", 3)
+    foreign = EventView(2.0, "extended", "announced by the trainer", 3, announced=True)
     run = replace(study.runs[0], events=(told, foreign))
     report = render(replace(study, runs=(run, *study.runs[1:])))["report.md"]
     assert "- A-s0 was extended from 400 to 800 steps: a new attempt \\| goes on (asked at step 400)." in report

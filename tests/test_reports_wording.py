@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from reports.wording import LONGEST, clean, escape, exact, label, listed, number, signed
+from reports.wording import LONGEST, clean, escape, exact, label, listed, number, seconds, signed
 from tests.fakes.studies import HOSTILE
 
 PARSER = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable(["table", "strikethrough"])
@@ -112,3 +112,14 @@ def test_lists_read_like_a_sentence() -> None:
         "a and b",
         "a, b and c",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0 s"), (0.00844, "under 0.1 s"), (0.0999, "under 0.1 s"), (0.1, "0.1 s"), (2.5, "2.5 s"), (9.96, "10 s"),
+        (95.4, "95 s"), (3600.2, "3,600 s"), (math.inf, "inf s"), (math.nan, "nan s"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_no_more_exact_than_its_measurement(value: float, shown: str) -> None:
+    assert seconds(value) == shown

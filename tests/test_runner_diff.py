@@ -80,13 +80,23 @@ def test_it_reads_well_at_80_columns() -> None:
 
 
 def test_equal_runs_say_so_and_still_show_their_outcomes() -> None:
-    seed = dataclasses.replace(A, name="trial/A-s1", config={**A.config, "seed": 1}, outcome={"state": "failed"})
-    found = compare(A, seed)
+    found = compare(A, dataclasses.replace(A, id="0000000c", outcome={"state": "failed"}))
     assert found.is_empty
     text = "\n".join(render(found))
     assert "nothing differs: same configuration, same code, same environment" in text
     assert "state" in text
     assert not compare(A, B).is_empty
+
+
+def test_another_seed_is_a_difference() -> None:
+    seed = dataclasses.replace(A, name="trial/A-s1", config={**A.config, "seed": 1})
+    found = compare(A, seed)
+    assert [(entry.key, *entry.texts) for entry in found.config] == [("seed", "0", "1")]
+    assert not found.is_empty
+    text = "\n".join(render(found))
+    assert "configuration\n  seed  0" in text
+    assert "nothing differs" not in text
+    assert as_document(found)["same"] is False
 
 
 def test_frozen_code_that_is_gone_is_told_and_not_guessed() -> None:
@@ -172,6 +182,31 @@ def test_json_holds_the_same_and_non_finite_values_by_name(
     assert document["config"] == [{"key": "trainer.optimizer.lr", "a": 0.001, "b": 0.002}]
     assert document["code"]["changed"] == ["trainer/step.py"]
     assert document["outcome"]["last val/loss"] == {"a": 0.1, "b": "inf"}
+
+
+@pytest.mark.parametrize(
+    ("resumed_from", "kind", "second", "points", "step"),
+    [(None, "train", (2, 4, 6, 8), 4, 8), (4, "train", (6,), 3, 6), (None, "evaluate", (6, 7), 11, 20)],
+    ids=["began anew", "went on", "evaluation"],
+)
+def test_steps_and_points_are_those_of_the_joined_curve(
+    stored: StoredStudy,
+    capsys: pytest.CaptureFixture[str],
+    resumed_from: int | None,
+    kind: str,
+    second: tuple[int, ...],
+    points: int,
+    step: int,
+) -> None:
+    run = stored.run(trainer_arm())
+    stored.attempt(run, 1)
+    stored.points(run, 1, "val/loss", {at: 1.0 / at for at in range(2, 21, 2)})
+    stored.attempt(run, 2, kind, resumed_from=resumed_from)
+    stored.points(run, 2, "val/loss", {at: 2.0 / at for at in second})
+    assert diff(stored.home.root, run, run, as_json=True) == 0
+    outcome = json.loads(capsys.readouterr().out)["outcome"]
+    shown = {key: outcome[key]["a"] for key in ("step", "last at step", "points", "attempts")}
+    assert shown == {"step": step, "last at step": step, "points": points, "attempts": 2}
 
 
 def test_runs_without_a_point_and_unknown_names(stored: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,18 +15,33 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import insert
 
 from provisioning.base import Slot
 from provisioning.processes import state_of
 from runner.commands.doctor import WIDTH, doctor, page
-from runner.doctor import OK, PROBLEM, WARNING, Check, DatabaseFacts, Facts, GpuFacts, LockFacts, examine, has_problem
+from runner.doctor import (
+    OK,
+    PROBLEM,
+    TOLD_OF_S,
+    WARNING,
+    Check,
+    DatabaseFacts,
+    Facts,
+    GpuFacts,
+    LockFacts,
+    examine,
+    has_problem,
+)
 from runner.doctor_facts import collect
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK
 from runner.home import Home, create_home
 from runner.lock import HomeLock
 from runner.slot_watch import SlotWatch
+from runner.store import changes, outbox, tables
 from runner.store.database import create_or_upgrade
 from runner.store.session import Session
+from runner.store.untold import Untold
 from tests.fakes.attempts import until
 
 NOW = 1_790_000_000.0
@@ -37,6 +53,10 @@ HEALTHY = Facts(
 )  # fmt: skip
 
 
+def untold(given_up: int, waiting: int) -> dict[str, Any]:
+    return {"database": replace(DATABASE, untold=Untold(given_up, waiting, "no answer", NOW - 7_300))}
+
+
 def found(facts: Facts) -> list[Check]:
     return [check for check in examine(facts) if check.level != OK]
 
@@ -45,6 +65,7 @@ class TestChecks:
     def test_a_healthy_machine_has_no_remarks(self) -> None:
         assert found(HEALTHY) == []
         assert found(replace(HEALTHY, database=None, home_exists=False)) == []
+        assert found(replace(HEALTHY, database=replace(DATABASE, untold=Untold()))) == []
 
     @pytest.mark.parametrize(
         ("change", "level", "says", "do"),
@@ -71,6 +92,9 @@ class TestChecks:
             ({"gpus": GpuFacts(("0 card",), "570", foreign=("GPU 0: pid 4",))}, WARNING, "GPU 0: pid 4", "--share"),
             ({"gpus": GpuFacts(("0 card",), "570", problems=("GPU 0: lost",))}, PROBLEM, "GPU 0: lost", "reset"),
             ({"database": replace(DATABASE, quarantines=("cpu0 is not used: x",))}, WARNING, "cpu0 is not", "lifts"),
+            (untold(1, 0), WARNING, "1 notice given up; the newest, 2 hours ago: no answer", "is not sent again"),
+            (untold(2, 3), WARNING, "2 notices given up, 3 notices waiting after a failed try; the newest", "notify"),
+            (untold(0, 1), WARNING, "1 notice waiting after a failed try; the newest, 2 hours ago", "the receiver"),
         ],
     )
     def test_each_trouble_is_named_with_what_to_do(
@@ -172,6 +196,22 @@ class TestTheRealThing:
         facts = collect(home, {})
         assert facts.database is not None
         assert facts.database.quarantines == ("cpu1 is not used: a core is gone",)
+
+    def test_notices_that_nobody_heard_are_told(self, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+        session, now = Session(home.database, pid=1, now=1.0), time.time()
+        rows = [
+            ("failed", 6, "too old", now - TOLD_OF_S - 60), ("failed", 1, "no such program", now - 90),
+            ("waiting", 2, "HTTP 500", now - 200), ("waiting", 0, "", now), ("sent", 1, "HTTP 200", now),
+        ]  # fmt: skip
+        with session.transaction() as connection:
+            for event, (state, tries, said, changed) in enumerate(rows, start=1):
+                changes.add_event(connection, changed, "failed", "why")
+                connection.execute(insert(tables.notifications).values(event=event, state="", tries=0, changed=0))
+                outbox.note(connection, event, state, tries, said, changed)
+        session.close()
+        assert doctor(home.root, as_json=False) == EXIT_OK
+        out = " ".join(capsys.readouterr().out.split())
+        assert "1 notice given up, 1 notice waiting after a failed try; the newest, 1 minute ago: no such" in out
 
     @pytest.mark.parametrize("damage", ["no database", "cut"])
     def test_a_damaged_database_is_a_problem(self, home: Home, damage: str, capsys: pytest.CaptureFixture[str]) -> None:

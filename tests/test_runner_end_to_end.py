@@ -69,9 +69,13 @@ def test_launching_twice_starts_nothing_and_a_change_makes_a_generation(lab: Lab
         ("import sys; sys.exit(3)", "failed(exit 3)", "exit code 3"),
         ("import os; os.kill(os.getpid(), 9)", "failed(killed)", "SIGKILL"),
         ("raise ValueError('the data is gone')", "failed(exit 1)", "the data is gone"),
-        ("print('\\x00\\xff garbage ' * 50)", "finished", "steps done"),
-        ("import sys; sys.stdout.write('step 1/20 loss=1\\nstep 2/20 lo')", "finished", "steps done"),
-        ("print('step 1/20 loss=1'); print('x' * 200_000); print('step 2/20 loss=1')", "finished", "steps done"),
+        ("print('\\x00\\xff garbage ' * 50)", "finished", "no metric of it was ever read"),
+        ("import sys; sys.stdout.write('step 1/20 loss=1\\nstep 2/20 lo')", "finished", "last step was 1 of 20"),
+        (
+            "print('step 1/20 loss=1'); print('x' * 200_000); print('step 20/20 loss=1')",
+            "finished",
+            "all 20 steps done",
+        ),
     ],
 )
 def test_odd_scripts_end_in_a_clear_state_and_leave_others_alone(

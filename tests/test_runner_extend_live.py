@@ -29,11 +29,31 @@ TINY: dict[str, Any] = {
 
 
 TICKER = """
-import time
-for step in range(1, 4000):
+import sys, time
+for step in range(1, int(sys.argv[1]) + 1):
     print(f"step {step}/9 loss=1", flush=True)
     time.sleep(0.02)
 """
+
+GOES_ON = """
+import json, os, sys
+from pathlib import Path
+
+folder, steps = Path(sys.argv[2]), int(sys.argv[1])
+assert os.environ["RUNNER_STEPS"] == sys.argv[1]
+saved = folder / "saved"
+begin = int(saved.read_text()) if saved.exists() else 0
+with open(folder / "metrics.jsonl", "a") as stream:
+    def tell(**line):
+        stream.write(json.dumps(line) + chr(10))
+    if begin:
+        tell(kind="event", event="resumed", step=begin)
+    for step in range(begin + 1, steps + 1):
+        tell(step=step, loss=1 / step)
+saved.write_text(str(steps))
+print(f"from {begin} to {steps}")
+"""
+"""Takes its budget, saves what it came to, and goes on from there, which it says in its metrics."""
 
 
 @pytest.fixture
@@ -70,6 +90,11 @@ def rates(lab: Lab) -> dict[int, tuple[int, float]]:
     """Step -> (attempt, learning rate) of the joined view."""
     points = load_study(lab.home / "lab", names=["train/lr"]).points
     return dict(zip(points["step"], zip(points["attempt"], points["value"], strict=True), strict=True))
+
+
+def config_of(lab: Lab, name: str) -> str:
+    """The config.yaml of a run, empty while there is none."""
+    return "\n".join(text(lab.home / lab.status()[name]["run_dir"] / "config.yaml"))
 
 
 def test_a_finished_training_goes_on_with_the_schedule_of_the_longer_run(lab: Lab) -> None:
@@ -133,23 +158,29 @@ def text(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_live_script_only_gets_another_number(lab: Lab) -> None:
-    lab.run("launch", lab.arm("A", TICKER, steps=9), "--detach")
-    lab.until(lambda: lab.status().get("A-s0", {}).get("step", 0) >= 2, "two steps")
-    said = lab.run("extend", "lab/A-s0", "--steps", "4000").stdout
-    run = lab.status()["A-s0"]
-    assert "extended from 9 to 4000 steps: its command stays as it is" in said
-    assert (run["state"], run["attempts"], run["steps_total"]) == ("running", 1, 4000)
-    assert run["extended"] == [said.strip().partition(": ")[2]]
-
-
-def test_an_ended_script_runs_again_and_what_may_not_grow_is_refused(lab: Lab) -> None:
-    arm = lab.arm("A", steps=5)
+def test_a_finished_script_that_takes_its_steps_goes_on_by_itself(lab: Lab) -> None:
+    arm = lab.arm(
+        "A", GOES_ON, "{steps}", "{run_dir}", steps=5, metrics={"source": "jsonl", "path": "metrics.jsonl"},
+        primary={"metric": "loss", "direction": "min"},
+    )  # fmt: skip
     lab.run("launch", arm, "--detach")
-    lab.until_state("A-s0", "finished")
-    lab.run("extend", "lab/A-s0", "--steps", "8")
+    before = lab.until_state("A-s0", "finished")
+    said = lab.run("extend", "lab/A-s0", "--steps", "8").stdout
+    assert "extended from 5 to 8 steps: a new attempt of the command with {steps} = 8" in said
     run = lab.until_state("A-s0", "finished")
-    assert (run["attempts"], run["steps_total"], run["step"]) == (2, 8, 5)
+    assert (run["run"], run["attempts"], run["steps_total"], run["step"]) == (before["run"], 2, 8, 8)
+    assert run["rejected_lines"] == 0
+    points = load_study(lab.home / "lab", names=["loss"]).points
+    assert list(zip(points["step"], points["attempt"], strict=True)) == [
+        *((step, 1) for step in range(1, 6)), *((step, 2) for step in range(6, 9)),
+    ]  # fmt: skip
+    assert "from 5 to 8" in lab.run("logs", "lab/A-s0").stdout
+    assert "from 0 to 5" in lab.run("logs", "lab/A-s0", "--attempt", "1").stdout
+    assert "allowed: 1 to 2" in lab.run("logs", "lab/A-s0", "--attempt", "3", code=2).stderr
+    outcome = lab.run("diff", "lab/A-s0", "lab/A-s0").stdout.partition("outcome\n")[2]
+    shown = {line.rsplit(None, 2)[0].strip(): line.split()[-1] for line in outcome.splitlines()}
+    assert (shown["step"], shown["last at step"], shown["points"]) == ("8", "8", "8")
+    assert "nothing is done" in lab.run("launch", arm).stdout, "the command as it is written is the same"
     refused = lab.run("extend", "lab/A-s0", "--steps", "8", code=2).stderr
     assert f"--steps 8: {run['run']} has 8 steps already; allowed: more than 8" in refused
     lab.run("launch", arm, "--fresh", "--detach")
@@ -157,14 +188,30 @@ def test_an_ended_script_runs_again_and_what_may_not_grow_is_refused(lab: Lab) -
     assert f"{run['run']} is superseded by a newer generation of lab/A-s0" in refused
 
 
-def test_launching_a_stopped_run_again_keeps_its_longer_budget(lab: Lab) -> None:
-    arm = lab.arm("A", TICKER, steps=9)
+def test_a_script_that_is_not_told_its_budget_keeps_it(lab: Lab) -> None:
+    lab.run("launch", lab.arm("A", steps=5), "--detach")
+    before = lab.until_state("A-s0", "finished")
+    refused = lab.run("extend", "lab/A-s0", "--steps", "8", code=2).stderr
+    assert "command without {steps}" in refused
+    assert "continue by itself" in refused
+    assert lab.status()["A-s0"] == before
+    assert declared(lab) == []
+
+
+def test_a_live_script_is_left_alone_and_a_stopped_one_keeps_its_longer_budget(lab: Lab) -> None:
+    arm = lab.arm("A", TICKER, "{steps}", steps=4000)
     lab.run("launch", arm, "--detach")
     lab.until(lambda: lab.status().get("A-s0", {}).get("step", 0) >= 2, "two steps")
-    lab.run("extend", "lab/A-s0", "--steps", "4000")
+    refused = lab.run("extend", "lab/A-s0", "--steps", "5000", code=2).stderr
+    assert "is running and its command was started with 4000 steps" in refused
+    assert (lab.status()["A-s0"]["state"], lab.status()["A-s0"]["steps_total"]) == ("running", 4000)
+    assert declared(lab) == []
+    lab.run("stop", "lab/A-s0", "--wait")
+    lab.run("extend", "lab/A-s0", "--steps", "5000")
+    lab.until(lambda: "steps: 5000" in config_of(lab, "A-s0"), "its config")
+    lab.until(lambda: lab.status()["A-s0"]["state"] == "running", "the second attempt")
     lab.run("stop", "lab/A-s0", "--wait")
     lab.run("launch", arm, "--detach")
-    lab.until(lambda: lab.status()["A-s0"]["attempts"] == 2, "the second attempt")
-    assert lab.status()["A-s0"]["steps_total"] == 4000
-    config = lab.home / lab.status()["A-s0"]["run_dir"] / "config.yaml"
-    lab.until(lambda: "steps: 4000" in config.read_text(), "its config")
+    lab.until(lambda: lab.status()["A-s0"]["attempts"] == 3, "the third attempt")
+    assert lab.status()["A-s0"]["steps_total"] == 5000
+    lab.until(lambda: "steps: 5000" in config_of(lab, "A-s0"), "its config")

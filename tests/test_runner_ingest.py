@@ -304,7 +304,7 @@ class TestTheLastLine:
 
     @pytest.mark.parametrize(
         ("metrics", "whole"),
-        [(None, b'{"step": 2, "loss": 0.5}'), (CSV, b"step,loss\n2,0.5"), (REGEX, b"step 2 loss 0.5")],
+        [(None, b'{"step": 2, "loss": 0.5}'), (CSV, b"step,loss\n2,0.5")],
     )
     def test_of_a_process_that_ended_well_it_counts(
         self, tmp_path: Path, metrics: dict[str, Any] | None, whole: bytes
@@ -328,6 +328,17 @@ class TestTheLastLine:
         assert (2, 0.1) not in values_of(records, "loss")
         assert (position.offset, position.rejected) == (len(cut), 1)
         assert "cut off at its end" in position.example
+
+    @pytest.mark.parametrize("end", End)
+    def test_a_pattern_knows_no_record_without_a_line_end_and_words_that_are_none_are_not_missed(
+        self, tmp_path: Path, end: End
+    ) -> None:
+        path = tmp_path / "m"
+        for text, rejected in ((b"step 1 loss 1\nstep 2 loss 0.5", 1), (b"step 1 loss 1\n 40%|####", 0)):
+            path.write_bytes(text)
+            records, position = drain(Position(str(path)), REGEX, end)
+            assert values_of(records, "loss") == [(1, 1.0)]
+            assert (position.offset, position.rejected) == (len(text), rejected)
 
     def test_a_json_object_shows_by_itself_that_it_is_whole(self, tmp_path: Path) -> None:
         path = tmp_path / "m"
@@ -366,3 +377,18 @@ class TestTheLastLine:
         assert [record.step for record in taken.each()] == [2]
         tails.keep("r", 1, taken, taken.position)
         assert look(End.COMPLETE) is None
+
+    def test_of_two_points_of_a_step_the_first_holds_whether_the_second_has_an_end_or_not(self, tmp_path: Path) -> None:
+        path = tmp_path / "m"
+        path.write_bytes(b'not json\n{"step": 5, "a": 1.0}\n{"step": 5, "a": 2.0}')
+        records, _ = drain(Position(str(path)), None, End.COMPLETE)
+        assert values_of(records, "a") == [(5, 1.0), (5, 2.0)]
+
+
+def test_a_chunk_that_is_one_long_bar_hides_nothing_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.ingest.CHUNK_BYTES", 256 * 1024)
+    path = tmp_path / "m"
+    path.write_bytes(line(1, loss=1.0) + b"40%|###\r" * 60_000 + b"\n" + line(2, loss=2.0))
+    records, position = drain(Position(str(path)))
+    assert values_of(records, "loss") == [(1, 1.0), (2, 2.0)]
+    assert position.rejected >= 1

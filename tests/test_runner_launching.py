@@ -84,3 +84,14 @@ def test_a_launch_of_hundreds_names_the_first_and_counts_the_others(
     assert f"… and {50 - BRIEF_RUNS} more runs; `runner check` lists them all" in shown
     print_plan(prepared)
     assert capsys.readouterr().out.count("  starts") == 50
+
+
+def test_a_hook_that_cannot_be_started_is_told_before_anything_runs(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notify = {"command": ["no-such-program"]}
+    prepared = prepare(Home(lab.home), [lab.arm("a", notify=notify), lab.arm("b", notify=notify)], Options())
+    print_plan(prepared, brief=True)
+    assert capsys.readouterr().out.count("there is no program no-such-program on PATH") == 1
+    working = prepare(Home(lab.home), [lab.arm("a", notify={"command": ["true"]})], Options())
+    assert working.notice_notes == ()

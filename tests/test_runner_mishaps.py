@@ -27,7 +27,7 @@ from runner.home import Home
 from runner.liveness import Limits
 from runner.records import RunState
 from runner.spec.models import DEFAULT_LIMIT, ResolvedArm
-from runner.store import requests, tables
+from runner.store import changes, requests, tables
 from runner.store.database import reading
 from runner.store.requests import Answer
 from runner.store.session import Session
@@ -261,7 +261,7 @@ def test_an_end_that_came_to_light_while_nobody_looked_settles_a_lost_run(rig: R
     rig.ends(run)
     run_rounds(rig.start(), rig.home, rig.clock, lambda: False)
     assert rig.states() == {run: "finished"}
-    assert [what for what in rig.events() if "liveness" not in what] == ["running", "finished", "report"]
+    assert [what for what in rig.events() if "liveness" not in what] == ["warning", "running", "finished", "report"]
 
 
 def test_a_controller_does_not_end_while_a_run_lives_that_came_back(rig: Rig) -> None:
@@ -318,7 +318,7 @@ def test_a_request_that_breaks_us_is_refused_and_the_others_are_served(rig: Rig)
     assert not refused.accepted
     assert "our own mistake, KeyError: 'runs'" in refused.message
     assert str(rig.home.log) in refused.message
-    assert accepted == Answer(True, "stopping 1 runs")
+    assert accepted == Answer(True, "stopping 1 run")
     assert rig.states() == {run: "stopping"}
 
 
@@ -339,3 +339,50 @@ def test_a_home_that_is_ours_no_more_ends_the_controller_and_leaves_the_request(
     assert capsys.readouterr().err == "", "it is no mistake of ours"
     if ended_by is Fenced:
         assert rig.answer(request) is None
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_stop_that_was_decided_before_the_silence_is_how_the_run_ends(rig: Rig, kind: str) -> None:
+    """It is revived when its end comes to light, and is still the run that a rule stopped."""
+    reason = "loss is nan at step 5"
+    run = rig.stored.run(quiet_arm(), state=RunState.STOPPING, rule="non_finite", reason=reason)
+    with rig.stored.session.transaction() as connection:
+        changes.add_event(connection, 3.0, "stopping(non_finite)", reason, run=run)
+    number = 1
+    if kind == "evaluate":
+        rig.stored.attempt(run, 1, phase="ended", exit={"code": 75, "signal": None, "cause": "stopped"})
+        number = 2
+    stop = {"stop_reason": reason} if kind == "train" else {}
+    rig.attempt(run, elsewhere(), number, kind=kind, **stop)
+    rig.start()
+    rig.until(lambda: "lost" in rig.states()[run], seconds=10.0)
+    rig.ends(run, 75 if kind == "train" else 0, "stopped" if kind == "train" else "exited", number)
+    rig.rounds(6)
+    assert rig.states()[run] == "aborted(non_finite)"
+    assert rig.runs()[run]["reason"].startswith(reason)
+
+
+def test_a_run_that_was_given_up_is_not_started_beside_a_process_that_lives_after_all(rig: Rig) -> None:
+    run = rig.stored.run(quiet_arm(), state=RunState.LOST, rule="silent")
+    rig.attempt(run, elsewhere(), phase="silent", ended=rig.clock.wall_s)
+    rig.put(run, "heartbeat", 1)
+    rig.start()
+    rig.rounds(1)
+    rig.put(run, "heartbeat", 2)
+    requests.ask(rig.home, "resume", {"run": run, "from": "last"})
+    rig.rounds(3)
+    assert rig.runs()[run]["attempts"] == 1
+    assert rig.runs()[run]["reason"] == "waits: attempt 1 of it still gives signs of life"
+    rig.ends(run)
+    rig.until(lambda: rig.runs()[run]["attempts"] == 2, seconds=10.0)
+
+
+def test_reports_that_an_earlier_version_told_of_are_not_written_again(rig: Rig) -> None:
+    studies = [f"old{number}" for number in range(3)]
+    for study in studies:
+        rig.stored.run(quiet_arm(study=study))
+        with rig.stored.session.transaction() as connection:
+            changes.add_event(connection, 2_000_000.0, "report", "written to x", study=study, data={"code": 0})
+    rig.start()
+    rig.rounds(2)
+    assert len(rig.events("report")) == len(studies)

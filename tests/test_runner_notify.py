@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,10 +21,12 @@ from sqlalchemy import insert, select, update
 from runner.home import Home, create_home
 from runner.lock import HomeLock
 from runner.notify import RETRY_AFTER_S, Notifier
-from runner.spec.notices import DEFAULT_NOTICES, address_problem, holds_secret
+from runner.spec.notices import DEFAULT_NOTICES, address_problem, holds_secret, notice_problems
 from runner.store import outbox, tables
 from runner.store.database import create_or_upgrade
+from runner.store.opening import driver_of
 from runner.store.session import Session
+from runner.store.untold import Untold, given_up, untold
 
 DEADLINE_S = 30.0
 WRITE = "import json, sys; from pathlib import Path; Path(sys.argv[1]).open('a').write(sys.stdin.read())"
@@ -118,15 +121,21 @@ class Desk:
             )  # fmt: skip
         return name
 
-    def event(self, what: str, reason: str = "because", run: str | None = None, study: str | None = "s") -> int:
+    def event(
+        self,
+        what: str,
+        reason: str = "because",
+        run: str | None = None,
+        study: str | None = "s",
+        attempt: int | None = None,
+    ) -> int:
         """An event as the controller writes it: the run's state first, all in one transaction."""
         with self.session.transaction() as connection:
             state = what.split("(")[0]
             if run is not None and state in ("finished", "failed", "aborted", "lost"):
                 connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(state=state))
-            done = connection.execute(
-                insert(tables.events).values(time=5.0, study=study, run=run, what=what, reason=reason, step=None)
-            )
+            place = {"study": study, "run": run, "attempt": attempt, "step": None}
+            done = connection.execute(insert(tables.events).values(time=5.0, what=what, reason=reason, **place))
             assert done.inserted_primary_key is not None
             number = int(done.inserted_primary_key[0])
             outbox.announce(connection, number, what, reason, 5.0)
@@ -252,6 +261,42 @@ def test_a_failure_that_is_tried_again_at_once_wakes_nobody(desk: Desk, tmp_path
     assert not told(tmp_path / "told")
 
 
+def test_an_event_without_a_number_is_of_the_newest_attempt_at_that_time(desk: Desk, tmp_path: Path) -> None:
+    run = desk.run("b", writes(tmp_path / "told", on=["hung", "failed"]))
+    other = desk.run("c", None)
+    desk.event("hung", "before any attempt", run)
+    desk.event("placed", "attempt 1 on cpu0", run, attempt=1)
+    desk.event("placed", "attempt 7 on cpu1", other, attempt=7)
+    desk.event("running", "its process is alive", run)
+    desk.event("hung", "in the first", run)
+    desk.event("placed", "attempt 2 on cpu0", run, attempt=2)
+    desk.event("hung", "it names the first itself", run, attempt=1)
+    desk.event("placed", "attempt 3 on cpu0", run, attempt=3)
+    desk.event("failed(exit 1)", "in the third", run)
+    desk.settle(desk.notifier())
+    assert {one["reason"]: one["attempt"] for one in told(tmp_path / "told")} == {
+        "before any attempt": None, "in the first": 1, "it names the first itself": 1, "in the third": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("written to /runs/s/report/report.md", "report: /runs/s/report/report.md"),
+        ("exit code 1; see /runs/controller.log", "report not written: exit code 1; see /runs/controller.log"),
+        ("not written: it took longer than 900 s", "report not written: it took longer than 900 s"),
+    ],
+)
+def test_the_end_of_a_study_is_a_sentence_with_counts(desk: Desk, tmp_path: Path, reason: str, says: str) -> None:
+    states = ["failed", "finished", "cancelled", "finished", "aborted"]
+    for number, state in enumerate(states):
+        desk.run(f"a{number}", writes(tmp_path / "told"), state=state)
+    desk.event("report", reason)
+    desk.settle(desk.notifier())
+    (notice,) = told(tmp_path / "told")
+    assert notice["text"] == f"s ended: 2 finished, 1 aborted, 1 failed, 1 cancelled; {says}"
+
+
 def test_the_end_of_a_study_goes_to_every_different_receiver_of_its_arms(desk: Desk, tmp_path: Path) -> None:
     for arm, path in (("a", "one"), ("b", "one"), ("c", "two")):
         desk.run(arm, writes(tmp_path / path), state="finished" if arm != "b" else "failed")
@@ -260,7 +305,7 @@ def test_the_end_of_a_study_goes_to_every_different_receiver_of_its_arms(desk: D
     (notice,), (other,) = told(tmp_path / "one"), told(tmp_path / "two")
     assert notice == other
     assert (notice["notice"], notice["run"], notice["runs"]) == ("study_ended", None, {"failed": 1, "finished": 2})
-    assert notice["text"] == "s: study_ended: written to report.md"
+    assert notice["text"] == "s ended: 2 finished, 1 failed; report: report.md"
 
 
 def test_what_concerns_the_home_goes_to_those_whose_runs_are_open_or_newest(desk: Desk, tmp_path: Path) -> None:
@@ -305,10 +350,19 @@ def test_a_server_that_fails_is_asked_again_later_and_then_less_often(desk: Desk
     assert len({key for _, key, _ in receiver.got}) == 1
 
 
-def test_a_receiver_that_never_answers_well_is_given_up_and_said_so(desk: Desk) -> None:
+def test_a_receiver_that_never_answers_well_is_given_up_and_said_so(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
     failing = [sys.executable, "-c", "import sys; print('no such channel', file=sys.stderr); sys.exit(3)"]
-    event = desk.event("failed(oom)", "out of memory", desk.run("b", {"command": failing}))
-    desk.settle(desk.notifier())
+    event = desk.event("failed(oom)", "out of\nmemory", desk.run("b", {"command": failing}))
+    notifier = desk.notifier()
+    desk.until(notifier, lambda: desk.rows()[event][1] == 1)
+    assert capsys.readouterr().err == "", "nothing is lost yet"
+    desk.settle(notifier)
+    assert capsys.readouterr().err == (
+        "runner.notify: given up after 6 tries: command: exit code 3: no such channel; "
+        "not told to all: s/b-s3: failed(oom): out of\\x0amemory\n"
+    )
     tries = len(RETRY_AFTER_S) + 1
     assert desk.rows() == {event: ("failed", tries, "command: exit code 3: no such channel")}
     with desk.session.reading() as connection:
@@ -394,7 +448,7 @@ def test_a_command_need_not_read_and_may_leave_something_running(desk: Desk, tmp
 @pytest.mark.parametrize(
     ("notify", "said"),
     [
-        ({"command": ["/nowhere/at/all"]}, "command: it could not be started: No such file or directory"),
+        ({"command": ["/nowhere/at/all"]}, "command: /nowhere/at/all could not be started: No such file or directory"),
         ({"webhook": {"from": "NOT_SET_ANYWHERE"}}, "NOT_SET_ANYWHERE is not set in the controller's environment"),
         ({"webhook": {"from": "PLAIN"}}, "the address in PLAIN would go over the network unencrypted"),
     ],
@@ -497,7 +551,7 @@ def test_a_controller_killed_while_sending_leaves_the_notice_to_the_next(desk: D
     assert [one["key"] for one in told(tmp_path / "told")] == [f"{desk.session.home_id}/{event}"] * 2
 
 
-def test_no_secret_is_written_down(desk: Desk, receiver: Receiver) -> None:
+def test_no_secret_is_written_down(desk: Desk, receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
     receiver.status = 404
     desk.environment["MY_HOOK"] = f"{receiver.address}/{SECRET}"
     desk.environment["API_TOKEN"] = "tok-0123456789"
@@ -507,6 +561,10 @@ def test_no_secret_is_written_down(desk: Desk, receiver: Receiver) -> None:
     desk.event("failed(x)", "2", desk.run("b", {"webhook": {"from": "DEAD_HOOK"}}))
     desk.settle(desk.notifier())
     first, second = desk.rows().values()
+    printed = capsys.readouterr().err
+    assert printed.count("given up after 6 tries") == 2
+    assert SECRET not in printed
+    assert "tok-0123456789" not in printed
     assert set(first[2].split("; ")) == {"webhook: HTTP 404", "command: exit code 1: token ***"}
     assert second[2] == "webhook: it cannot be reached"
     for path in desk.home.root.iterdir():
@@ -569,3 +627,126 @@ def test_addresses_are_https_or_this_machine(address: str, is_allowed: bool) -> 
 )
 def test_an_address_that_is_a_secret_looks_like_one(address: str, expected: bool) -> None:
     assert holds_secret(address) == expected
+
+
+def test_of_two_receivers_one_that_is_not_there_is_tried_once(desk: Desk, receiver: Receiver, tmp_path: Path) -> None:
+    receiver.status = 503
+    program = tmp_path / "tell"
+    event = desk.event("failed(x)", "why", desk.run("b", {"command": [str(program)], "webhook": receiver.address}))
+    notifier = desk.notifier()
+    desk.until(notifier, lambda: desk.rows()[event][1] == 1)
+    assert desk.rows()[event][0] == "waiting", "the other one may still be told"
+    make_program(program, f"touch {tmp_path}/called")
+    receiver.status = 200
+    desk.settle(notifier)
+    missing = f"command: {program} could not be started: No such file or directory"
+    assert desk.rows()[event] == ("failed", 2, f"{missing}; webhook: HTTP 200")
+    assert len(receiver.got) == 2
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_program_that_cannot_start_for_now_is_tried_again(desk: Desk, tmp_path: Path) -> None:
+    program = make_program(tmp_path / "tell", "exit 0")
+    event = desk.event("failed(x)", "why", desk.run("b", {"command": [str(program)]}))
+    notifier = desk.notifier()
+    with program.open("a"):  # what is being written cannot be executed
+        desk.until(notifier, lambda: desk.rows()[event][1] == 1)
+        assert desk.rows()[event] == ("waiting", 1, f"command: {program} could not be started: Text file busy")
+    desk.settle(notifier)
+    assert desk.rows()[event] == ("sent", 2, "command: exit code 0")
+
+
+def make_program(path: Path, script: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def is_program(path: str) -> bool:
+    return shutil.which(path) is not None
+
+
+@pytest.mark.parametrize(
+    ("program", "path", "problem"),
+    [
+        ("{home}/../tools/tell", None, None),
+        ("{home}/../tools/nothere", None, "{home}/../tools/nothere is no executable file"),
+        ("{home}/../tools/words", None, "{home}/../tools/words is no executable file"),
+        ("{home}/../tools", None, "{home}/../tools is no executable file"),
+        ("../tools/tell", None, None),
+        ("tools/tell", None, "{home}/tools/tell is no executable file"),
+        ("tell", "/nowhere:{home}/../tools", None),
+        ("tell", "../tools", None),
+        ("tell", "tools", "there is no program tell on PATH"),
+        ("words", "{home}/../tools", "there is no program words on PATH"),
+        ("in_the_home", ":/nowhere", None),
+        ("in_the_home", "/nowhere", "there is no program in_the_home on PATH"),
+        ("true", None, None),
+        ("true", "", "there is no program true on PATH"),
+    ],
+)
+def test_a_command_that_cannot_be_started_is_known_beforehand(
+    desk: Desk, tmp_path: Path, program: str, path: str | None, problem: str | None
+) -> None:
+    make_program(tmp_path / "tools" / "tell", "exit 0")
+    make_program(desk.home.root / "in_the_home", "exit 0")
+    (tmp_path / "tools" / "words").write_text("no program")
+    home = str(desk.home.root)
+    desk.environment.pop("PATH")
+    if path is not None:
+        desk.environment["PATH"] = path.format(home=home)
+    command = [program.format(home=home), "--loud"]
+    found = notice_problems({"command": command, "webhook": None}, home, desk.environment, is_program)
+    event = desk.event("failed(x)", "why", desk.run("b", {"command": command}))
+    desk.settle(desk.notifier())
+    if problem is None:
+        assert found == ()
+        assert desk.rows()[event] == ("sent", 1, "command: exit code 0")
+    else:
+        assert found == (f"notify.command: {problem.format(home=home)}, so it can tell nobody",)
+        assert desk.rows()[event][0] == "failed"
+        assert f"command: {command[0]} could not be started: " in desk.rows()[event][2]
+
+
+@pytest.mark.parametrize(
+    ("webhook", "problem"),
+    [
+        (None, None),
+        ("https://example.com/lab", None),
+        ({"from": "GOOD"}, None),
+        ({"from": "UNSET"}, "the variable UNSET is not set in this shell"),
+        ({"from": "PLAIN"}, "the address in PLAIN would go over the network unencrypted"),
+    ],
+)
+def test_a_webhook_without_an_address_is_known_beforehand(
+    webhook: str | Mapping[str, str], problem: str | None
+) -> None:
+    environment = {"GOOD": f"https://example.com/{SECRET}", "PLAIN": f"http://example.com/{SECRET}"}
+    notify = {"command": ["tell"], "webhook": webhook}
+    expected = () if problem is None else (f"notify.webhook: {problem}, so it can tell nobody",)
+    assert notice_problems(notify, "/home", environment, lambda _: True) == expected
+    assert len(notice_problems(notify, "/home", environment, lambda _: False)) == len(expected) + 1
+
+
+def test_who_asks_for_no_notices_has_no_problem_with_them() -> None:
+    assert notice_problems(None, "/home", {}, lambda _: False) == ()
+
+
+def test_what_nobody_heard_is_counted(desk: Desk) -> None:
+    def counted(since: float = 0.0) -> tuple[int, int, Untold]:
+        with desk.session.reading() as connection:
+            driver = driver_of(connection)
+            return given_up(driver, "s"), given_up(driver, "t"), untold(driver, since)
+
+    run = desk.run("b", {"command": ["true"]})
+    assert counted() == (0, 0, Untold())
+    events = [desk.event("failed(x)", str(number), run, study=None) for number in range(5)]
+    assert counted() == (0, 0, Untold()), "what was not tried yet is no trouble"
+    told_of = [("failed", 1, "a", 10.0), ("failed", 6, "b", 30.0), ("waiting", 2, "c", 20.0), ("sent", 1, "d", 40.0)]
+    with desk.session.transaction() as connection:
+        for event, (state, tries, said, changed) in zip(events, told_of, strict=False):
+            outbox.note(connection, event, state, tries, said, changed)
+    assert counted() == (2, 0, Untold(2, 1, "b", 30.0))
+    assert counted(30.0) == (2, 0, Untold(1, 1, "b", 30.0))
+    assert counted(31.0) == (2, 0, Untold(0, 1, "c", 20.0))

@@ -182,3 +182,22 @@ def test_ambiguous_and_unknown_names_come_with_candidates(name: str, words: str)
     assert words in str(caught.value)
     with pytest.raises(UsageError, match="studies: s, t"):
         find_study("x", RUNS)
+
+
+def test_open_runs_without_a_controller_are_told_of_and_ended_ones_are_not() -> None:
+    dead, alive = {"controller": {"alive": False}}, {"controller": {"alive": True}}
+    going, ended = document(run()), document(run(state="failed(killed)"))
+    assert "no controller is at work here" in drawn({**going, **dead}, 120)
+    assert "no controller" not in drawn({**going, **alive}, 120)
+    assert "no controller" not in drawn({**ended, **dead}, 120)
+    plain = Console(file=io.StringIO(), width=200)
+    print_status(plain, {**going, **dead})
+    assert isinstance(plain.file, io.StringIO)
+    assert "`runner resume` starts it" in plain.file.getvalue()
+
+
+def test_notices_that_nobody_heard_are_counted_below_their_study() -> None:
+    status = document(run())
+    status["studies"][0]["notices_given_up"] = 2
+    assert "portraits: 2 notices were given up; `runner doctor` says why" in drawn(status, 120)
+    assert "given up" not in drawn(document(run()), 120)

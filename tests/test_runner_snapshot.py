@@ -300,3 +300,10 @@ def test_the_arms_of_a_launch_share_one_walk_and_each_leaves_out_its_own_file(
     for path, found in zip(own, together, strict=True):
         assert path.name not in found.files
         assert {other.name for other in own} - {path.name} <= set(found.files)
+
+
+def test_a_link_to_an_arm_file_is_no_code_either(lab: Path, home: Home) -> None:
+    (lab / "arm.cfg").write_text("x")
+    (lab / "latest.cfg").symlink_to("arm.cfg")
+    arm = arm_in(lab, sources=(str(lab / "arm.cfg"), str(lab / "latest.cfg")))
+    assert preview(arm, home).files == ("train.py",)

@@ -246,6 +246,14 @@ def test_what_a_command_arm_must_be(old: str, new: str, key: str) -> None:
     assert refused(COMMAND_ARM.replace(old, new)).where.key == key
 
 
+def test_a_command_may_take_its_steps() -> None:
+    arm = resolved(COMMAND_ARM.replace("[python3,", "[python3, '--steps={steps}',"))
+    assert arm.command is not None
+    assert arm.command[1] == "--steps={steps}", "it is filled in when an attempt starts"
+    allowed = refused(COMMAND_ARM.replace("[python3,", "[python3, '{step}',")).allowed
+    assert "{steps}" in allowed
+
+
 def test_exactly_one_of_trainer_and_command() -> None:
     assert "neither" in refused("study: s\narm: A\nseeds: [0]\n").problem
     both = refused(COMMAND_ARM + "trainer: {steps: 1}\n")

@@ -21,7 +21,16 @@ def test_what_is_written_is_a_study_of_two_arms(tmp_path: Path) -> None:
     assert [path.name for path in files] == ["a_baseline.yaml", "b_variant.yaml"]
     arms = read_study_arms(files)
     assert [(arm.name, arm.baseline) for arm in arms] == [("My-lab-2/A", None), ("My-lab-2/B", "A")]
-    assert arms[0].command == ("python3", "{arm_dir}/src/go.py", "--lr", "0.05", "--seed", "{seed}")
+    assert arms[0].command == (
+        "python3",
+        "{arm_dir}/src/go.py",
+        "--lr",
+        "0.05",
+        "--seed",
+        "{seed}",
+        "--steps",
+        "{steps}",
+    )
     assert [remark.rule for remark in lint(arms)] == ["F12"]
     (folder / "src").mkdir()
     (folder / "src/go.py").write_text("")
@@ -34,6 +43,7 @@ def test_it_explains_where_to_put_what(tmp_path: Path) -> None:
         "{arm_dir}",
         "{run_dir}",
         "{seed}",
+        "{steps}",
         "{gpus}",
         "train.py",
         "runner check",

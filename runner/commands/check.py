@@ -33,7 +33,8 @@ def check(
     remarks = [remark for found in prepared.remarks.values() for remark in found]
     if blocking(remarks):
         return EXIT_USAGE
-    warned = any(remark.severity == "W" and not remark.allowed for remark in remarks) or bool(prepared.budget_notes)
+    warned = any(remark.severity == "W" and not remark.allowed for remark in remarks)
+    warned = warned or bool(prepared.budget_notes or prepared.notice_notes)
     return EXIT_RUN_FAILED if strict and warned else EXIT_OK
 
 
@@ -62,6 +63,7 @@ def plan_document(prepared: Prepared) -> dict[str, Any]:
         "disk_mib": prepared.plan.disk_mib,
         "hours": prepared.plan.hours,
         "budget": list(prepared.budget_notes),
+        "notify": list(prepared.notice_notes),
         "lint": [
             {"study": study, "rule": one.rule, "severity": one.severity, "message": one.message, "allowed": one.allowed}
             for study, remarks in prepared.remarks.items()
@@ -104,7 +106,7 @@ def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
         for remark in remarks:
             note = f" (allowed: {remark.allowed})" if remark.allowed else ""
             yield f"{study}  {remark.rule} {_severity(remark.severity)}: {remark.message}{note}"
-    for note in prepared.budget_notes:
+    for note in (*prepared.budget_notes, *prepared.notice_notes):
         yield f"warning: {note}"
     if brief:
         return

@@ -65,23 +65,34 @@ def _side(connection: Connection, home: Home, run: NamedRun, row: Row[Any], prim
 
 
 def _outcome(connection: Connection, row: Row[Any]) -> dict[str, Any]:
-    series = tables.series
-    points, step = connection.execute(
-        select(func.coalesce(func.sum(series.c.points), 0), func.coalesce(func.max(series.c.last_step), 0)).where(
-            series.c.run == row.run
-        )
-    ).one()
     attempts = connection.execute(
         select(func.count()).select_from(tables.attempts).where(tables.attempts.c.run == row.run)
     ).scalar_one()
+    points, step = _extent(connection, row.run, attempts)
     return {
         "state": f"{row.state}({row.rule})" if row.rule else row.state,
         "health": row.health,
-        "step": int(step),
+        "step": step,
         "steps_total": row.steps_total,
         "attempts": int(attempts),
-        "points": int(points),
+        "points": points,
     }
+
+
+def _extent(connection: Connection, run: str, attempts: int) -> tuple[int, int]:
+    """(points, last step) of the joined curves; what a later attempt began anew does not count.
+
+    A single attempt joins nothing, so its rows of `series` say it all. Otherwise one metric is read at a time, because
+    a run may have more points than should be in memory at once.
+    """
+    series = tables.series
+    columns = (series.c.name, func.sum(series.c.points), func.max(series.c.last_step))
+    rows = connection.execute(select(*columns).where(series.c.run == run).group_by(series.c.name))
+    found = {name: (int(points), int(last)) for name, points, last in rows}
+    if attempts > 1:
+        curves = ((name, read_curves(connection, run, [name])[name]) for name in found)
+        found = {name: (len(curve.steps), max(curve.steps, default=0)) for name, curve in curves}
+    return sum(points for points, _ in found.values()), max((last for _, last in found.values()), default=0)
 
 
 def _primary_curve(connection: Connection, row: Row[Any]) -> tuple[Row[Any], str | None, Joined | None]:

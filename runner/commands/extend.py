@@ -18,6 +18,7 @@ from runner.launching import ready_database, wait_for_answer
 from runner.lock import is_held
 from runner.naming import NamedRun, find_run
 from runner.records import ENDED, RunState
+from runner.spec.command import takes_steps
 from runner.spec.models import ResolvedArm, TrainerCheck, from_json
 from runner.store import requests, tables
 from runner.store.database import reading
@@ -29,7 +30,8 @@ _SIZES = tuple(name for name in TrainerCheck.__dataclass_fields__ if name != "st
 
 
 def extend(home_path: Path | None, name: str, steps: int) -> int:
-    """Give a run a longer budget and return the exit code. A live training is stopped with a checkpoint first."""
+    """Give a run a longer budget and return the exit code. A live training is stopped with a checkpoint first; a script
+    must have ended, and must take its budget as `{steps}`."""
     home = find_home(home_path)
     require_home(home)
     ready_database(home)
@@ -40,8 +42,9 @@ def extend(home_path: Path | None, name: str, steps: int) -> int:
     arm, state = from_json(row.arm_document), RunState(row.state)
     is_trainer = arm.command is None
     wanted = extension(
-        run.id, state, is_trainer=is_trainer, before=row.steps_total, wanted=steps, stop_wanted=row.stop_wanted
-    )
+        run.id, state, is_trainer=is_trainer, before=row.steps_total, wanted=steps, stop_wanted=row.stop_wanted,
+        takes_steps=is_trainer or takes_steps(arm.command or ()),
+    )  # fmt: skip
     config = with_steps(row.arm_document, steps)["trainer"]
     check = _ask_frozen_trainer(arm, config, home.root / row.snapshot["root"]) if is_trainer else None
     if wanted.way is Way.STOP_FIRST:

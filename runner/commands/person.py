@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +12,8 @@ from rich.console import Console
 from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError
 from runner.home import find_home
 from runner.live import print_status
-from runner.naming import find_run, find_runs, find_study
-from runner.records import ENDED
+from runner.naming import NamedRun, find_run, find_runs, find_study
+from runner.records import ENDED, RunState
 from runner.store.queries import read_named_runs, require_home
 from runner.store.status import home_status
 
@@ -42,15 +43,15 @@ def status(home_path: Path | None, study: str | None, *, watch: bool, as_json: b
     return EXIT_OK
 
 
-def logs(home_path: Path | None, name: str, *, follow: bool) -> int:
-    """Print a run's log files."""
+def logs(home_path: Path | None, name: str, *, follow: bool, attempt: int | None = None) -> int:
+    """Print the log files of a run's latest attempt, or of the one named."""
     from runner.logs import log_lines
 
     home = find_home(home_path)
     require_home(home)
     run = find_run(name, read_named_runs(home))
     try:
-        for text in log_lines(home, run.run, follow):
+        for text in log_lines(home, run.run, follow, attempt):
             sys.stdout.write(text)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -95,7 +96,23 @@ def resume(home_path: Path | None, name: str | None, start: str) -> int:
     home = find_home(home_path)
     require_home(home)
     ready_database(home)
-    payload = {} if name is None else {"run": find_run(name, read_named_runs(home)).run, "from": start}
+    payload = {} if name is None else {"run": _resumable(name, read_named_runs(home)).run, "from": start}
     answer = wait_for_answer(home, requests.ask(home, "resume", payload))
     print(answer.message)
     return EXIT_OK if answer.accepted else EXIT_USAGE
+
+
+def _resumable(name: str, known: Sequence[NamedRun]) -> NamedRun:
+    """The run of that name. Raises UsageError, which says what does for a whole study what a person may have meant."""
+    try:
+        return find_run(name, known)
+    except UsageError:
+        of_study = [run for run in known if run.study.lower() == name.lower() and not run.superseded]
+        if not of_study:
+            raise
+    ended = ", ".join(run.path for run in of_study if run.state in ENDED and run.state != RunState.FINISHED)
+    raise UsageError(
+        f"{name!r} is a study, and resume takes one run of it ({ended or 'none of them waits for that'}); "
+        "`runner launch` of its arm files queues again what was cancelled, failed, lost or preempted; "
+        f"next: runner status {name}"
+    )

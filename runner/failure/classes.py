@@ -170,9 +170,8 @@ def _killed(number: int, verdict: Verdict | None, words: str, host: Memory, fits
         says = "likely, but not proven: the kernel ended it for want of host memory"
         return _failure("host_oom", _joined(says, _host_advice(host)))
     used = f" (it had held {gib(host.own)} of host memory)" if host.own else ""
-    return _failure(
-        "killed", _joined(words, f"from outside{used}; where the host ran short of memory, the kernel did it")
-    )
+    # It had no time for last words: whatever it printed last is not the reason.
+    return _failure("killed", f"from outside{used}; where the host ran short of memory, the kernel did it")
 
 
 def _known(verdict: Verdict, memory: Memory, fits: bool, is_trainer: bool) -> Failure:

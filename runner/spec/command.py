@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from string import Formatter
 
-PLACEHOLDERS = ("seed", "run_dir", "arm_dir", "gpus")
+PLACEHOLDERS = ("seed", "steps", "run_dir", "arm_dir", "gpus")
 PYTHON_NAMES = ("python", "python3")
 
 
@@ -21,13 +21,30 @@ def check_argument(argument: str) -> None:
     _filled(argument, dict.fromkeys(PLACEHOLDERS, ""))
 
 
+def takes_steps(command: Sequence[str]) -> bool:
+    """Whether the command is told the budget of its run: one of its arguments holds `{steps}`."""
+    return any(name == "steps" for argument in command for _, name, _, _ in Formatter().parse(argument))
+
+
 def expand(
-    command: Sequence[str], *, seed: int, run_dir: str, arm_dir: str, gpus: Sequence[str] | str = "", python: str
+    command: Sequence[str],
+    *,
+    seed: int,
+    run_dir: str,
+    arm_dir: str,
+    gpus: Sequence[str] | str = "",
+    python: str,
+    steps: int | None = None,
 ) -> list[str]:
-    """The argv of one attempt. `gpus` is what CUDA_VISIBLE_DEVICES will hold; a bare `python` or `python3` in front
-    becomes `python`."""
+    """The argv of one attempt. `gpus` is what CUDA_VISIBLE_DEVICES will hold, `steps` the present budget of the run; a
+    bare `python` or `python3` in front becomes `python`.
+
+    Raises BadPlaceholder when the command takes `{steps}` and none are given.
+    """
     shown = gpus if isinstance(gpus, str) else ",".join(gpus)
     values = {"seed": str(seed), "run_dir": run_dir, "arm_dir": arm_dir, "gpus": shown}
+    if steps is not None:
+        values["steps"] = str(steps)
     argv = [_filled(argument, values) for argument in command]
     return [python, *argv[1:]] if argv[0] in PYTHON_NAMES else argv
 

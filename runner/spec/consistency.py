@@ -52,6 +52,7 @@ def check_names(arms: Sequence[ResolvedArm], stored: Sequence[StoredStudy] = ())
 def check_study_keys(arms: Sequence[ResolvedArm], stored: Sequence[StoredStudy] = ()) -> None:
     """Raises SpecError, naming both files and the key, when study-level keys differ inside a study."""
     first = {known.study: (known.source, known.document) for known in stored}
+    kept = frozenset(first)
     for arm in arms:
         document = study_document(arm)
         file, expected = first.setdefault(arm.study, (arm.file, document))
@@ -60,7 +61,8 @@ def check_study_keys(arms: Sequence[ResolvedArm], stored: Sequence[StoredStudy] 
             continue
         key, wanted, found = difference
         problem = f"is {found!r:.80} here and {wanted!r:.80} in {file}, and one study has one"
-        raise SpecError(arm.where(key), problem, allowed=f"{wanted!r:.80}", next_command=_recheck(arm))
+        allowed = f"{wanted!r:.80}, or --amend to replace what is stored" if arm.study in kept else f"{wanted!r:.80}"
+        raise SpecError(arm.where(key), problem, allowed=allowed, next_command=_recheck(arm))
 
 
 def _first_difference(expected: Any, found: Any, key: str) -> tuple[str, Any, Any] | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, func, select
 
 from runner.store import tables
 from runner.store.opening import driver_of
+from runner.store.outbox import BY_THE_TRAINER
 
 
 def last_step(connection: Connection, run: str) -> int:
@@ -24,35 +26,55 @@ def studies_without_report(connection: Connection, ended: Sequence[str]) -> dict
     """
     driver, states = driver_of(connection), ", ".join("?" * len(ended))
     all_ended = driver.execute(
-        "SELECT study, CAST(1000 * total(changed) AS INTEGER) FROM runs GROUP BY study "
+        "SELECT study, CAST(1000 * total(changed) AS INTEGER), max(changed) FROM runs GROUP BY study "
         f"HAVING sum(state NOT IN ({states})) = 0 ORDER BY study",
         tuple(ended),
     )
     newest = (
-        "SELECT json_extract(data, '$.covers') FROM events WHERE what = 'report' AND study = ? ORDER BY id DESC LIMIT 1"
+        "SELECT json_extract(data, '$.covers'), time FROM events WHERE what = 'report' AND study = ? "
+        "ORDER BY id DESC LIMIT 1"
     )
     due = {}
-    for study, covers in all_ended.fetchall():
-        told = driver.execute(newest, (study,)).fetchone()
-        if told is None or told[0] != covers:
+    for study, covers, changed in all_ended.fetchall():
+        told_of, when = driver.execute(newest, (study,)).fetchone() or (None, -math.inf)
+        # An event without a number is of an earlier version, which knew the time alone.
+        if (changed > when) if told_of is None else (told_of != covers):
             due[study] = covers
     return due
 
 
-def seconds_per_step(connection: Connection) -> dict[str, float]:
-    """study/arm -> seconds that a step took in its latest run so far, evaluation included."""
-    runs, series = tables.runs, tables.series
+def newest_stop(connection: Connection, run: str) -> tuple[str, str]:
+    """(rule, reason) of the last stop that was decided for a run; both empty when there was none."""
     query = (
-        select(runs.c.study, runs.c.arm, series.c.name, series.c.last_step, series.c.last_value)
-        .join(series, series.c.run == runs.c.run)
-        .where(series.c.name.in_(["sys/train_s", "sys/eval_s"]))
-        .order_by(runs.c.created, series.c.attempt)
+        "SELECT what, reason FROM events WHERE run = ? AND (what = 'stopping' OR what LIKE 'stopping(%)') "
+        "AND reason != ? ORDER BY id DESC LIMIT 1"
     )
+    row = driver_of(connection).execute(query, (run, BY_THE_TRAINER)).fetchone()
+    return ("", "") if row is None else (row[0].removeprefix("stopping").strip("()"), row[1])
+
+
+def seconds_per_step(connection: Connection) -> dict[str, float]:
+    """study/arm -> seconds that a step took in its latest run so far, evaluation included: as the trainer measured it,
+    or else from the start to the end of a run that finished."""
+    driver = driver_of(connection)
+    found = {}
+    finished = (
+        "SELECT study, arm, sum(ended - started), (SELECT max(last_step) FROM series WHERE series.run = runs.run) "
+        "FROM runs JOIN attempts ON attempts.run = runs.run WHERE state = 'finished' "
+        "GROUP BY runs.run ORDER BY runs.created"
+    )
+    for study, arm, seconds, step in driver.execute(finished):
+        if step and seconds and seconds > 0:
+            found[f"{study}/{arm}"] = seconds / step
     spent: dict[str, dict[str, float]] = {}
-    for study, arm, name, step, value in connection.execute(query):
+    measured = (
+        "SELECT study, arm, name, last_step, last_value FROM runs JOIN series ON series.run = runs.run "
+        "WHERE name IN ('sys/train_s', 'sys/eval_s') ORDER BY runs.created, attempt"
+    )
+    for study, arm, name, step, value in driver.execute(measured):
         if step and value is not None:
             spent.setdefault(f"{study}/{arm}", {})[name] = value / step
-    return {arm: sum(parts.values()) for arm, parts in spent.items()}
+    return {**found, **{arm: sum(parts.values()) for arm, parts in spent.items()}}
 
 
 def newest_event(connection: Connection) -> int:

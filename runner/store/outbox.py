@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from runner.records import ENDED
+from runner.records import ENDED, RunState
 from runner.store import tables
 from runner.store.opening import driver_of, stored_document
 
@@ -26,6 +26,8 @@ _NOTICE_OF = {
     "hung": "hung", "quarantine": "quarantine", "report": "study_ended",
 }  # fmt: skip
 _STATES = frozenset(str(state) for state in ENDED)
+_BY_MERIT = (*(state for state in RunState if state in ENDED), *(state for state in RunState if state not in ENDED))
+_WRITTEN = "written to "
 _MAY_PASS = frozenset({"failed", "lost", "preempted"})
 
 
@@ -107,19 +109,22 @@ def _waiting(connection: Connection, row: Row[Any], home_id: str) -> Waiting:
         "step": row.step,
     }
     is_stale = False
-    name = row.study or "this home"
+    text = f"{row.study or 'this home'}: {row.what}: {document['reason']}"
     if row.run is not None:
         run = connection.execute(select(tables.runs).where(tables.runs.c.run == row.run)).one()
         is_stale = notice in _MAY_PASS and run.state not in _STATES
-        name = f"{run.study}/{run.arm}-s{run.seed}"
+        text = f"{run.study}/{run.arm}-s{run.seed}: {row.what}: {document['reason']}"
+        attempt = row.attempt or _last_attempt(connection, row.run, row.id)
         step = row.step if row.step is not None else _last_step(connection, row.run)
         document |= {
-            "study": run.study, "run": run.id, "arm": run.arm, "seed": run.seed, "attempt": row.attempt,
+            "study": run.study, "run": run.id, "arm": run.arm, "seed": run.seed, "attempt": attempt,
             "step": step, "steps_total": run.steps_total, "run_dir": run.run,
         }  # fmt: skip
     elif row.study is not None:
         document["runs"] = _states(connection, row.study)
-    document["text"] = f"{name}: {notice if row.what == 'report' else row.what}: {document['reason']}"
+        if notice == "study_ended":
+            text = _ending(row.study, document["runs"], document["reason"])
+    document["text"] = text
     targets = () if is_stale or notice is None else tuple(_targets(connection, row.run, row.study, notice))
     return Waiting(row.id, row.tries, document, targets)
 
@@ -159,6 +164,22 @@ def _was_told(connection: Connection, event: Row[Any], notice: str) -> bool:
 def _gist(reason: str) -> str:
     """A sentence without its numbers."""
     return re.sub(r"[-+]?\d[\d.,e+-]*", "#", reason)
+
+
+def _ending(study: str, states: Mapping[str, int], reason: str) -> str:
+    """The end of a study for a person; `reason` is what the event of its report says."""
+    counts = ", ".join(f"{states[state]} {state}" for state in _BY_MERIT if state in states) or "no runs"
+    path = reason.removeprefix(_WRITTEN)
+    if path != reason:
+        return f"{study} ended: {counts}; report: {path}"
+    return f"{study} ended: {counts}; report not written: {reason.removeprefix('not written: ')}"
+
+
+def _last_attempt(connection: Connection, run: str, event: int) -> int | None:
+    """The attempt that an event without a number is about: the newest at that time. None before the first."""
+    query = "SELECT attempt FROM events WHERE run = ? AND id < ? AND attempt IS NOT NULL ORDER BY id DESC LIMIT 1"
+    row = driver_of(connection).execute(query, (run, event)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def _last_step(connection: Connection, run: str) -> int:

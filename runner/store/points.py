@@ -80,6 +80,12 @@ def has_points(connection: Connection, run: str, attempt: int) -> bool:
     return driver_of(connection).execute(query, (run, attempt)).fetchone() is not None
 
 
+def names_of(connection: Connection, run: str) -> frozenset[str]:
+    """The metrics that a run has reported so far."""
+    rows = driver_of(connection).execute("SELECT DISTINCT name FROM series WHERE run = ?", (run,))
+    return frozenset(name for (name,) in rows)
+
+
 def write_taken(connection: Connection, run: str, attempt: int, taken: Taken, arrival: float) -> Written:
     """Store points and position of one read. A repeat is ignored; a point that differs from the stored one is rejected
     and counted. `arrival` (seconds since the epoch) stands in where a record tells no time."""

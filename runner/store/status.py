@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.home import Home
+from runner.lock import is_held
 from runner.records import RunState
 from runner.store.opening import driver_of
 from runner.store.schema import reading_rows
+from runner.store.untold import given_up
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -67,7 +69,8 @@ class _Series(NamedTuple):
 def home_status(home: Home, study: str | None = None) -> dict[str, Any]:
     """The document of a home, superseded runs listed by id. Raises HomeError naming the path when there is none."""
     with reading_rows(home) as driver:
-        return _document(driver, study)
+        document = _document(driver, study)
+    return {**document, "controller": {"alive": is_held(home.lock)}}
 
 
 def read_status(connection: Connection, now: float, study: str | None = None) -> dict[str, Any]:
@@ -85,6 +88,8 @@ def _document(driver: sqlite3.Connection, study: str | None) -> dict[str, Any]:
     studies: dict[str, dict[str, Any]] = {}
     for row in _runs(driver, study):
         entry = studies.setdefault(row.study, {"study": row.study, "runs": [], "superseded": []})
+        if "notices_given_up" not in entry:
+            entry["notices_given_up"] = given_up(driver, row.study)
         if row.superseded_by is not None:
             entry["superseded"].append(row.id)
             continue

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
 from reports.study import (
     AttemptView,
@@ -33,6 +33,7 @@ from runner.spec.lint import lint
 from runner.spec.models import ResolvedArm, document, from_json
 from runner.store import tables
 from runner.store.curves import as_series, read_curves
+from runner.store.outbox import BY_THE_TRAINER
 
 
 def build_study_view(connection: Connection, home: Home, study: str) -> StudyView:
@@ -54,6 +55,7 @@ def build_study_view(connection: Connection, home: Home, study: str) -> StudyVie
         superseded=tuple(f"{row.id} ({row.arm}-s{row.seed})" for row in rows if row.superseded_by is not None),
         lint=(*(LintView(**finding) for finding in stored.lint), *_held_out_remarks(rows, views)),
         neighbours=tuple(_neighbours(connection, study)),
+        events=tuple(_events(connection, (tables.events.c.study == study) & tables.events.c.run.is_(None))),
     )
 
 
@@ -94,12 +96,13 @@ def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
         images=_images(folder),
         verdicts=tuple(_verdicts(connection, row.run)),
         attempts=tuple(_attempt(one) for one in attempts),
-        events=tuple(_events(connection, row.run)),
+        events=tuple(_events(connection, tables.events.c.run == row.run)),
         provenance=row.provenance,
         best=_best(arm, curves, row.steps_total),
         parameters=None if arm.check is None else arm.check.parameters,
         flops_per_sample=None if arm.check is None else arm.check.flops_per_sample,
         code_hash=row.snapshot["hash"],
+        overridden=tuple(row.overridden),
     )
 
 
@@ -147,7 +150,8 @@ def _verdicts(connection: Connection, run: str) -> Iterable[VerdictView]:
         if row.action == "none":
             continue
         decisive = next((one for one in row.findings if one["detector"] == row.rule), None)
-        yield VerdictView(row.rule, row.action, row.step, row.reason, {} if decisive is None else decisive["evidence"])
+        evidence = {} if decisive is None else decisive["evidence"]
+        yield VerdictView(row.rule, row.action, row.step, row.reason, evidence, row.attempt)
 
 
 def _attempt(row: Row[Any]) -> AttemptView:
@@ -172,9 +176,12 @@ def _neighbours(connection: Connection, study: str) -> Iterable[NeighbourView]:
     return (NeighbourView(row.host, row.started, row.ended) for row in rows)
 
 
-def _events(connection: Connection, run: str) -> Iterable[EventView]:
-    rows = connection.execute(select(tables.events).where(tables.events.c.run == run).order_by(tables.events.c.id))
-    return (EventView(row.time, row.what, row.reason, row.step) for row in rows)
+def _events(connection: Connection, which: ColumnElement[bool]) -> Iterable[EventView]:
+    rows = connection.execute(select(tables.events).where(which).order_by(tables.events.c.id))
+    return (
+        EventView(row.time, row.what, row.reason, row.step, row.id, announced=row.reason == BY_THE_TRAINER)
+        for row in rows
+    )
 
 
 def _steps(folder: Path) -> Iterable[tuple[int, Path]]:

@@ -1,0 +1,79 @@
+"""What happened to the runs of a study beyond the ordinary course, newest last. Pure.
+
+Everything is taken from the events as they were written, so that a report of one state is the same, byte for byte.
+What becomes of slots after a run, and who was told of what, is no part of the study.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from reports.readings import run_label
+from reports.study import EventView, StudyView
+from reports.wording import number
+
+MOST_TOLD = 40
+ORDINARY = frozenset({"queued", "placed", "staging", "starting", "running", "finished"})
+OTHER_STATES = frozenset({"stopping", "aborted", "failed", "lost", "preempted", "cancelled"})
+REMARKS = frozenset({"warning", "trouble", "stop", "extended", "amended", "metrics_restarted"})
+_PRELUDES = frozenset({"stopping", "extended"})  # the change that follows them gives the same reason
+_LAST_SECOND = 253402300799  # of the year 9999
+
+
+@dataclass(frozen=True, slots=True)
+class Happenings:
+    """One line each for the newest; `left_out` counts the earlier ones."""
+
+    lines: tuple[str, ...]
+    left_out: int
+
+
+def happenings(study: StudyView) -> Happenings:
+    """The newest state changes and remarks that are not of the ordinary course."""
+    found = [("the study", event) for event in _told(study.events)]
+    found += [(run_label(run), event) for run in study.runs for event in _told(run.events)]
+    found.sort(key=lambda one: (one[1].number, one[1].time))
+    newest = found[-MOST_TOLD:]
+    return Happenings(tuple(_line(name, event) for name, event in newest), len(found) - len(newest))
+
+
+def _told(events: Iterable[EventView]) -> list[EventView]:
+    """Of one run's events in their order: unusual states, back-moves, and what the runner had to remark."""
+    told: list[EventView] = []
+    for event in _unusual(events):
+        is_repeated = bool(told) and _kind(told[-1]) in _PRELUDES and event.reason.startswith(told[-1].reason)
+        if is_repeated and _kind(event) in ORDINARY | OTHER_STATES:
+            told.pop()
+        told.append(event)
+    return told
+
+
+def _unusual(events: Iterable[EventView]) -> Iterator[EventView]:
+    before = ""
+    for event in events:
+        kind = _kind(event)
+        if event.announced:  # a trainer may call its announcement what it likes
+            continue
+        is_back = (kind == "queued" and before != "") or (kind == "running" and before == "lost")
+        if kind in OTHER_STATES | REMARKS or kind.startswith("liveness:") or is_back:
+            yield event
+        if kind in ORDINARY | OTHER_STATES:
+            before = kind
+
+
+def _kind(event: EventView) -> str:
+    return event.what.partition("(")[0]
+
+
+def _line(name: str, event: EventView) -> str:
+    step = "" if event.step is None else f" at step {event.step}"
+    return f"{_utc(event.time)}, {name}: {event.what}{step}" + (f": {event.reason}" if event.reason else "")
+
+
+def _utc(time: float) -> str:
+    if not math.isfinite(time) or not 0 <= time <= _LAST_SECOND:
+        return f"time {number(time)}"
+    return f"{datetime.fromtimestamp(int(time), tz=UTC):%Y-%m-%d %H:%M:%S}"
