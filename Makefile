@@ -1,4 +1,5 @@
 # One word does everything, the set-up included:
+#   make setup    the .venv, and no more
 #   make demo     the quickstart study, from nothing to a report
 #   make check    format, lint, types, tests: exactly what CI runs
 #   make soak     200 studies whose controller is killed again and again; SEED=123 plays one of them again
