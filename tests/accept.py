@@ -419,7 +419,7 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "demo": (demo, PRODUCT),
     "soak": (soak, ("runner", "provisioning", "tests/soak.py", "tests/fakes")),
     **{
-        f"bench_{name}": (benchmark(name, targets), ("runner", "provisioning", "benchmarks"))
+        f"bench_{name}": (benchmark(name, targets), ("runner", "provisioning", "benchmarks/*.py"))
         for name, targets in BENCHMARKS.items()
     },
     # Whatever can change a curve or a verdict; the trainer's command line cannot.
