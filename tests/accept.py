@@ -393,6 +393,7 @@ def _adoption_targets(adoption: dict[str, Any]) -> dict[str, Target]:
     return {"adoption_s": (adoption["median_s"], 2.0, True)}
 
 
+MEASURED = ("runner", "provisioning", "benchmarks/__main__.py", "benchmarks/peers.py")
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], dict[str, Target]]] = {
     "steady": _steady_targets,
     "adoption": _adoption_targets,
@@ -419,7 +420,7 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "demo": (demo, PRODUCT),
     "soak": (soak, ("runner", "provisioning", "tests/soak.py", "tests/fakes")),
     **{
-        f"bench_{name}": (benchmark(name, targets), ("runner", "provisioning", "benchmarks/*.py"))
+        f"bench_{name}": (benchmark(name, targets), (*MEASURED, f"benchmarks/{name}.py"))
         for name, targets in BENCHMARKS.items()
     },
     # Whatever can change a curve or a verdict; the trainer's command line cannot.
