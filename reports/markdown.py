@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import sections, tables
+from reports.autopsy import autopsies, autopsy_rows
 from reports.budgets import times_to_quality
 from reports.conditioning import manipulations, stream_uses
 from reports.contention import Busyness, busyness
@@ -49,6 +50,9 @@ def render(study: StudyView) -> dict[str, str]:
         "data/provenance.csv": tables.provenance_csv(origin),
         "data/text_manipulation.csv": tables.manipulation_csv(moved),
     }
+    examined = autopsy_rows(study)
+    if examined:
+        data["data/autopsy.csv"] = tables.autopsy_csv(examined)
     again = relaunch(study)
     context: dict[str, Any] = {
         "study": study,
@@ -76,6 +80,7 @@ def render(study: StudyView) -> dict[str, str]:
         "policy": _policy(study),
         "overruled": sections.overruled_rules(study),
         "verdicts": sections.verdicts_table(study),
+        "autopsies": autopsies(study),
         "labels": labels(study),
         "provenance": sections.Table(tables.PROVENANCE, shown_provenance(origin)),
         "launch_command": Markup(again.command),

@@ -97,7 +97,8 @@ class RunView:
     `config` is the resolved document flattened to dotted keys with JSON values; `changes` the arm's own list.
     `images` maps (step, variant) to {sample id: absolute path of a PNG}. `metas` maps a step to its meta.json.
     `best` is (step, value) of the primary. `baseline` names the arm that this one is read against. `overridden` are the
-    rules whose abort a person has overruled. `steps_total` is 0 when no budget is known.
+    rules whose abort a person has overruled. `steps_total` is 0 when no budget is known. `autopsy` is the content of
+    the run's autopsy.json, empty when that file cannot be read, None when there is none.
     """
 
     run: str
@@ -130,6 +131,7 @@ class RunView:
     flops_per_sample: float | None = None
     code_hash: str = ""
     overridden: tuple[str, ...] = ()
+    autopsy: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,10 @@ CONTRASTS = (
 PROVENANCE = ("what", "value", "runs")
 STREAMS = ("run", "stream", "step", "cost", "low", "high", "samples", "finding")
 MANIPULATION = ("run", "step", "delta", "floor", "above_floor", "low", "high", "spread", "hit", "finding")
+AUTOPSY = (
+    "run", "part", "weights", "pass", "cause", "w", "best_step", "stop_step", "metric", "best", "stop", "delta", "low",
+    "high", "samples", "blamed",
+)  # fmt: skip
 
 
 def points_csv(study: StudyView) -> str:
@@ -94,6 +98,11 @@ def manipulation_csv(found: Sequence[Manipulation]) -> str:
             for one in found
         ),
     )  # fmt: skip
+
+
+def autopsy_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """What autopsies measured: one line per cell, strength of guidance, share and sum, part by part."""
+    return _csv(AUTOPSY, rows)
 
 
 def provenance_csv(rows: Sequence[tuple[str, str, str]]) -> str:

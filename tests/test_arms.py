@@ -55,7 +55,7 @@ def test_the_quickstart_is_sized_as_described(arms: dict[str, ResolvedArm]) -> N
         optimizer = [config["optimizer"][key] for key in ("lr", "warmup_steps", "weight_decay", "clip")]
         assert optimizer == [2e-3, 50, 0.01, 1.0]
         assert config["optimizer"]["final_lr_share"] == 0.01
-        assert list(config["ema"]["half_lives"]) == [0.05]
+        assert list(config["ema"]["half_lives"]) == [0.05, 0.20]
         assert [config["validation"][key] for key in ("every", "samples", "sampler_steps")] == [100, 48, 8]
         assert config["checkpoint"]["keep"]["best"] == {"metric": "val/recon_rmse", "direction": "min"}
         assert arm.primary is not None

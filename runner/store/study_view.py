@@ -103,6 +103,7 @@ def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
         flops_per_sample=None if arm.check is None else arm.check.flops_per_sample,
         code_hash=row.snapshot["hash"],
         overridden=tuple(row.overridden),
+        autopsy=_autopsy(folder),
     )
 
 
@@ -205,6 +206,17 @@ def _scores(folder: Path) -> Iterable[Score]:
                     step, row["weights"], row["sampler"], row["metric"], row["sample_id"], int(row["eval_seed"]),
                     value if value is not None and math.isfinite(value) else None, valid, row["reason"],
                 )  # fmt: skip
+
+
+def _autopsy(folder: Path) -> Mapping[str, Any] | None:
+    """What the run's autopsy wrote, which may be anything when it was written elsewhere; None without one."""
+    try:
+        content = json.loads((folder / "autopsy" / "autopsy.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _images(folder: Path) -> dict[tuple[int, str], Mapping[str, str]]:

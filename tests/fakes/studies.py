@@ -101,6 +101,43 @@ def seeded_study(seeds: int, effect: float, jitter: float = 0.004) -> StudyView:
     return replace(quickstart(None, tuple(plans)), superseded=(), lint=())
 
 
+def made_autopsy(**changes: Any) -> dict[str, Any]:
+    """What an autopsy of arm B writes: its guidance hurts at step 600 and did not at step 400."""
+
+    def bounds(mean: float, half: float = 0.004) -> dict[str, Any]:
+        return {"mean": mean, "low": mean - half, "high": mean + half, "samples": SAMPLES}
+
+    levels = {"dense": (0.235, 0.237), "routed": (0.240, 0.242), "guided": (0.231, 0.262)}
+    cells = [
+        {"weights": weights, "pass": drawn, "best": best, "stop": stop, "delta": bounds(stop - best), "why_not": ""}
+        for weights in ("raw", "ema", "ema_alt")
+        for drawn, (best, stop) in levels.items()
+    ]
+    causes = {"weights": 0.002, "averaging": 0.0, "guidance": 0.029, "routing": 0.0}
+    shares = [
+        {"cause": cause, **bounds(mean), "above_limit": mean > 0.01, "fall": bounds(mean), "harm": None,
+         "blamed": mean > 0.01, "apart": cause == "routing"}
+        for cause, mean in causes.items()
+    ]  # fmt: skip
+    return {
+        "run": "B-s0", "steps": {"best": 400, "stop": 600}, "notes": [], "metric": "recon_rmse", "direction": "min",
+        "metric_reason": "checkpoint.keep.best is val/recon_rmse", "guidance": "self_guidance (scale 3)",
+        "averages": {"ema": 0.05, "ema_alt": 0.2, "ema_alt_from": "stored", "profile_distance": {}},
+        "best_score": 0.235, "threshold": 0.00235, "cells": cells, "shares": shares, "total": bounds(0.031),
+        "blamed": ["guidance"], "w_means": "self_guidance",
+        "w_sweep": [{"w": w, "best": 0.235, "stop": 0.237 + w / 100, "delta": bounds(w / 100)} for w in (1.0, 3.0)],
+        "conclusion": "To blame: guidance.", "not_available": [], "eval_set": "5e1f00aa", "samples": SAMPLES,
+        "samples_available": SAMPLES, "eval_seeds": 1, "seconds": 23.2,
+    } | changes  # fmt: skip
+
+
+def autopsied_study(**changes: Any) -> StudyView:
+    """The quickstart with an autopsy of its collapsed run."""
+    study = quickstart()
+    runs = (replace(run, autopsy=made_autopsy(**changes)) if run.arm == "B" else run for run in study.runs)
+    return replace(study, runs=tuple(runs))
+
+
 def without_points(run: RunView, state: str, reason: str = "") -> RunView:
     """The same run before it reported anything."""
     return replace(
@@ -295,6 +332,18 @@ HOSTILE = (
 )
 
 
+def hostile_autopsy() -> dict[str, Any]:
+    """An autopsy whose every string tries to be markup."""
+    made = made_autopsy()
+    cells = [{**cell, "weights": HOSTILE, "pass": HOSTILE} for cell in made["cells"]]
+    return made | {
+        "metric": HOSTILE, "guidance": HOSTILE, "conclusion": HOSTILE, "notes": [HOSTILE], "eval_set": HOSTILE,
+        "cells": cells, "shares": [{**share, "cause": HOSTILE} for share in made["shares"]],
+        "not_available": [{"what": HOSTILE, "why": HOSTILE}],
+        "averages": {**made["averages"], "ema_alt_from": HOSTILE},
+    }  # fmt: skip
+
+
 def hostile_study() -> StudyView:
     """A study in which every string that others write tries to be markup."""
     study = quickstart()
@@ -311,7 +360,7 @@ def hostile_study() -> StudyView:
                 verdicts=(VerdictView(HOSTILE, "abort", 1, HOSTILE, {HOSTILE: HOSTILE}),),
                 events=(EventView(EPOCH, "repa_off", HOSTILE, 100), EventView(EPOCH, HOSTILE, HOSTILE, 1)),
                 attempts=tuple(replace(a, slot=HOSTILE, cause=HOSTILE, host=HOSTILE) for a in run.attempts),
-                provenance={HOSTILE: {HOSTILE: HOSTILE}}, code_hash=HOSTILE,
+                provenance={HOSTILE: {HOSTILE: HOSTILE}}, code_hash=HOSTILE, autopsy=hostile_autopsy(),
                 metas={step: {**meta, "labels": [HOSTILE], "lpips": {"net": HOSTILE, "backbone": HOSTILE}}
                        for step, meta in run.metas.items()},
             )
