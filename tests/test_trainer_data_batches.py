@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trainer.data import open_source
 from trainer.data.batches import Batches
 from trainer.data.sample import Batch, Conditions, Sample, collate, to_unit_range
-from trainer.data.split import id_hash, is_held_out, split
+from trainer.data.split import id_hash, is_held_out, is_probe, split
 from trainer.document import parse_config
 from trainer.errors import DataError
 
@@ -32,14 +32,21 @@ def test_the_rule_is_the_hash_modulo_one_hundred() -> None:
     first = int.from_bytes(hashlib.sha256(b"p000000").digest()[:8], "big")
     assert id_hash("p000000") == first
     assert is_held_out("p000000") == (first % 100 < 2)
+    numbers = {id: id_hash(id) % 100 for id in (f"image-{index}" for index in range(3000))}
+    assert set(numbers.values()) == set(range(100))
+    assert all(is_held_out(id) == (number < 2) for id, number in numbers.items())
+    assert all(is_probe(id) == (number == 2) for id, number in numbers.items())
 
 
 @given(st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=300))
 def test_a_split_is_complete_disjoint_and_holds_enough_out(ids: set[str]) -> None:
-    train, held_out = split(sorted(ids))
-    assert set(train) | set(held_out) == ids
-    assert len(train) + len(held_out) == len(ids)
+    train, held_out, probe = split(sorted(ids))
+    assert set(train) | set(held_out) | set(probe) == ids
+    assert len(train) + len(held_out) + len(probe) == len(ids)
     assert train, "something must be left to train on"
+    assert len(probe) >= min(max(1, min(8, len(ids) // 8)), len(ids) - len(held_out) - 1)
+    assert len(train) == 1 or {id for id in ids if is_probe(id)} <= {*held_out, *probe}
+    assert list(probe) == sorted(probe, key=id_hash)
     assert len(held_out) >= max(1, min(8, len(ids) // 4))
     assert {id for id in ids if is_held_out(id)} <= set(held_out)
     assert list(held_out) == sorted(held_out, key=id_hash)
@@ -63,6 +70,15 @@ def test_more_training_portraits_leave_the_validation_alone() -> None:
     assert large.train_ids[:20] == small.train_ids
     assert len(large.train_ids) == 200
     assert not set(large.train_ids) & set(source(20, 50).held_out_ids)
+
+
+def test_probe_portraits_are_a_third_side_that_nothing_moves() -> None:
+    small, large = source(20, 4), source(1000, 60)
+    assert small.probe_ids == large.probe_ids
+    assert len(small.probe_ids) == 8
+    assert all(is_probe(id) for id in small.probe_ids)
+    assert not set(large.probe_ids) & {*large.train_ids, *large.held_out_ids}
+    assert not any(is_probe(id) or is_held_out(id) for id in large.train_ids)
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------

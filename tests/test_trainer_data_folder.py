@@ -44,7 +44,8 @@ def test_real_photographs_in_three_formats(tmp_path: Path) -> None:
     Image.open(hopper).save(tmp_path / "grace_hopper.jpg")
     photographs = folder_source(tmp_path, size=32)
     assert photographs.rejected == ()
-    assert len(photographs.train_ids) + len(photographs.held_out_ids) == 9
+    assert len(photographs.train_ids) + len(photographs.held_out_ids) + len(photographs.probe_ids) == 9
+    assert photographs.probe_ids
     assert len(photographs.held_out_ids) >= 2
     assert any("1 of 9 images without a caption file" in note for note in photographs.notes)
     assert any("cls, patches, pose off" in note for note in photographs.notes)
@@ -115,7 +116,7 @@ def test_broken_files_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
     assert rejected["lonely.txt"] == "a caption without an image"
     assert "UTF-8" in rejected["latin.png"]
     assert "image-01.jpg" in rejected["image-01.png"]
-    assert len(found.train_ids) + len(found.held_out_ids) == 40
+    assert len(found.train_ids) + len(found.held_out_ids) + len(found.probe_ids) == 40
     assert found.notes[-1] == "6 files rejected"
 
 
@@ -137,9 +138,20 @@ def test_folders_below_and_strange_names(tmp_path: Path) -> None:
     plain((9, 9, 9)).save(tmp_path / ".hidden" / "image.png")
     (tmp_path / "notes.md").write_text("left alone")
     found = folder_source(tmp_path)
-    ids = {*found.train_ids, *found.held_out_ids}
+    ids = {*found.train_ids, *found.held_out_ids, *found.probe_ids}
     assert len(ids) == 6
     assert all(id == Path(id).name and " " not in id for id in ids)
+
+
+def test_two_images_leave_none_for_probes_and_say_so(tmp_path: Path) -> None:
+    fill(tmp_path, 2)
+    found = folder_source(tmp_path)
+    assert (len(found.train_ids), len(found.held_out_ids), found.probe_ids) == (1, 1, ())
+    assert "2 images are too few to keep one for probes: no probes" in found.notes
+    fill(tmp_path, 3)
+    found = folder_source(tmp_path)
+    assert (len(found.train_ids), len(found.held_out_ids), len(found.probe_ids)) == (1, 1, 1)
+    assert not any("probes" in note for note in found.notes)
 
 
 def test_long_captions_and_small_images_are_noted(tmp_path: Path) -> None:

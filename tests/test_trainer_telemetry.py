@@ -69,7 +69,7 @@ def test_a_wish_is_seen_once_per_replacement(tmp_path: Path) -> None:
     assert control.poll() == Wish(seq=1, stop=False)
     assert control.poll() is None
     wish(tmp_path, attempt=2, seq=2, probe_every_steps=100, stop="checkpoint")
-    assert control.poll() == Wish(seq=2, stop=True, ignored=("probe_every_steps",))
+    assert control.poll() == Wish(seq=2, stop=True, probe_every_steps=100)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_signals_only_set_a_flag() -> None:
 
 def result(loss: float, aligned: int = 0, **changes: Any) -> StepResult:
     losses = torch.tensor([loss, loss / 2, loss / 4 if aligned else 0.0, 4.0])
-    fields = {"grad_norm": torch.tensor(7.0), "lr": 0.1, "repa_weight": 0.5, "repa_cosine": None}
+    fields = {"grad_norm": torch.tensor(7.0), "lr": 0.1, "repa_weight": 0.5, "repa_cosine": None, "reading": None}
     return StepResult(losses=losses, aligned=aligned, active_tokens=16.0, data_s=0.1, **{**fields, **changes})
 
 

@@ -13,10 +13,11 @@ from trainer.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, TrainerError
 
 _USAGE = """usage: python -m trainer COMMAND …
 
-  train CONFIG --run-dir DIR [--attempt N] [--resume [--from-step N]] [--stop-after N]
+  train CONFIG --run-dir DIR [--attempt N] [--resume [--from-step N] | --from-run DIR --from-step N] [--stop-after N]
                                                                          train one run
   check CONFIG | check --json                                            is a configuration usable, how large is it
   evaluate RUN_DIR …                                                     full validation of a checkpoint
+  autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
 
 COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
@@ -49,7 +50,8 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run; everything is written there")
     parser.add_argument("--attempt", type=int, help="number of this process (default: one more than the last)")
     parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
-    parser.add_argument("--from-step", type=int, metavar="N", help="with --resume: the checkpoint of step N instead")
+    parser.add_argument("--from-run", type=Path, metavar="DIR", help="begin with a checkpoint of this run folder")
+    parser.add_argument("--from-step", type=int, metavar="N", help="the checkpoint of step N (--resume, --from-run)")
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop after step N with a checkpoint, exit code 75")
     arguments = parser.parse_args(argv)
     from trainer.train import train
@@ -61,6 +63,7 @@ def _train(argv: list[str]) -> int:
         arguments.resume,
         arguments.stop_after,
         from_step=arguments.from_step,
+        from_run=arguments.from_run,
     )
 
 
@@ -77,13 +80,20 @@ def _evaluate(argv: list[str]) -> int:
     return evaluate(argv)
 
 
+def _autopsy(argv: list[str]) -> int:
+    _tell_stacks_on_sigusr1()
+    from trainer.autopsy.command import main as autopsy
+
+    return autopsy(argv)
+
+
 def _sample(argv: list[str]) -> int:
     from trainer.sample import main as sample
 
     return sample(argv)
 
 
-_COMMANDS = {"train": _train, "check": _check, "evaluate": _evaluate, "sample": _sample}
+_COMMANDS = {"train": _train, "check": _check, "evaluate": _evaluate, "autopsy": _autopsy, "sample": _sample}
 
 
 def _tell_stacks_on_sigusr1() -> None:

@@ -37,7 +37,8 @@ from trainer.model.nanodit import NanoDiT
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished-"
 # A run may be resumed with other values here: they change what is kept, not what is computed.
-_FREE_KEYS = ("checkpoint", "device", "log_every")
+_FREE_KEYS = ("checkpoint", "device", "indicators", "log_every")
+_MODEL_KEYS = ("data", "model", "streams")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,15 @@ def load_for_evaluation(
     return model.to(device).requires_grad_(False).eval(), chosen, document
 
 
+def read_weights(run_dir: Path, step: int, stem: str) -> dict[str, torch.Tensor]:
+    """The tensors of one module of a checkpoint, by parameter name, on the CPU. `stem` is its file without suffix."""
+    path = folder(run_dir, step) / f"{stem}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
 def describe(document: Document, streams: StreamShapes) -> dict[str, Any]:
     """The part of state.json that says what was trained; compared by `require_same_run`."""
     content = filled(document.config)
@@ -156,6 +166,16 @@ def require_same_run(state: Mapping[str, Any], document: Document) -> None:
     differing += _differences(before, now)
     if differing:
         raise ConfigError(f"the checkpoint was trained with another configuration; keys: {', '.join(differing)}")
+
+
+def require_same_model(state: Mapping[str, Any], document: Document) -> None:
+    """Raise ConfigError unless a checkpoint of another run holds the model, the data and the seed of this one."""
+    differing = [] if state["seed"] == document.seed else ["seed"]
+    before, now = ({key: config[key] for key in _MODEL_KEYS} for config in (state["config"], filled(document.config)))
+    differing += _differences(before, now)
+    if differing:
+        keys = ", ".join(differing)
+        raise ConfigError(f"a run begins with a checkpoint of its own seed, data and model only; differing: {keys}")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

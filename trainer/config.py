@@ -136,10 +136,14 @@ class RepaConfig(Block):
 
 
 class EmaConfig(Block):
-    """Averages of the weights. Half-lives are shares of the run, the first is "the" EMA; `every` counts steps."""
+    """Averages of the weights. Half-lives are shares of the run; `every` counts steps.
+
+    The first half-life is "the" EMA, the second tells an autopsy whether the averaging is to blame.
+    """
 
     half_lives: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(strict=False, min_length=1)] = (
         0.05,
+        0.20,
     )
     every: Count = 1
 
@@ -191,6 +195,16 @@ class SamplerConfig(Block):
     native: NativeSamplerConfig = NativeSamplerConfig()
 
 
+class IndicatorsConfig(Block):
+    """Leading indicators of trouble in the optimizer, written beside the training metrics; they change no result.
+
+    `every` counts the optimizer steps between them; they come with the next line that `log_every` writes.
+    """
+
+    enabled: bool = True
+    every: Count = 10
+
+
 class BestConfig(Block):
     """The metric whose best step keeps its checkpoint; a full name with its protocol prefix, such as val/recon_rmse."""
 
@@ -230,6 +244,7 @@ class TrainerConfig(Block):
     ema: EmaConfig = EmaConfig()
     validation: ValidationConfig = ValidationConfig()
     sampler: SamplerConfig = SamplerConfig()
+    indicators: IndicatorsConfig = IndicatorsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

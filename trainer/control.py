@@ -1,4 +1,4 @@
-"""How the outside world asks a running trainer to stop: control.json in the run directory, and SIGTERM or SIGINT."""
+"""How the outside world asks a running trainer to stop or to probe: control.json in the run directory, and signals."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One reading of control.json: its number, whether it asks for checkpoint and end, and the keys left undone."""
+    """One reading of control.json: its number, what it asks for, and the keys left undone.
+
+    `stop` asks for a checkpoint and the end, `probe_every_steps` for a probe at every step that is a multiple of it
+    (None: at regular validations only). The file is desired state: a key that is left undone counts as not written.
+    """
 
     seq: int
     stop: bool
+    probe_every_steps: int | None = None
     ignored: tuple[str, ...] = ()
 
 
@@ -46,8 +51,13 @@ class Control:
         if not isinstance(content, dict) or content.get("attempt") != self._attempt:
             return None
         seq = content.get("seq")
-        ignored = ("probe_every_steps",) if content.get("probe_every_steps") else ()
-        return Wish(seq, content.get("stop") == "checkpoint", ignored) if isinstance(seq, int) else None
+        if not isinstance(seq, int):
+            return None
+        asked = content.get("probe_every_steps")
+        # A bool is an int to Python, but true is no number of steps.
+        usable = type(asked) is int and asked >= 1
+        ignored = () if usable or asked is None else ("probe_every_steps",)
+        return Wish(seq, content.get("stop") == "checkpoint", asked if usable else None, ignored)
 
 
 class StopRequest:

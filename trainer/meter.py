@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import TrainerConfig
+from trainer.indicators.reading import Reading
 from trainer.step import StepResult
 
 _GIB = 2**30
@@ -18,8 +19,8 @@ _GIB = 2**30
 class Meter:
     """Turns step results into train metrics, and counts the seconds of training and of evaluation.
 
-    Losses are means over all micro-batches since the last line, gradient norm and rate those of the last step.
-    Times are cumulative over the attempts of a run; evaluation and checkpoints are in no speed.
+    Losses are means over all micro-batches since the last line, gradient norm, rate and indicators those of the last
+    step. Times are cumulative over the attempts of a run; evaluation and checkpoints are in no speed.
     """
 
     def __init__(self, config: TrainerConfig, device: torch.device) -> None:
@@ -39,6 +40,7 @@ class Meter:
         self._sums += result.losses.double()
         self._aligned_steps += result.aligned
         self._cosine = self._cosine if result.repa_cosine is None else result.repa_cosine
+        self._reading = self._reading if result.reading is None else result.reading
         self._last = result
 
     def line(self) -> dict[str, float]:
@@ -57,6 +59,8 @@ class Meter:
             metrics["train/repa_loss"] = repa * self._steps / self._aligned_steps
         if self._cosine is not None:
             metrics["train/repa_cosine"] = self._cosine
+        if self._reading is not None:
+            metrics.update(self._reading.metrics())
         metrics.update(self._system(last))
         self._clear()
         return metrics
@@ -93,4 +97,5 @@ class Meter:
         self._steps = self._timed_steps = self._aligned_steps = 0
         self._cosine: float | None = None
         self._seconds = self._data_s = 0.0
+        self._reading: Reading | None = None
         self._last: StepResult | None = None

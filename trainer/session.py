@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Source
 from trainer.device import gpu_uuids
 from trainer.document import Document
+from trainer.evaluate.probe import Probe
 from trainer.evaluate.suite import Validation
 from trainer.meter import Meter
 from trainer.scores import Scores
@@ -22,7 +25,10 @@ from trainer.telemetry import Telemetry
 
 @dataclass
 class Session:
-    """The parts of one attempt. Only `learner` learns; `meter`, `scores` and `telemetry` remember and report."""
+    """The parts of one attempt. Only `learner` learns; `meter`, `scores` and `telemetry` remember and report.
+
+    `probe_every_steps` is the cadence of probes that control.json asks for, None when it asks for none.
+    """
 
     document: Document
     run_dir: Path
@@ -30,11 +36,13 @@ class Session:
     learner: Learner
     batches: Batches
     validation: Validation
+    probe: Probe
     scores: Scores
     meter: Meter
     telemetry: Telemetry
     control: Control
     stop: StopRequest
+    probe_every_steps: int | None = None
 
     @property
     def config(self) -> TrainerConfig:
@@ -60,12 +68,20 @@ def open_session(
         learner=Learner(config, source.streams, document.seed, device),
         batches=Batches(source, document.seed, config.samples_per_step),
         validation=Validation(config, source, device, document.run, run_dir),
+        probe=Probe(document, source, device, run_dir),
         scores=Scores(run_dir, config),
         meter=Meter(config, device),
         telemetry=telemetry,
         control=control,
         stop=stop,
     )
+
+
+def stored_modules(learner: Learner) -> dict[str, nn.Module]:
+    """What a checkpoint stores of a learner, by file stem: model, averages, and the alignment projector if any."""
+    averages = {checkpoint.ema_name(half_life): model for half_life, model in learner.ema.models.items()}
+    projector = {"projector": learner.modules["repa"]} if "repa" in learner.modules else {}
+    return {"model": learner.model, **averages, **projector}
 
 
 def announce(session: Session, attempt: int) -> None:
@@ -83,6 +99,7 @@ def announce(session: Session, attempt: int) -> None:
         optimizer_groups=learner.optimizer.groups._asdict(),
         train_images=len(session.source.train_ids),
         held_out_images=len(session.source.held_out_ids),
+        probe_images=len(session.probe.ids),
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
         tokens=config.tokens,

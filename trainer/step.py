@@ -22,6 +22,8 @@ from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Batch, StreamShapes, to_unit_range
+from trainer.indicators.reading import Reading
+from trainer.indicators.recorder import Measurement, Recorder
 from trainer.model.conditioning import is_long
 from trainer.model.nanodit import Output, build
 from trainer.model.tread import Route
@@ -38,7 +40,8 @@ class StepResult(NamedTuple):
     """What one optimizer step reports. Tensors stay on the device.
 
     `losses` holds total loss, flow loss, alignment loss (0 if no sample was aligned) and mean squared velocity.
-    `aligned` counts 1 if any sample was aligned, else 0. `data_s` is the time spent waiting for data.
+    `aligned` counts 1 if any sample was aligned, else 0. `data_s` is the time spent waiting for data. `reading` holds
+    the indicators if they were due.
     """
 
     losses: Tensor
@@ -49,6 +52,7 @@ class StepResult(NamedTuple):
     repa_cosine: float | None
     active_tokens: float
     data_s: float
+    reading: Reading | None
 
 
 class Alignment(NamedTuple):
@@ -82,6 +86,7 @@ class Learner:
         self.repa = repa.RepaSchedule(config)
         self.optimizer = MuonAdamW(config.optimizer, self.modules)
         self.ema = Ema(config.ema, self.model, config.steps)
+        self.recorder = Recorder(config, self.modules, self.optimizer)
         self._parameters = list(self.modules.parameters())
 
     def step(self, batches: Batches, step: int, stop: StopRequest) -> StepResult | None:
@@ -90,7 +95,8 @@ class Learner:
         alignment = self._alignment(step, present)
         losses = torch.zeros(4, device=self.device)
         cosine, data_s = None, 0.0
-        for positions in self._micro_batches(present):
+        measurement = self.recorder.begin(step + 1)
+        for index, positions in enumerate(self._micro_batches(present)):
             if stop:
                 self.optimizer.clear()
                 return None
@@ -101,7 +107,13 @@ class Learner:
             if alignment.probe and cosine is None and micro.repa is not None:
                 cosine = repa.gradient_cosine(micro.flow, micro.repa, micro.hidden_BND)
             losses += _backward(micro, alignment.weight)
-        return self._update(step, losses, alignment, cosine, data_s)
+            if measurement is not None:
+                measurement.micro_batch_done(index)
+        grad_norm, lr, reading = self._update(step, measurement)
+        if cosine is not None:
+            self.repa.observe(cosine)
+        aligned, active = int(alignment.samples > 0), self.active_tokens(step)
+        return StepResult(losses, grad_norm, lr, aligned, alignment.weight, cosine, active, data_s, reading)
 
     def is_finite(self) -> bool:
         """Whether all weights and their averages are finite numbers."""
@@ -171,21 +183,21 @@ class Learner:
         is_routed = route is not None and first <= self.config.repa_block <= last
         return repa.alignment_loss(projected, teacher_SNF, route.keep_BK[index_S] if is_routed else None).sum()
 
-    def _update(
-        self, step: int, losses: Tensor, alignment: Alignment, cosine: float | None, data_s: float
-    ) -> StepResult:
-        """Move weights and averages by the accumulated gradients."""
+    def _update(self, step: int, measurement: Measurement | None) -> tuple[Tensor, float, Reading | None]:
+        """Move weights and averages by the accumulated gradients: gradient norm, learning rate, indicators if due."""
+        if measurement is not None:
+            measurement.gradients_done()
         clip = self.config.optimizer.clip
         grad_norm = get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         if clip is not None:
             clip_grads_with_norm_(self._parameters, clip, grad_norm)
         lr = learning_rate(self.config.optimizer, step + 1, self.config.steps)
+        if measurement is not None:
+            measurement.before_update(lr)
         self.optimizer.step(lr)
+        reading = None if measurement is None else measurement.finish()
         self.ema.update(self.model, step + 1)
-        if cosine is not None:
-            self.repa.observe(cosine)
-        aligned = int(alignment.samples > 0)
-        return StepResult(losses, grad_norm, lr, aligned, alignment.weight, cosine, self.active_tokens(step), data_s)
+        return grad_norm, lr, reading
 
 
 def _backward(micro: MicroLosses, weight: float) -> Tensor:

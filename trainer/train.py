@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-
 from trainer import checkpoint
-from trainer.control import Control, StopRequest
+from trainer.control import Control, StopRequest, Wish
 from trainer.data import open_source
 from trainer.device import cap_threads, choose_device
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.model.nanodit import NanoDiT
+from trainer.rescue import Origin, find_origin, take_over
 from trainer.rules import is_validation_step
-from trainer.session import Session, announce, open_session
-from trainer.step import Learner, StepResult
+from trainer.session import Session, announce, open_session, stored_modules
+from trainer.step import StepResult
 from trainer.telemetry import Telemetry
 
 
@@ -36,26 +35,31 @@ def train(
     stop_after: int | None = None,
     stop: StopRequest | None = None,
     from_step: int | None = None,
+    from_run: Path | None = None,
 ) -> int:
     """Train the run of `config_path` in `run_dir`; returns the exit code, 0 (all steps) or 75 (stopped on request).
 
     `attempt` defaults to one more than the last. `resume` continues from the newest complete checkpoint, or from that
-    of `from_step`; newer ones are then set aside, not deleted. `stop_after` ends the process after that step.
+    of `from_step`; newer ones are then set aside, not deleted. `from_run` is the directory of another run with whose
+    checkpoint of `from_step` this one begins. `stop_after` ends the process after that step.
     Raises ConfigError, DataError, UsageError and CheckpointError.
     """
+    _check_options(resume, from_step, from_run)
     document = load_document(config_path, run=run_dir.resolve().name)
     stop = _listening() if stop is None else stop
     cap_threads()
     device = choose_device(document.config)
-    _claim(config_path, run_dir, document, resume)
+    _refuse_to_train_over(run_dir, resume)
+    origin = None if from_run is None or from_step is None else find_origin(from_run, from_step, document)
+    _claim(config_path, run_dir, document)
     source = open_source(document.config, document.seed)
     number = _next_attempt(run_dir) if attempt is None else attempt
-    if from_step is not None:
-        _go_back(run_dir, from_step, resume, number)
+    if from_step is not None and resume:
+        _go_back(run_dir, from_step, number)
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
         session = open_session(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
         announce(session, number)
-        step = _restore(session) if resume else 0
+        step = _first_step(session, resume, origin)
         _start_point(session, step)
         step = _loop(session, step, stop_after)
         return _end(session, step)
@@ -70,13 +74,27 @@ def _listening() -> StopRequest:
     return stop
 
 
-def _claim(config_path: Path, run_dir: Path, document: Document, resume: bool) -> None:
-    """Make the run directory ours; refuse to train over another run."""
+def _check_options(resume: bool, from_step: int | None, from_run: Path | None) -> None:
+    """Refuse options that contradict each other."""
+    if from_run is not None and resume:
+        raise UsageError("--from-run begins a run and --resume continues one; allowed: one of them")
+    if from_run is not None and from_step is None:
+        raise UsageError("--from-run needs --from-step, the step of the checkpoint to begin with")
+    if from_step is not None and from_run is None and not resume:
+        raise UsageError("--from-step needs --resume or --from-run")
+
+
+def _refuse_to_train_over(run_dir: Path, resume: bool) -> None:
+    """A run with checkpoints is continued or left alone."""
     steps = checkpoint.list_steps(run_dir)
     if steps and not resume:
         raise UsageError(
             f"{run_dir} holds checkpoints up to step {steps[-1]}; add --resume or choose another --run-dir"
         )
+
+
+def _claim(config_path: Path, run_dir: Path, document: Document) -> None:
+    """Make the run directory ours."""
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     own = run_dir / "config.yaml"
     if not own.exists():
@@ -85,11 +103,9 @@ def _claim(config_path: Path, run_dir: Path, document: Document, resume: bool) -
         raise UsageError(f"{own} differs from {config_path}; use it, or choose another --run-dir")
 
 
-def _go_back(run_dir: Path, from_step: int, resume: bool, attempt: int) -> None:
+def _go_back(run_dir: Path, from_step: int, attempt: int) -> None:
     """Make the checkpoint of `from_step` the newest one."""
     steps = checkpoint.list_steps(run_dir)
-    if not resume:
-        raise UsageError("--from-step needs --resume")
     if from_step not in steps:
         kept = ", ".join(map(str, steps)) or "none"
         raise UsageError(f"--from-step {from_step}: {run_dir} has no checkpoint of that step; allowed: {kept}")
@@ -104,6 +120,13 @@ def _next_attempt(run_dir: Path) -> int:
 # ---- model -----------------------------------------------------------------------------------------------------------
 
 
+def _first_step(session: Session, resume: bool, origin: Origin | None) -> int:
+    """The step from which this attempt goes on, everything filled with what belongs to it."""
+    if origin is not None:
+        return take_over(session, origin)
+    return _restore(session) if resume else 0
+
+
 def _restore(session: Session) -> int:
     """Continue where the newest complete checkpoint ends; step 0 when there is none."""
     steps = checkpoint.list_steps(session.run_dir)
@@ -111,10 +134,12 @@ def _restore(session: Session) -> int:
     if steps:
         checkpoint.require_same_run(checkpoint.read_state(session.run_dir, step), session.document)
         learner = session.learner
-        optimizer, state = checkpoint.load(session.run_dir, step, _modules(learner), learner.device)
+        optimizer, state = checkpoint.load(session.run_dir, step, stored_modules(learner), learner.device)
         learner.optimizer.load_state_dict(optimizer["optimizer"])
         learner.repa.load_state_dict(optimizer["repa"])
         session.meter.load_state_dict(optimizer["meter"])
+        if "indicators" in optimizer:  # a checkpoint from before there were any
+            learner.recorder.load_state_dict(optimizer["indicators"])
         session.meter.train_s, session.meter.eval_s = state["train_s"], state["eval_s"]
         session.scores.restore(until=step)
     session.telemetry.event(step, "resumed", from_step=step)
@@ -152,6 +177,8 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
             _save(session, step)
             if step < config.steps:
                 _validate(session, step)
+        elif _is_probe_step(session, step):
+            _probe(session, step)
     return step
 
 
@@ -159,11 +186,18 @@ def _look_outside(session: Session, step: int, stop_after: int | None) -> None:
     """Take in control.json and --stop-after."""
     wish = session.control.poll()
     if wish is not None:
-        session.telemetry.event(step, "control_ack", seq=wish.seq, ignored=list(wish.ignored))
+        session.probe_every_steps = wish.probe_every_steps
+        session.telemetry.event(step, "control_ack", seq=wish.seq, ignored=_left_undone(session, wish))
         if wish.stop:
             session.stop.ask("control.json")
     if stop_after is not None and step >= stop_after:
         session.stop.ask("--stop-after")
+
+
+def _left_undone(session: Session, wish: Wish) -> list[str]:
+    """The keys of a wish that change nothing here."""
+    impossible = wish.probe_every_steps is not None and not session.probe.ids
+    return [*wish.ignored, *(["probe_every_steps"] if impossible else [])]
 
 
 def _announce_changes(session: Session, step: int, result: StepResult) -> None:
@@ -183,11 +217,12 @@ def _save(session: Session, step: int) -> None:
         return
     learner, meter = session.learner, session.meter
     contents = checkpoint.Contents(
-        modules=_modules(learner),
+        modules=stored_modules(learner),
         optimizer={
             "optimizer": learner.optimizer.state_dict(),
             "repa": learner.repa.state_dict(),
             "meter": meter.state_dict(),
+            "indicators": learner.recorder.state_dict(),
         },
         state={
             "step": step,
@@ -202,20 +237,35 @@ def _save(session: Session, step: int) -> None:
     session.telemetry.event(step, "checkpoint", finite=contents.state["finite"])
 
 
-def _modules(learner: Learner) -> dict[str, torch.nn.Module]:
-    """What a checkpoint stores, by file stem."""
-    averages = {checkpoint.ema_name(half_life): model for half_life, model in learner.ema.models.items()}
-    projector = {"projector": learner.modules["repa"]} if "repa" in learner.modules else {}
-    return {"model": learner.model, **averages, **projector}
-
-
 def _validate(session: Session, step: int) -> None:
     """Light validation of the current weights, then tidy up; left to the next attempt if a stop was asked for."""
     if session.stop:
         return
-    weights = {"raw": session.learner.model, "ema": session.learner.ema.first}
-    _score(session, step, lambda: session.validation.light(step, weights).metrics)
+    _score(session, step, lambda: _light_and_probe(session, step))
     _prune(session)
+
+
+def _light_and_probe(session: Session, step: int) -> dict[str, float]:
+    weights = _weights(session)
+    return {**session.validation.light(step, weights).metrics, **session.probe.run(step, weights)}
+
+
+def _weights(session: Session) -> dict[str, NanoDiT]:
+    """The models as they are now."""
+    return {"raw": session.learner.model, "ema": session.learner.ema.first}
+
+
+def _is_probe_step(session: Session, step: int) -> bool:
+    every = session.probe_every_steps
+    return every is not None and step % every == 0 and not session.stop
+
+
+def _probe(session: Session, step: int) -> None:
+    """A probe of the current weights. It is no validation: `scores` does not hear of it."""
+    started = time.perf_counter()
+    metrics = session.probe.run(step, _weights(session))
+    session.meter.eval_s += time.perf_counter() - started
+    session.telemetry.metrics("val", step, metrics)
 
 
 def _score(session: Session, step: int, run: Callable[[], Mapping[str, float]]) -> None:
@@ -259,27 +309,33 @@ def _end(session: Session, step: int) -> int:
 
 def _validate_fully(session: Session, step: int) -> bool:
     """Full validation of the last step, then of the best one; False if a stop was asked for before both were done."""
-    learner = session.learner
-    if not _full(session, step, lambda: {"raw": learner.model, "ema": learner.ema.first}):
+    if not _full(session, step, lambda: _full_and_probe(session, step)):
         return False
     best = _best(session)
-    return best in (None, step) or _full(session, best, lambda: _kept_weights(session, best))
+    return best in (None, step) or _full(session, best, lambda: _full_of_kept(session, best))
 
 
-def _full(session: Session, step: int, weights: Callable[[], dict[str, NanoDiT]]) -> bool:
-    """Full validation of a step unless it has one; False if a stop was asked for. `weights` load only if needed."""
+def _full(session: Session, step: int, run: Callable[[], Mapping[str, float]]) -> bool:
+    """Full validation of a step unless it has one; False if a stop was asked for."""
     if _validation_kind(session, step) == "full":
         return True
     if session.stop:
         return False
-    _score(session, step, lambda: session.validation.full(step, weights(), session.config.sampler.native).metrics)
+    _score(session, step, run)
     return True
 
 
-def _kept_weights(session: Session, step: int) -> dict[str, NanoDiT]:
-    device = session.learner.device
-    names = ("raw", "ema")
-    return {name: checkpoint.load_for_evaluation(session.run_dir, step, name, device)[0] for name in names}
+def _full_and_probe(session: Session, step: int) -> dict[str, float]:
+    weights = _weights(session)
+    full = session.validation.full(step, weights, session.config.sampler.native)
+    return {**full.metrics, **session.probe.run(step, weights)}
+
+
+def _full_of_kept(session: Session, step: int) -> dict[str, float]:
+    """Full validation of a kept checkpoint; when its step was trained it had its probe."""
+    device, names = session.learner.device, ("raw", "ema")
+    weights = {name: checkpoint.load_for_evaluation(session.run_dir, step, name, device)[0] for name in names}
+    return session.validation.full(step, weights, session.config.sampler.native).metrics
 
 
 def _validation_kind(session: Session, step: int) -> str | None:

@@ -60,15 +60,17 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 
 class NoiseSource:
-    """Images and features of pure noise, twelve to train on and four to look at."""
+    """Images and features of pure noise, twelve to train on and four to look at; none to probe unless a subclass asks."""
 
     notes: tuple[str, ...] = ("pure noise",)
+    probe_images = 0
     rejected: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, config: TrainerConfig, seed: int) -> None:
         self.streams = stream_shapes(config)
         self.train_ids = tuple(f"train-{index}" for index in range(config.data.samples))
         self.held_out_ids = tuple(f"held-{index}" for index in range(config.data.held_out))
+        self.probe_ids = tuple(f"probe-{index}" for index in range(self.probe_images))
         self._size = config.data.size
         self._patches = config.tokens
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def open_source(config: TrainerConfig, seed: int = 0) -> Source:
-    """Open the images that `config.data` names, split into training and held-out ids.
+    """Open the images that `config.data` names, split into training, held-out and probe ids.
 
     The images and the split do not depend on `seed`: runs that differ in nothing else see the same images, in an order
     that `Batches` draws from the seed. Raises DataError if there is nothing to train on or too much had to be rejected.

@@ -44,7 +44,7 @@ class FolderSource:
         self._cached = SampleCache(self._read)
         self.rejected = tuple(self._scan())
         _refuse_too_many(self._root, len(self._files), self.rejected, config.data.max_rejected_share)
-        self.train_ids, self.held_out_ids = split(tuple(self._files))
+        self.train_ids, self.held_out_ids, self.probe_ids = split(tuple(self._files))
         self.notes = self._describe(config)
 
     def load(self, id: str) -> Sample:
@@ -119,6 +119,7 @@ class FolderSource:
         dead = [name for name in ("cls", "patches", "pose") if getattr(streams, name) != "off"]
         notes = [f"{number} of {len(self._files)} images {what}" for what, number in counted.items() if number]
         notes += [f"a folder of images has no features: {', '.join(dead)} off"] if dead else []
+        notes += [] if self.probe_ids else [f"{len(self._files)} images are too few to keep one for probes: no probes"]
         return (*notes, *([f"{len(self.rejected)} files rejected"] if self.rejected else []))
 
 

@@ -16,22 +16,26 @@ from trainer.data.features import LABEL, encode_cls, encode_patches, encode_text
 from trainer.data.portraits import colour_edit, edited, portrait_of
 from trainer.data.sample import Edit, Sample
 from trainer.data.shapes import PORTRAIT_WORDS, stream_shapes
-from trainer.data.split import id_hash, is_held_out
+from trainer.data.split import PROBE_IMAGES, id_hash, is_held_out, is_probe
 
 
 class ProceduralSource:
     """Portraits p000000, p000001, …, drawn when first asked for.
 
-    Training ids are the first `data.samples` that the split rule does not hold out, held-out ids the first
-    `data.held_out` that it does: more training portraits never change the validation, and the other way round.
+    Training ids are the first `data.samples` that the split rule leaves to training, held-out ids the first
+    `data.held_out` of its validation side, probe ids the first `PROBE_IMAGES` of its probe side: more portraits on one
+    side never change another side.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
         self._height = self._width = config.data.size
         self.streams = stream_shapes(config)
-        self.train_ids = tuple(islice((id for id in _all_ids() if not is_held_out(id)), config.data.samples))
-        held_out = islice((id for id in _all_ids() if is_held_out(id)), config.data.held_out)
-        self.held_out_ids = tuple(sorted(held_out, key=id_hash))
+        trained = (id for id in _all_ids() if not (is_held_out(id) or is_probe(id)))
+        held_out = (id for id in _all_ids() if is_held_out(id))
+        probe = (id for id in _all_ids() if is_probe(id))
+        self.train_ids = tuple(islice(trained, config.data.samples))
+        self.held_out_ids = tuple(sorted(islice(held_out, config.data.held_out), key=id_hash))
+        self.probe_ids = tuple(sorted(islice(probe, PROBE_IMAGES), key=id_hash))
         self.notes: tuple[str, ...] = (LABEL,)
         self.rejected: tuple[tuple[str, str], ...] = ()
         self._cached = SampleCache(self._draw)

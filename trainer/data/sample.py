@@ -121,13 +121,16 @@ class Batch:
 
 
 class Source(Protocol):
-    """Images by id. Training and held-out ids are disjoint; held-out ids are in the order of their hashes.
+    """Images by id. Training, held-out and probe ids are disjoint; the latter two are in the order of their hashes.
+
+    Held-out images validate, probe images are the judge's own; a set of two images has none of those.
 
     `notes` tells a reader what was decided about the data, `rejected` names every unused file with a reason.
     """
 
     train_ids: tuple[str, ...]
     held_out_ids: tuple[str, ...]
+    probe_ids: tuple[str, ...]
     streams: StreamShapes
     notes: tuple[str, ...]
     rejected: tuple[tuple[str, str], ...]

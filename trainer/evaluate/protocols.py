@@ -28,10 +28,15 @@ _TOKENS_AT_ONCE = 4096
 
 
 class EvalSet:
-    """The first `validation.samples` held-out images, ready on the device, in the order of their id hashes."""
+    """The first `validation.samples` held-out images, or those of `ids`, ready on the device.
 
-    def __init__(self, config: TrainerConfig, source: Source, device: torch.device) -> None:
-        self.ids = source.held_out_ids[: config.validation.samples]
+    In the order of their id hashes. Raises DataError if there is none.
+    """
+
+    def __init__(
+        self, config: TrainerConfig, source: Source, device: torch.device, ids: Sequence[str] | None = None
+    ) -> None:
+        self.ids = source.held_out_ids[: config.validation.samples] if ids is None else tuple(ids)
         if not self.ids:
             raise DataError("no image is held out, so nothing can be validated")
         batch = collate([source.load(id) for id in self.ids])
@@ -96,6 +101,18 @@ class EvalSet:
     def samples_at_once(self) -> int:
         """How many samples go through the model together."""
         return max(1, _TOKENS_AT_ONCE // self.config.tokens)
+
+    def comparable_hash(self, lpips_hash: str) -> str:
+        """Hash of all that makes two scores comparable: images, noise, sampler, LPIPS weights: 16 hex digits."""
+        parts = [
+            self.content_hash,
+            list(self.eval_seeds),
+            self.grid,
+            self.config.objective.noise_scale,
+            self.config.data.size,
+            lpips_hash,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
     def content_hash(self) -> str:

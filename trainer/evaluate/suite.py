@@ -6,7 +6,6 @@ where it is, the validation is complete.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -156,16 +155,7 @@ class Validation:
     @cached_property
     def _eval_set(self) -> str:
         """Hash of all that makes two scores comparable, 16 hex digits: images, noise, sampler, LPIPS weights."""
-        config, inputs = self._config, self._inputs
-        parts = [
-            inputs.content_hash,
-            list(inputs.eval_seeds),
-            inputs.grid,
-            config.objective.noise_scale,
-            config.data.size,
-            self._lpips.hash,
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return self._inputs.comparable_hash(self._lpips.hash)
 
     @cached_property
     def _calibration(self) -> dict[str, dict[str, float | None]]:

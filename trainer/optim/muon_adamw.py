@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from trainer.config import OptimizerConfig
@@ -16,17 +16,18 @@ from trainer.optim.groups import ParameterGroups, parameter_groups
 
 
 class MuonAdamW:
-    """One object that steps both optimizers and remembers both."""
+    """One object that steps both optimizers and remembers both. `betas` and `eps` are AdamW's."""
 
     def __init__(self, config: OptimizerConfig, module: nn.Module) -> None:
         self.groups: ParameterGroups = parameter_groups(module, use_muon=config.name == "muon")
         named = dict(module.named_parameters())
+        self.betas = (config.beta1, config.beta2)
         decayed, plain = ([named[name] for name in names] for names in (self.groups.decayed, self.groups.plain))
         self._optimizers: dict[str, Optimizer] = {
             "adamw": AdamW(
                 [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
                 lr=config.lr,
-                betas=(config.beta1, config.beta2),
+                betas=self.betas,
                 fused=True,
             )
         }
@@ -38,6 +39,25 @@ class MuonAdamW:
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
+
+        self.eps: float = self._optimizers["adamw"].defaults["eps"]
+        self._weight_decays: dict[nn.Parameter, float] = {
+            parameter: group["weight_decay"]
+            for optimizer in self._optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor] | None:
+        """AdamW's own `exp_avg`, `exp_avg_sq` (not corrected) and `step` (updates so far) of a parameter.
+
+        On the device; to be read, not to be changed. None before the first update, and for what Muon moves.
+        """
+        return self._optimizers["adamw"].state.get(parameter)
+
+    def weight_decay(self, parameter: nn.Parameter) -> float:
+        """How strongly a parameter decays: each update scales it by 1 - lr * this first."""
+        return self._weight_decays[parameter]
 
     def step(self, lr: float) -> None:
         """Apply the gradients at learning rate `lr` and clear them."""
