@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from provisioning.base import Shell
 from runner.attending import Attend
+from runner.comparing import Comparing
 from runner.home import Home
 from runner.ingest import End, Position, Tails, Taken
 from runner.judge import judge
@@ -91,6 +92,7 @@ class Follow:
         self._now = now
         self._monotonic = monotonic
         self._curves = CurveMemory()
+        self._comparing = Comparing(home)
         self._tails = Tails()
         self._attend = Attend(session, now, monotonic)
         self._pace = Pace(monotonic)
@@ -117,6 +119,7 @@ class Follow:
 
     def _forget_attempt(self, run: str, attempt: int) -> None:
         self._curves.forget(run)
+        self._comparing.forget(run)
         for memory in (self._tails, self._pace, self._attend):
             memory.forget(run, attempt)
         for known in (self._known, self._unread, self._first_seen):
@@ -218,7 +221,7 @@ class Follow:
             self._tails.keep(run.run, number, taken, one.position)
             self._curves.add(run.run, number, one.fresh)
             self._attend.hear(run, found.attempt, taken, found.arm)
-            if any(record.event and record.event.get("event") == "resumed" for record in one.events):
+            if any(record.event and record.event.get("event") in ("resumed", "rescued") for record in one.events):
                 self._curves.forget(run.run)
             if one.fresh or one.events:
                 self._pace.news(run.run, number, _not_finite(one))
@@ -231,7 +234,7 @@ class Follow:
         for record in written.events:
             assert record.event is not None
             name = storable(str(record.event.get("event", ""))[:64])
-            if name == "resumed":
+            if name in ("resumed", "rescued"):
                 changes.set_attempt(connection, run.run, attempt.number, resumed_from=record.step)
             details = {
                 key: value for key, value in record.event.items() if key not in ("kind", "event", "step", "time")
@@ -315,6 +318,7 @@ class Follow:
         with self._session.reading() as connection:
             series = self._curves.series(connection, run.run)
             events = self._curves.events(connection, run.run)
+            siblings = self._comparing.siblings(connection, run, arm, series)
         if not series:
             return
         verdict = judge(
@@ -325,6 +329,8 @@ class Follow:
             events=[DeclaredEvent(step, name) for step, name in events],
             loss_name=(arm.metrics or {}).get("loss"),
             overridden=frozenset(run.overridden),
+            siblings=siblings,
+            paired=self._comparing.scores(run, arm, series),
         )
         if is_news(run.verdict, verdict):
             with self._session.transaction() as connection:
@@ -380,7 +386,8 @@ def is_news(stored: Mapping[str, Any] | None, verdict: Verdict) -> bool:
     if stored is None:
         return True
     document = changes.verdict_document(verdict)
-    return any(document[key] != stored[key] for key in ("health", "action", "rule", "reason", "findings"))
+    told = ("health", "action", "rule", "reason", "findings", "probe_every_steps")
+    return any(document[key] != stored.get(key) for key in told)
 
 
 def _not_finite(written: Written) -> frozenset[str]:

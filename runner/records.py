@@ -73,14 +73,21 @@ class AttemptKind(StrEnum):
 
     TRAIN = "train"
     EVALUATE = "evaluate"
+    AUTOPSY = "autopsy"
 
 
 class Severity(StrEnum):
-    """How far a policy lets a detector go: record only, warn a person, or stop the run."""
+    """How far a policy lets a detector go: record only, warn a person, stop the run, or stop it and start it again from
+    its best checkpoint with declared changes."""
 
     SHADOW = "shadow"
     WARN = "warn"
     ABORT = "abort"
+    RESCUE = "rescue"
+
+
+STOPS = frozenset({str(Severity.ABORT), str(Severity.RESCUE)})
+"""Actions that end a training; what follows a stop is where they differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +103,30 @@ class Primary:
 
 
 @dataclass(frozen=True, slots=True)
+class Rescue:
+    """How a run that was stopped by a detector with policy `rescue` is started again, as a new linked run.
+
+    `start` is the checkpoint it begins with, best or last; `changes` are dotted keys into the arm, as in an arm file;
+    at most `max` rescues follow each other.
+    """
+
+    start: str = "best"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    max: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """What each detector may do. `detectors` maps a name to shadow, warn or abort; not listed means warn.
+    """What each detector may do. `detectors` maps a name to a Severity; not listed means warn.
 
     `tail` is the last share of the step budget (0 to 1) in which a verdict is recorded and nothing is stopped.
+    `autopsy_s` is the time that the final evaluation and the autopsy after an abort may take; 0 = no autopsy.
     """
 
     detectors: Mapping[str, str] = field(default_factory=dict)
     tail: float = 0.04
+    rescue: Rescue = field(default_factory=Rescue)
+    autopsy_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +163,8 @@ class Finding:
 
     `severity` is the strongest the detector itself would ask for (warn or abort); the policy may lower it.
     `step` is the step whose arrival triggered it. `evidence` holds plain JSON values with units in their names.
-    `summary` is one sentence for a person.
+    `summary` is one sentence for a person. `wants_probes`: its condition still holds at the newest point, and extra
+    validations would show sooner what becomes of it; that is no part of what was found.
     """
 
     detector: str
@@ -148,15 +172,29 @@ class Finding:
     step: int
     summary: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    wants_probes: bool = field(default=False, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """Another run of the study: its primary metric so far, measured on the same samples in the same way.
+
+    `steps_total` is its budget in steps. Points after the run was stopped do not exist, so they are not here.
+    """
+
+    run: str
+    series: Series
+    steps_total: int
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the judge concludes about one run from everything it saw up to `as_of`.
 
-    `action` is none, shadow, warn, abort or verdict_only (an abort inside the tail of the budget, recorded only).
-    `rule` is the detector that decided ('' when healthy). `as_of` is the last step seen per series, so that a replay
-    of the stored points gives the same verdict, byte for byte.
+    `action` is none, shadow, warn, abort, rescue or verdict_only (an abort inside the tail of the budget, recorded
+    only). `rule` is the detector that decided ('' when healthy). `as_of` is the last step seen per series, so that a
+    replay of the stored points gives the same verdict, byte for byte. `probe_every_steps` is the cadence of extra
+    validations that a standing warning asks for; None once it has cleared.
     """
 
     health: Health
@@ -165,3 +203,4 @@ class Verdict:
     reason: str = ""
     findings: tuple[Finding, ...] = ()
     as_of: Mapping[str, int] = field(default_factory=dict)
+    probe_every_steps: int | None = None

@@ -47,8 +47,15 @@ def test_the_policy_caps_what_a_detector_asks_for(
 
 
 def test_an_unknown_policy_value_is_refused() -> None:
-    with pytest.raises(ValueError, match="rescue"):
-        decided(finding("explosion", Severity.ABORT, 500), policy=Policy({"explosion": "rescue"}))
+    with pytest.raises(ValueError, match="kill"):
+        decided(finding("explosion", Severity.ABORT, 500), policy=Policy({"explosion": "kill"}))
+
+
+def test_a_rescue_is_an_abort_that_something_follows_and_in_the_tail_neither() -> None:
+    policy = Policy({"explosion": "rescue"})
+    assert decided(finding("explosion", Severity.ABORT, 500), policy=policy).action == "rescue"
+    assert decided(finding("explosion", Severity.ABORT, 990), policy=policy).action == "verdict_only"
+    assert decided(finding("explosion", Severity.WARN, 500), policy=policy).action == "warn"
 
 
 @pytest.mark.parametrize(("step", "action"), [(959, "abort"), (960, "verdict_only"), (1000, "verdict_only")])

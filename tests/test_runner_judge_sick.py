@@ -103,7 +103,7 @@ def test_a_metric_that_jumps_and_stays_exactly_there() -> None:
 
 
 def test_a_persistent_rise_of_more_than_three_percent() -> None:
-    values = [1.0, 0.9, 0.84, 0.80, 0.78, 0.77, 0.815, 0.816, 0.817, 0.817]
+    values = [1.0, 0.9, 0.84, 0.80, 0.78, 0.77, 0.800, 0.801, 0.802, 0.802]
     verdict = verdict_on({"val/recon_lpips": series("val/recon_lpips", values, 500)}, 5000)
     assert (verdict.action, verdict.findings[-1].evidence["rule"]) == ("abort", "persistent")
 
@@ -112,7 +112,7 @@ def test_a_projected_rise_is_stopped_before_it_is_large() -> None:
     values = [1.0 - 0.01 * k for k in range(25)] + [0.77 + 0.008 * k for k in range(25)]
     verdict = verdict_on({"val/recon_lpips": series("val/recon_lpips", values, 100)}, 5000)
     assert (verdict.action, verdict.findings[-1].evidence["rule"]) == ("abort", "projected")
-    assert verdict.findings[-1].evidence["regress_percent"] < 4
+    assert verdict.findings[-1].evidence["regress_percent"] < 4.5
 
 
 def test_the_last_checkpoint_alone_gives_a_verdict_without_a_kill() -> None:

@@ -1,7 +1,7 @@
 """The fast rule: a loss that leaves the level of the forty samples before, and stays away.
 
 The baseline is frozen when the excursion begins, so that a bad level never becomes its own norm. The level is the
-median of the last ten samples: single spikes, four times the running median at small batches, do not move it.
+median of the last six samples: single spikes, four times the running median at small batches, do not move it.
 """
 
 from __future__ import annotations
@@ -10,24 +10,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.judge.recovery import Spike, is_recovering
+from runner.judge.levels import Levels
+from runner.judge.recovery import DOUBT, Spike, is_recovering
 from runner.judge.robust import MAD_TO_SIGMA, mad, median
 from runner.judge.samples import Samples
 
 BASELINE = 40
-LEVEL = 10
+LEVEL = 6
 # How often the baseline moves on while nothing happens.
 REFRESH = 20
-# Above 1.6 x is outside what schedules and data order do to a loss; four raw deviations are seven of a median of ten.
-RATIO = 1.6
-DEVIATIONS = 4.0
-# A small rise is given twice the time of a large one before anything is concluded.
-LARGE_RATIO = 2.5
-PATIENCE_LARGE = 10
-PATIENCE = 20
-# Six samples past its peak a curve shows whether it falls; one that rises for thirty, or for a quarter of the time that
-# a spike may take, is no spike.
-PAST_PEAK = 6
+LEVELS: Levels = {
+    # A rise by 60 % is outside what schedules and data order do to a loss; four raw deviations are six of a median of
+    # six. Rises as shares of the baseline.
+    "rise": 0.6,
+    "deviations": 4.0,
+    # A small rise is given twice the time of a large one before anything is concluded, and more doubt.
+    "large_rise": 1.5,
+    # Ten times the baseline is more than spikes reach: what is there and does not fall fast is lost at once.
+    "far_rise": 9.0,
+}
+PATIENCE, PATIENCE_LARGE = 20, 10
+DOUBT_LARGE, DOUBT_FAR = 2.5, 1.0
+# "At once" is five samples, or a hundredth of all samples of the run.
+FAR, FAR_SHARE = 5, 0.010
+# Four samples past its peak a curve shows whether it falls; one that rises for thirty, or for a quarter of the time
+# that a spike may take, is no spike.
+PAST_PEAK = 4
 GROWING = 30
 # Whoever stays at three quarters of the peak has not fallen; the rest has fallen and stopped half-way.
 PLATEAU_SHARE = 0.75
@@ -73,7 +81,7 @@ def first_unrecovered(samples: Samples) -> Unrecovered | None:
 
 
 def crossing(values: Sequence[float], at: int, until: int, baseline: Baseline) -> int | None:
-    """The first sample from `at` (at least nine) up to `until` whose level is no longer normal."""
+    """The first sample from `at` (at least five) up to `until` whose level is no longer normal."""
     bar = baseline.level + baseline.allowed
     return next((k for k in range(at, until) if median(values[k - LEVEL + 1 : k + 1]) > bar), None)
 
@@ -94,7 +102,10 @@ def follow(samples: Samples, begins: int, baseline: Baseline, *, not_before: int
         spike.follow(index, excess, rise=allowed)
         if excess <= allowed or index < not_before or not samples.may_act(index):
             continue
-        if _is_look(index - spike.began + 1, excess, baseline) and not _comes_back(samples, index, baseline, spike):
+        if _is_far_gone(samples, index, baseline, index - spike.began + 1):
+            return Unrecovered(index, "far", _evidence(samples, first, index, baseline, spike))
+        is_look = _is_look(samples, index - spike.began + 1, excess, baseline)
+        if is_look and not _comes_back(samples, index, baseline, spike):
             return Unrecovered(index, _shape(excess, spike, index), _evidence(samples, first, index, baseline, spike))
     return len(values)
 
@@ -106,19 +117,19 @@ def _baseline(samples: Samples, at: int) -> Baseline | None:
     scale = samples.scale(level)
     if scale <= 0:
         return None
-    # A median of ten exceeds a bar only if five of the ten do: the fifth largest value decides, most often unsorted.
-    allowed = (RATIO - 1) * scale
+    # A median of six exceeds a bar only if three of the six do: the third largest value decides, most often unsorted.
+    allowed = samples.levels["rise"] * scale
     reach = samples.values[at - LEVEL + 1 : at + REFRESH]
-    if max(reach) <= level + allowed or (fifth := sorted(reach)[-5]) <= level + allowed:
+    if max(reach) <= level + allowed or (third := sorted(reach)[-((LEVEL + 1) // 2)]) <= level + allowed:
         return None
     deviation = mad(before, level)
-    allowed = max(allowed, DEVIATIONS * deviation)
-    return Baseline(level, scale, allowed, MAD_TO_SIGMA * deviation / scale) if fifth > level + allowed else None
+    allowed = max(allowed, samples.levels["deviations"] * deviation)
+    return Baseline(level, scale, allowed, MAD_TO_SIGMA * deviation / scale) if third > level + allowed else None
 
 
-def _is_look(over: int, excess: float, baseline: Baseline) -> bool:
+def _is_look(samples: Samples, over: int, excess: float, baseline: Baseline) -> bool:
     """Whether to judge now: after the patience, then each time the excursion has grown by a tenth."""
-    patience = PATIENCE_LARGE if excess >= (LARGE_RATIO - 1) * baseline.scale else PATIENCE
+    patience = PATIENCE_LARGE if excess >= samples.levels["large_rise"] * baseline.scale else PATIENCE
     return over >= patience and over % max(1, over // 10) == 0
 
 
@@ -133,7 +144,23 @@ def _comes_back(samples: Samples, index: int, baseline: Baseline, spike: Spike) 
     else:
         return True
     excess = [value - baseline.level for value in samples.values[index - window + 1 : index + 1]]
-    return is_recovering(excess, allowed=baseline.allowed, horizon=horizon, over=over, noise=baseline.noise)
+    is_large = median(excess[-LEVEL // 2 :]) >= samples.levels["large_rise"] * baseline.scale
+    doubt = DOUBT_LARGE if is_large else DOUBT
+    return is_recovering(
+        excess, allowed=baseline.allowed, horizon=horizon, over=over, noise=baseline.noise, doubt=doubt
+    )
+
+
+def _is_far_gone(samples: Samples, index: int, baseline: Baseline, over: int) -> bool:
+    """Whether the last samples all lie far beyond what spikes reach, and do not come down fast enough."""
+    count = max(FAR, int(FAR_SHARE * samples.count_total(index)))
+    tail = samples.values[max(0, index - count + 1) : index + 1]
+    if len(tail) < count or min(tail) < baseline.level + samples.levels["far_rise"] * baseline.scale:
+        return False
+    excess, horizon = [value - baseline.level for value in tail], samples.horizon(index)
+    return not is_recovering(
+        excess, allowed=baseline.allowed, horizon=horizon, over=over, noise=baseline.noise, doubt=DOUBT_FAR
+    )
 
 
 def _shape(excess: float, spike: Spike, index: int) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 from runner.judge.curves import Curves, json_numbers
 from runner.judge.excursion import LEVEL, Baseline, Unrecovered, crossing, first_unrecovered, follow
+from runner.judge.excursion import LEVELS as EXCURSION_LEVELS
+from runner.judge.levels import Levels
 from runner.judge.recovery import Spike, is_recovering, log_noise
 from runner.judge.robust import difference_mad, median
 from runner.judge.samples import Samples
@@ -23,23 +25,28 @@ from runner.records import Finding, Series, Severity
 # slow: blocks of twenty samples, for sixty samples or half the time that a spike may take, 1.5 x above the best sixty.
 BLOCK = 20
 BEST_BLOCKS = 3
-SLOW_RATIO = 1.5
 # The best of many noisy levels is too low by luck; ten standard errors keep a flat noisy curve below its own bar.
-SLOW_NOISE = 10.0
 # Standard deviation of a median of three relative to that of one.
 MEDIAN_OF_THREE = 0.67
 
 # above_start: the last twenty against the first five, once there are as many samples as the fast rule needs to exist.
 START = 5
 START_LEVEL = 20
-START_RATIO = 2.5
 START_CONFIRM = 45
-# Warm-up may lift a healthy loss above its start; it is over by then.
+# Warm-up may lift a healthy loss above its start; it is over by then. Five noisy samples are a poor start level, so the
+# rise must also be four standard errors of the two medians.
 START_SHARE = 0.05
-# Five noisy samples are a poor start level: the rise must also be four standard errors of the two medians.
-START_NOISE = 4.0
 # exp() of more than this overflows.
 LARGEST_EXPONENT = 700.0
+
+# Rises as shares of the level that they start from, deviations in standard errors of what is compared.
+LEVELS: Levels = {
+    **EXCURSION_LEVELS,
+    "slow_rise": 0.5,
+    "slow_deviations": 10.0,
+    "start_rise": 1.5,
+    "start_deviations": 4.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +58,21 @@ class Trigger:
     evidence: Mapping[str, Any]
 
 
-def detect(curves: Curves) -> tuple[Finding, ...]:
+def detect(curves: Curves, levels: Levels) -> tuple[Finding, ...]:
     """The first step at which the training loss had gone up for good."""
     loss = curves.loss()
     if loss is None:
         return ()
-    for samples in _regimes(loss, curves):
+    for samples in _regimes(loss, curves, levels):
         triggers = [found for rule in RULES if (found := rule(samples)) is not None]
         if triggers:
             return (_finding(loss.name, samples, min(triggers, key=lambda trigger: trigger.index)),)
     return ()
 
 
-def _regimes(loss: Series, curves: Curves) -> list[Samples]:
+def _regimes(loss: Series, curves: Curves, levels: Levels) -> list[Samples]:
     """The finite samples between declared changes of what the loss means."""
-    return Samples.finite(loss, curves).split_after(curves.regime_changes())
+    return Samples.finite(loss, curves, levels).split_after(curves.regime_changes())
 
 
 def _excursion(samples: Samples) -> Trigger | None:
@@ -85,7 +92,8 @@ def _above_start(samples: Samples) -> Trigger | None:
     start = samples.start_level
     noise = log_noise(values[:START_CONFIRM], floor=start / 10)
     error = 1.25 * noise * math.sqrt(1 / START + 1 / START_LEVEL)  # a median's error is 1.25 times a mean's
-    ratio = max(START_RATIO, math.exp(min(START_NOISE * error, LARGEST_EXPONENT)))
+    deviations = samples.levels["start_deviations"] * error
+    ratio = max(1.0 + samples.levels["start_rise"], math.exp(min(deviations, LARGEST_EXPONENT)))
     if median(values[START_CONFIRM - START_LEVEL : START_CONFIRM]) < ratio * start:
         return None
     baseline = Baseline(start, start, (ratio - 1) * start, noise)
@@ -108,7 +116,7 @@ def _slow(samples: Samples) -> Trigger | None:
     for at in range(BEST_BLOCKS, len(blocks)):
         if levels[at - BEST_BLOCKS] < best:
             best, best_at = levels[at - BEST_BLOCKS], at - 1
-        rise = (SLOW_RATIO - 1) * samples.scale(best)
+        rise = samples.levels["slow_rise"] * samples.scale(best)
         excess = blocks[at] - best
         if not excess >= rise > 0:
             spike = None
@@ -116,7 +124,8 @@ def _slow(samples: Samples) -> Trigger | None:
         spike = spike or Spike(began=at, peak_at=at)
         spike.follow(at, excess, rise=rise)
         index = (at + 1) * BLOCK - 1
-        if _is_held(samples, index, at, spike) and excess >= SLOW_NOISE * _level_error(blocks, best_at):
+        error = _level_error(blocks, best_at)
+        if _is_held(samples, index, at, spike) and excess >= samples.levels["slow_deviations"] * error:
             over = (at - spike.began + 1) * BLOCK
             window = min(over, (at - spike.peak_at + 1) * BLOCK, max(2 * BLOCK, samples.horizon(index) // 4))
             tail = [value - best for value in values[index + 1 - window : index + 1]]

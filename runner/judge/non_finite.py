@@ -11,13 +11,14 @@ import math
 from collections.abc import Sequence
 
 from runner.judge.curves import Curves
+from runner.judge.levels import Levels
 from runner.records import DeclaredEvent, Finding, Series, Severity
 
 # Counters of the machine: a rate of 0/0 there says nothing about the model.
 UNWATCHED = ("sys/", "memory/")
 
 
-def detect(curves: Curves) -> tuple[Finding, ...]:
+def detect(curves: Curves, _levels: Levels) -> tuple[Finding, ...]:
     """The earliest non-finite value of the run; among several at one step, the first by name."""
     first: tuple[int, str, int] | None = None
     for name, series in curves.series.items():

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from runner.records import Finding, Health, Policy, Severity, Verdict
 
 # Weakest first. An abort in the tail is as strong as any other: it is only not carried out.
-STRENGTH = {"none": 0, "shadow": 1, "warn": 2, "verdict_only": 3, "abort": 3}
-HEALTH = {"warn": Health.WARNED, "verdict_only": Health.DIVERGED, "abort": Health.DIVERGED}
+STRENGTH = {"none": 0, "shadow": 1, "warn": 2, "verdict_only": 3, "abort": 3, "rescue": 3}
+FINAL = ("abort", "rescue", "verdict_only")
 
 
 def decide(
@@ -29,9 +29,9 @@ def decide(
     if not ruled:
         return Verdict(Health.OK, "none", as_of=as_of)
     action, deciding = min(ruled, key=lambda pair: (-STRENGTH[pair[0]], pair[1].step))
-    is_final = action in ("abort", "verdict_only")
+    is_final = action in FINAL
     return Verdict(
-        health=HEALTH.get(action, Health.OK),
+        health=_health(action, deciding.detector),
         action=action,
         rule=deciding.detector,
         reason=deciding.summary,
@@ -40,14 +40,20 @@ def decide(
     )
 
 
+def _health(action: str, detector: str) -> Health:
+    if action in FINAL:
+        return Health.STALLED if detector == "stall" else Health.DIVERGED
+    return Health.WARNED if action == "warn" else Health.OK
+
+
 def action_for(finding: Finding, policy: Policy, steps_total: int | None, overridden: frozenset[str]) -> str:
-    """shadow, warn, abort or verdict_only: what the policy makes of one finding."""
+    """shadow, warn, abort, rescue or verdict_only: what the policy makes of one finding."""
     allowed = Severity(policy.detectors.get(finding.detector, Severity.WARN))
     if allowed is Severity.SHADOW:
         return "shadow"
     if Severity.WARN in (allowed, finding.severity) or finding.detector in overridden:
         return "warn"
-    return "verdict_only" if in_tail(finding.step, steps_total, policy.tail) else "abort"
+    return "verdict_only" if in_tail(finding.step, steps_total, policy.tail) else str(allowed)
 
 
 def in_tail(step: int, steps_total: int | None, tail: float) -> bool:

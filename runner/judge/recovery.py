@@ -16,8 +16,8 @@ BUCKETS = 12
 DOUBT = 3.0
 # The slope of seven samples scatters half as much again as the formula for many says.
 SMALL_SAMPLE = 4
-# What "now" means: the median of the last ten samples ignores single spikes.
-NOW = 10
+# What "now" means: the median of the last six samples ignores single spikes.
+NOW = 6
 # A curve that has come down to three quarters of its peak is on its way back; one new spike on top of the first starts
 # the clock again.
 FALLEN = 0.75
@@ -46,12 +46,15 @@ class Spike:
             self.trough = min(self.trough, excess)
 
 
-def is_recovering(excess: Sequence[float], *, allowed: float, horizon: int, over: int, noise: float = 0.0) -> bool:
+def is_recovering(
+    excess: Sequence[float], *, allowed: float, horizon: int, over: int, noise: float = 0.0, doubt: float = DOUBT
+) -> bool:
     """Whether the trend of `excess` leads back to `allowed` within `horizon` samples.
 
     `excess` is how far each of the last samples lies above what is normal, oldest first, at least two values in the
     unit of the curve; `allowed` > 0 is the excess that counts as normal again; `over` is for how many samples it has
-    been too high; `noise` is the relative noise of the curve where known, for ten samples alone may look quiet by luck.
+    been too high; `noise` is the relative noise of the curve where known, for ten samples alone may look quiet by luck;
+    `doubt` is how many standard errors of the trend count in its favour.
     Up to `horizon` samples the curve has the benefit of the doubt: recovery has to be ruled out. After
     that the burden of proof turns round: recovery has to be shown.
     """
@@ -60,7 +63,7 @@ def is_recovering(excess: Sequence[float], *, allowed: float, horizon: int, over
         return True
     needed_slope = -math.log(level / allowed) / horizon
     slope, error = _log_trend(excess, allowed / 10, noise)
-    doubt = DOUBT * error
+    doubt *= error
     return slope - doubt <= needed_slope if over < horizon else slope + doubt <= needed_slope
 
 

@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from runner.judge import judge
+from runner.judge import DETECTORS, judge
 from runner.records import DeclaredEvent, Policy, Primary, Series, Verdict
 
-ABORT_ALL = Policy({"non_finite": "abort", "explosion": "abort", "regress": "abort"})
+ABORT_ALL = Policy(dict.fromkeys(DETECTORS, "abort"))
 PRIMARY = Primary("val/recon_lpips")
 
 HEALTHY_LOSSES = ("decay", "plateau", "spike", "lr_decay", "mild_rise", "repa_off", "slow_start")
