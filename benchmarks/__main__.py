@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("launch", "adoption", "ingest", "status", "steady")
+NAMES = ("launch", "adoption", "ingest", "status", "steady", "detectors")
 
 
 def main() -> int:

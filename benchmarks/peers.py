@@ -23,13 +23,16 @@ def version(requirement: str) -> str:
     return requirement.split("==")[1]
 
 
-def python_of(name: str, requirement: str) -> str:
-    """The interpreter of a peer's environment, made now if need be. Raises CalledProcessError when pip fails."""
+def python_of(name: str, requirement: str, *besides: str) -> str:
+    """The interpreter of a peer's environment, made now if need be. Raises CalledProcessError when pip fails.
+
+    `besides` are further requirements of the same install, to bound what the peer itself leaves open.
+    """
     place = folder() / f"{name}-{version(requirement)}"
     python = place / "bin" / "python"
     if not (place / "ready").exists():
         print(f"making {place} with {requirement} …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", requirement], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", requirement, *besides], check=True)
         (place / "ready").touch()
     return str(python)
