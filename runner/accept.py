@@ -11,9 +11,11 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from provisioning.base import ProvisioningError, Slot
+from runner.autopsies import refuse_autopsy
 from runner.errors import ArmatureError, Fenced, HomeError, UsageError
 from runner.extending import EXTENDED, Way, extension, keep_extension, with_steps
 from runner.home import Home
+from runner.observe import checkpoints
 from runner.places import Places
 from runner.plan import Capacity, Intent, KnownRun, Plan, PlannedRun, make_plan
 from runner.records import ENDED, Health, RunState
@@ -25,11 +27,12 @@ from runner.store.best import find_best
 from runner.store.facts import StoredRun, read_run
 from runner.store.history import last_step
 from runner.store.requests import Request
+from runner.store.rescues import supersede
 from runner.store.session import Session
 
 
 class Accept:
-    """The controller's side of `requests`: launch, stop, resume."""
+    """The controller's side of `requests`: launch, stop, resume, extend, autopsy."""
 
     def __init__(self, session: Session, home: Home, places: Places, now: Callable[[], float]) -> None:
         self._session = session
@@ -41,6 +44,7 @@ class Accept:
         """Carry out one request and answer it; a wrong one is refused and changes nothing."""
         act = {
             "launch": self._launch, "stop": self._stop, "resume": self._resume, "extend": self._extend,
+            "autopsy": self._autopsy,
         }.get(request.kind)  # fmt: skip
         if act is None:
             self.refuse(request, f"{request.kind}: not in this version")
@@ -134,18 +138,14 @@ class Accept:
 
     def _supersede(self, connection: Connection, planned: PlannedRun) -> None:
         """The older generation keeps everything it has; it stops waiting or training, with a checkpoint."""
-        older = read_run(connection, f"{planned.name}-{planned.supersedes}")
-        values: dict[str, Any] = {"superseded_by": planned.id}
-        if older.state not in ENDED or older.state is RunState.LOST:  # one that comes back must end too
-            values["stop_wanted"] = f"superseded by {planned.id}"
-        changes.set_run(connection, older.run, **values)
+        supersede(connection, f"{planned.name}-{planned.supersedes}", planned.id)
 
     def _stop(self, request: Request) -> None:
         with self._session.transaction() as connection:
             stopped = []
             for name in request.payload["runs"]:
                 run = read_run(connection, name)
-                if run.state not in ENDED:
+                if run.state not in ENDED or run.autopsy_attempt is not None:
                     changes.set_run(connection, run.run, stop_wanted=request.payload["reason"])
                     stopped.append(run.id)
             runs = "1 run" if len(stopped) == 1 else f"{len(stopped)} runs"
@@ -196,6 +196,31 @@ class Accept:
             if found.way is Way.AGAIN:
                 _requeue(connection, run, found.sentence, "last", now)
             changes.answer(connection, request.id, True, f"{run.id}: {found.sentence}", now)
+
+    def _autopsy(self, request: Request) -> None:
+        """Promise an attempt of its own number: what has that number is the autopsy, so none is ever begun twice."""
+        with self._session.reading() as connection:
+            run = read_run(connection, request.payload["run"])
+        is_trainer = run.arm_document["kind"] == TRAINER
+        if run.autopsy_attempt is None:
+            refuse_autopsy(run.id, run.state, is_trainer=is_trainer, checkpoints=self._checkpoints(run))
+        with self._session.transaction() as connection:
+            now, number = self._now(), run.autopsy_attempt or (run.attempt.number if run.attempt else 0) + 1
+            if run.autopsy_attempt is None:
+                changes.set_run(connection, run.run, autopsy_attempt=number, stop_wanted=None)
+                said = "a person asked for an autopsy; it waits for a slot"
+                changes.add_event(connection, now, "autopsy_wanted", said, study=run.study, run=run.run)
+                changes.answer(connection, request.id, True, f"{run.id}: its autopsy waits for a slot", now)
+                return
+            is_waiting = run.attempt is None or run.attempt.number < number
+            where = "waits for a slot already" if is_waiting else f"is under way already (attempt {number})"
+            changes.answer(connection, request.id, True, f"{run.id}: an autopsy of it {where}", now)
+
+    def _checkpoints(self, run: StoredRun) -> int:
+        if run.attempt is None:
+            return 0
+        shell = self._places.by_lease(run.attempt.lease).shell
+        return len(checkpoints(shell, self._home.root / run.run))
 
 
 def barrier(planned: PlannedRun, colocate: str) -> int | None:

@@ -45,6 +45,15 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask a live training for extra validations every so many steps; None: for no more of them."""
+
+    run: str
+    attempt: int
+    every_steps: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reap:
     """A process whose supervisor was lost has nobody to stop it or to write down its end: a new one does both."""
 
@@ -84,12 +93,23 @@ class Revive:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The run is over, for now."""
+    """The run is over, for now. `rescue`: another run goes on from one of its checkpoints."""
 
     run: str
     state: RunState
     reason: str
     rule: str = ""
+    rescue: bool = False
 
 
-Action = Start | StartTogether | Spawn | MarkRunning | Stop | Reap | Retry | Revive | Settle
+@dataclass(frozen=True, slots=True)
+class EndAutopsy:
+    """An autopsy that a person asked for is over, or will not be made; the run stays what it is. `ok`: it was made."""
+
+    run: str
+    attempt: int
+    reason: str
+    ok: bool
+
+
+Action = Start | StartTogether | Spawn | MarkRunning | Stop | Probe | Reap | Retry | Revive | Settle | EndAutopsy

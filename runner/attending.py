@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from provisioning.base import Shell
 from runner.ingest import Taken
 from runner.liveness import HUNG, NEW_WORK, SILENT, Concern, Limits, Signs, Watch, gap_to_expect, health, observe
-from runner.records import AttemptKind, Health
-from runner.spec.models import ResolvedArm
+from runner.records import STOPS, AttemptKind, Health, Policy, Severity
+from runner.spec.models import ResolvedArm, from_json
 from runner.store import changes
 from runner.store.facts import StoredAttempt, StoredRun, read_run
 from runner.store.opening import driver_of
 from runner.store.session import Session
+from runner.suspicion import RULES, action_on, is_shadow
 
 TIMES = 2000  # of stored points, from which the usual pauses of a run are learned
 EVERY_S = 2.0  # between two looks at one attempt; what matters here lasts minutes
@@ -96,7 +98,7 @@ class Attend:
         watch, concerns = observe(before, signs)
         if watch.dump_seq != before.dump_seq:
             shell.write(str(folder / "dump.json"), json.dumps({"seq": watch.dump_seq}).encode())
-        self._tell(run, attempt, before.standing, concerns)
+        self._tell(run, attempt, before, concerns, arm.policy, signs.step)
         self._known[run.run, attempt.number] = watch, signs
         return SILENT in watch.standing
 
@@ -104,7 +106,8 @@ class Attend:
         """The attempt has ended, and with it whatever was suspected of it."""
         known = self._known.pop((run.run, attempt.number), None)
         if known is not None and known[0].standing:
-            self._tell(run, attempt, known[0].standing, ())
+            policy = from_json(run.arm_document).policy
+            self._tell(run, attempt, known[0], (), policy, known[1].step)
 
     def forget(self, run: str, attempt: int) -> None:
         """Nobody will ask about the attempt any more."""
@@ -139,24 +142,50 @@ class Attend:
             times = [time for (time,) in driver.execute(newest, (found[0][0], TIMES))]
         return [name for _, name, _ in found], times, max(step for _, _, step in found)
 
-    def _tell(self, run: StoredRun, attempt: StoredAttempt, before: tuple[str, ...], now: tuple[Concern, ...]) -> None:
+    def _tell(
+        self,
+        run: StoredRun,
+        attempt: StoredAttempt,
+        before: Watch,
+        now: tuple[Concern, ...],
+        policy: Policy,
+        step: int,
+    ) -> None:
+        """Events of what is new, of what has lasted long enough to stop the attempt, and of what is over."""
+        visible = tuple(one for one in now if not is_shadow(one.name, policy))
         names = {concern.name for concern in now}
-        over = [name for name in before if name not in names]
-        new = [concern for concern in now if concern.name not in before]
-        if not new and not over and (not now or health(_judged(run), now) == run.health):
+        over = [name for name in before.standing if name not in names]
+        new = [one for one in now if one.name not in before.standing]
+        worse = [one for one in now if one.severity is Severity.ABORT and one.name not in before.grave]
+        if not new and not over and not worse and (not visible or health(_judged(run), visible) == run.health):
             return
         with self._session.transaction() as connection:
-            wanted = health(_judged(read_run(connection, run.run)), now)  # this very round may have judged it
-            for concern in new:
+            wanted = health(_judged(read_run(connection, run.run)), visible)  # this very round may have judged it
+
+            def note(name: str, does: str, reason: str, data: Mapping[str, Any] | None = None) -> None:
+                what = f"liveness:{name}:{does}" if does else f"liveness:{name}"
                 changes.add_event(
-                    connection, self._now(), f"liveness:{concern.name}", concern.summary, study=run.study, run=run.run,
-                    attempt=attempt.number, data=concern.evidence,
+                    connection, self._now(), what, reason, study=run.study, run=run.run, attempt=attempt.number,
+                    data=data,
                 )  # fmt: skip
+
+            def quietly(name: str) -> str:
+                return "shadow" if is_shadow(name, policy) else ""
+
+            for one in new:
+                note(one.name, quietly(one.name), one.summary, one.evidence)
+            for one in worse:
+                does = action_on(
+                    one, policy, step=step, steps_total=run.steps_total, overridden=frozenset(run.overridden)
+                )
+                note(one.name, does, f"it has lasted long enough to stop the run for it: {one.summary}", one.evidence)
+                if does in STOPS:
+                    suspected = {"rule": RULES[one.name], "reason": one.summary}
+                    changes.set_attempt(connection, run.run, attempt.number, suspected=suspected)
             for name in over:
-                changes.add_event(
-                    connection, self._now(), f"liveness:{name}", "over", study=run.study, run=run.run,
-                    attempt=attempt.number,
-                )  # fmt: skip
+                note(name, quietly(name), "over")
+            if over and attempt.suspected is not None and attempt.suspected["rule"] in [RULES.get(one) for one in over]:
+                changes.set_attempt(connection, run.run, attempt.number, suspected=None)
             changes.set_run(connection, run.run, health=wanted)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ArmatureError
 
-LATER = ("backtest", "autopsy", "gc", "offers")
+LATER = ("gc", "offers")
 """Commands of the format whose behaviour this version does not have."""
 
 
@@ -164,6 +164,19 @@ def extend(
 
 
 @app.command()
+def autopsy(
+    run: Annotated[str, typer.Argument(help="An ended run of our trainer.", show_default=False)],
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it is accepted.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a run's best checkpoint with its last one: weights, averaging, guidance, routing - what became worse?"""
+    from runner.commands import autopsy as autopsy_command
+
+    raise typer.Exit(autopsy_command.autopsy(home, run, detach=detach, as_json=as_json))
+
+
+@app.command()
 def diff(
     a: Annotated[str, typer.Argument(help="A run: id, unique prefix, or study/arm-s0.", show_default=False)],
     b: Annotated[str, typer.Argument(help="The run to compare it with.", show_default=False)],
@@ -199,6 +212,33 @@ def report(
     from runner.commands import report as report_command
 
     raise typer.Exit(report_command.report(home, study))
+
+
+@app.command()
+def backtest(
+    curves: Annotated[str, typer.Argument(help="A file of recorded curves, or a study.", show_default=False)],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            help="armed (every detector may stop; the default for a file), own (that of a study; its default), default "
+            "(of arms that say nothing), a YAML file with a policy block, or DETECTOR=severity,…",
+        ),
+    ] = None,
+    scale: Annotated[
+        list[str] | None,
+        typer.Option("--scale-thresholds", help="X: all levels times X; NAME=X: one of them. May be repeated."),
+    ] = None,
+    usd_per_hour: Annotated[
+        float | None, typer.Option("--usd-per-hour", min=0.0, help="What an hour costs: prints the money saved.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recorded curves: what would have been stopped when, and what that would have saved."""
+    from runner.commands import backtest as backtest_command
+
+    raise typer.Exit(backtest_command.backtest(home, curves, policy, tuple(scale or ()), usd_per_hour, as_json=as_json))
 
 
 @app.command()

@@ -20,20 +20,22 @@ from types import FrameType
 from provisioning import PROVIDERS
 from provisioning.base import HostLost, Provider, Slot, SpawnRefused
 from runner.accept import Accept
-from runner.actions import Action, Start, StartTogether
+from runner.actions import Action, Settle, Start, StartTogether
 from runner.clock import Clock, SystemClock
 from runner.detach import SUPERVISOR, shell_environment, start_report
+from runner.disk_watch import DiskWatch
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, Fenced, HomeError
 from runner.follow import Follow
-from runner.home import RESERVE_MIB, Home, create_home
+from runner.home import Home, create_home
 from runner.lock import HomeLock
 from runner.notify import Notifier
 from runner.perform import Perform, Staged
 from runner.places import Places
-from runner.records import ON_A_SLOT, RunState
+from runner.records import ON_A_SLOT, AttemptKind, RunState
 from runner.reporting import Report, Reporting
-from runner.schedule import Phase, RunFacts, schedule, waits_for_room
+from runner.schedule import Phase, RunFacts, schedule, waits_for_autopsy, waits_for_room
 from runner.situation import Situation
+from runner.spec.models import TRAINER
 from runner.spending import Spending
 from runner.store import changes, requests
 from runner.store.database import create_or_upgrade, reading
@@ -78,9 +80,12 @@ class Controller:
         self._spending = Spending(session, clock.now, clock.monotonic)
         self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
-        self._situation = Situation(session, home, self._places, self._spending.reason, self._follow.is_orphaned)
+        self._situation = Situation(
+            session, home, self._places, self._spending.reason, self._follow.is_orphaned, self._spending.left_s
+        )
         self._reporting = Reporting(session, home, clock.now, clock.monotonic, report)
         self._accept = Accept(session, home, self._places, clock.now)
+        self._disk = DiskWatch(session, home, self._places, clock.now)
         self._wake = Wake()
         self._live: tuple[StoredAttempt, ...] = ()
         # Nobody else writes to the home (a second controller would fence us off at our next write), so what was read of
@@ -89,7 +94,6 @@ class Controller:
         self._noted: set[str] = set()
         self._waits: dict[str, str] = {}
         self._troubles: set[tuple[str, str]] = set()
-        self._warned_of_disk = False
 
     def step(self) -> Round:
         """One round: answer, look, decide, act."""
@@ -97,25 +101,29 @@ class Controller:
         if asked or self._runs is None:
             self._runs = self._open_runs()
         runs, behind = self._observe(self._runs)
-        self._repeat_stops(runs)
+        self._repeat_orders(runs)
         if runs:
             self._spending.look(runs)
         held = self._places.prove_released(runs)
         facts, unread = self._facts(runs)
         held = (*held, *unread)
         by_id = {run.run: run for run in runs}
-        waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED}
+        waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED or waits_for_autopsy(fact)}
         slots = self._places.slots(waiting) if waiting else {}
         self._say_why_they_wait(facts, waits_for_room(facts, slots))
         actions = schedule(facts, slots, held)
         for action in actions:
             self._carry_out(action, by_id)
-        self._runs = after = self._again(runs, [*_touched(actions), *self._noted])
+        if any(isinstance(action, Settle) and action.rescue for action in actions):
+            after = self._open_runs()  # there is one more, and it may have superseded another
+        else:
+            after = self._again(runs, [*_touched(actions), *self._noted])
+        self._runs = after
         self._noted.clear()
         self._live = _live(after)
         if len(after) < len(runs):
             self._forget_ended(after)
-        self._watch_disk(runs)
+        self._disk.look(runs)
         reporting = self._reporting.step()
         is_open = bool(asked or reporting or held or any(run.state is not RunState.LOST for run in (*runs, *after)))
         telling = self._notifier.step(must_look=not is_open)
@@ -146,7 +154,7 @@ class Controller:
             else:
                 facts.append(unchanged)
         known = {fact.run for fact in facts}
-        unread = [run.attempt.slot for run in runs if run.run not in known and run.attempt and run.state in ON_A_SLOT]
+        unread = [run.attempt.slot for run in runs if run.run not in known and run.attempt and _is_on_a_slot(run)]
         return facts, unread
 
     def _again(self, runs: tuple[StoredRun, ...], changed: Sequence[str]) -> tuple[StoredRun, ...]:
@@ -245,8 +253,9 @@ class Controller:
         with self._session.transaction() as connection:
             found = read_run(connection, run.run)
             attempt = found.attempt
-            if found.state is RunState.STOPPING and attempt is not None and attempt.phase == Phase.INTENDED:
-                # Its last evaluation cannot be started: the next round settles it, and says so.
+            is_intended = attempt is not None and attempt.phase == Phase.INTENDED
+            if attempt is not None and is_intended and attempt.kind != AttemptKind.TRAIN:
+                # Its last evaluation or its autopsy cannot be started: the next round says so.
                 end = {"cause": "spawn_failed", "error": str(error)}
                 changes.set_attempt(
                     connection, run.run, attempt.number, phase="ended", ended=self._clock.now(), exit=end
@@ -255,18 +264,22 @@ class Controller:
             if found.state not in _NOT_STARTED or (attempt is not None and attempt.phase == Phase.LIVE):
                 return
             reason = f"it could not be started: {error}"
-            if attempt is not None and attempt.phase == Phase.INTENDED:
+            if attempt is not None and is_intended:
                 changes.set_attempt(connection, run.run, attempt.number, phase="gone", failure="staging")
             changes.move_run(connection, run.run, RunState.FAILED, reason, self._clock.now(), rule="staging")
 
-    def _repeat_stops(self, runs: Sequence[StoredRun]) -> None:
-        """A stop that was decided may not have been told: the controller died in between, or the disk was full."""
+    def _repeat_orders(self, runs: Sequence[StoredRun]) -> None:
+        """What was decided may not have been told: the controller died in between, or the disk was full."""
         for run in runs:
             attempt = run.attempt
-            if run.state is not RunState.STOPPING or attempt is None or attempt.phase != Phase.LIVE:
+            if attempt is None or attempt.phase != Phase.LIVE:
                 continue
-            if attempt.stop_reason and not self._perform.was_told(run.run, attempt.number):
-                self._guarded(run, self._perform.send_stop)
+            is_stopping = run.state is RunState.STOPPING or attempt.kind == AttemptKind.AUTOPSY
+            if attempt.stop_reason:
+                if is_stopping and not self._perform.was_told(run.run, attempt.number):
+                    self._guarded(run, self._perform.send_stop)
+            elif _takes_probes(run, attempt) and not self._perform.was_asked(run.run, attempt):
+                self._guarded(run, self._perform.send_probe)
 
     def _say_why_they_wait(self, facts: Sequence[RunFacts], room: Mapping[str, str]) -> None:
         """A waiting run names the slots that are withheld from it, and by whom, or the room that its wave lacks; told
@@ -288,24 +301,6 @@ class Controller:
                 changes.set_run(connection, fact.run, reason=said)
                 changes.add_event(connection, self._clock.now(), "waiting", said, run=fact.run)
 
-    def _watch_disk(self, runs: Sequence[StoredRun]) -> None:
-        """Say once, at every live run, that the disk is nearly full: a checkpoint that does not fit ends a training."""
-        live = [run for run in runs if run.attempt is not None and run.attempt.phase == Phase.LIVE]
-        if self._warned_of_disk or not live:
-            return
-        assert live[0].attempt is not None
-        try:
-            free_mib = self._places.by_lease(live[0].attempt.lease).shell.free_disk_mib(str(self._home.root))
-        except HostLost:
-            return  # a host that does not answer is told of where its runs are looked at
-        if free_mib >= RESERVE_MIB:
-            return
-        self._warned_of_disk = True
-        reason = f"{self._home.root}: only {free_mib} MiB of disk are left; free some, or checkpoints will fail"
-        with self._session.transaction() as connection:
-            for run in live:
-                changes.add_event(connection, self._clock.now(), "warning", reason, study=run.study, run=run.run)
-
 
 def _served(act: Callable[[], None], on_mistake: Callable[[Exception, str], None]) -> None:
     """Do one thing for one run or one request: what nobody foresaw is told with its traceback, and others are served.
@@ -318,6 +313,15 @@ def _served(act: Callable[[], None], on_mistake: Callable[[Exception, str], None
         raise
     except Exception as error:  # the one broad except: see above
         on_mistake(error, traceback.format_exc())
+
+
+def _is_on_a_slot(run: StoredRun) -> bool:
+    """Whether a run has a slot, or an autopsy of it does."""
+    return run.state in ON_A_SLOT or (run.attempt is not None and run.attempt.number == run.autopsy_attempt)
+
+
+def _takes_probes(run: StoredRun, attempt: StoredAttempt) -> bool:
+    return attempt.kind == AttemptKind.TRAIN and run.arm_document["kind"] == TRAINER
 
 
 def _touched(actions: Sequence[Action]) -> list[str]:

@@ -14,6 +14,8 @@ from runner.spec.command import expand
 GRACE_S = 60.0
 TERM_S = 5.0
 HEARTBEAT_S = 1.0
+AUTOPSY_SHARE = 0.9
+"""Of its time: an autopsy must have written down what it found before its supervisor ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Launchable:
     """What an attempt needs to know of its run. Paths are absolute paths on the slot's host.
 
     `command` is None for our own trainer, `steps` the budget of the run as it is now: an extended run has a longer one
-    than its arm file says. `env` may hold secrets, so this value is never stored or printed.
+    than its arm file says. The limits are what a final evaluation and an autopsy may take. `env` may hold secrets, so
+    this value is never stored or printed.
     """
 
     home_id: str
@@ -34,6 +37,7 @@ class Launchable:
     command: Sequence[str] | None
     env: Mapping[str, str]
     evaluation_limit_s: float
+    autopsy_limit_s: float
     steps: int
 
 
@@ -57,13 +61,18 @@ def launch_spec(
     *,
     resume: bool = False,
     from_step: int | None = None,
+    from_run: Path | None = None,
     grace_s: float = GRACE_S,
 ) -> dict[str, Any]:
-    """The JSON line for the supervisor. `shell_environment` is what the controller itself was started with."""
+    """The JSON line for the supervisor. `shell_environment` is what the controller itself was started with.
+
+    A trainer that resumes does so from its newest checkpoint, or that of `from_step`. `from_run` is the folder of
+    another run, with whose checkpoint of that step a run without any of its own begins.
+    """
     is_trainer = wanted.command is None
     return {
         "attempt": attempt_name(wanted.home_id, wanted.run, attempt),
-        "argv": _trainer_argv(wanted, attempt, kind, resume, from_step)
+        "argv": _trainer_argv(wanted, attempt, kind, resume, from_step, from_run)
         if is_trainer
         else _command_argv(wanted, slot_environment),
         "cwd": str(wanted.code_root if is_trainer else wanted.arm_dir),
@@ -71,7 +80,7 @@ def launch_spec(
         "run_dir": str(wanted.run_dir),
         "attempt_dir": str(attempt_dir(wanted.run_dir, attempt)),
         "cores": list(slot.cores),
-        "deadline_s": wanted.evaluation_limit_s if kind is AttemptKind.EVALUATE else None,
+        "deadline_s": _deadline_s(wanted, kind),
         "grace_s": grace_s,
         "term_s": TERM_S,
         "heartbeat_s": HEARTBEAT_S,
@@ -94,18 +103,29 @@ def reap_spec(home_id: str, run: str, run_dir: Path, attempt: int) -> dict[str, 
     }
 
 
+def _deadline_s(wanted: Launchable, kind: AttemptKind) -> float | None:
+    """When the supervisor ends an attempt; a training has no deadline of its own."""
+    limits = {AttemptKind.EVALUATE: wanted.evaluation_limit_s, AttemptKind.AUTOPSY: wanted.autopsy_limit_s}
+    return limits.get(kind)
+
+
 def _trainer_argv(
-    wanted: Launchable, attempt: int, kind: AttemptKind, resume: bool, from_step: int | None
+    wanted: Launchable, attempt: int, kind: AttemptKind, resume: bool, from_step: int | None, from_run: Path | None
 ) -> list[str]:
     trainer = [wanted.python, "-m", "trainer"]
     if kind is AttemptKind.EVALUATE:
         return [*trainer, "evaluate", str(wanted.run_dir), "--attempt", str(attempt)]
+    if kind is AttemptKind.AUTOPSY:
+        budget_s = AUTOPSY_SHARE * wanted.autopsy_limit_s
+        return [*trainer, "autopsy", str(wanted.run_dir), "--attempt", str(attempt), "--budget-s", f"{budget_s:.1f}"]
     argv = [*trainer, "train", str(wanted.run_dir / "config.yaml"), "--run-dir", str(wanted.run_dir)]
     argv += ["--attempt", str(attempt)]
     if resume:
         argv.append("--resume")
-        if from_step is not None:
-            argv += ["--from-step", str(from_step)]
+    elif from_run is not None:
+        argv += ["--from-run", str(from_run)]
+    if from_step is not None:
+        argv += ["--from-step", str(from_step)]
     return argv
 
 

@@ -229,9 +229,11 @@ def _read_past(home: Home) -> _Past:
 
 
 def _stored_arms(connection: Connection) -> tuple[ResolvedArm, ...]:
-    """The newest form of every arm that has run here, with all seeds it has run with."""
+    """The newest form of every arm that was launched here, with all seeds it has run with. What a rescue made of one is
+    in no file, and nobody compares it before it is there."""
     runs = tables.runs
-    rows = connection.execute(select(runs).where(runs.c.superseded_by.is_(None)).order_by(runs.c.launch)).all()
+    launched = runs.c.superseded_by.is_(None) & runs.c.parent.is_(None)
+    rows = connection.execute(select(runs).where(launched).order_by(runs.c.launch)).all()
     seeds: dict[tuple[str, str], set[int]] = {}
     newest: dict[tuple[str, str], ResolvedArm] = {}
     for row in rows:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from runner.records import AttemptKind, Health
+from runner.records import AttemptKind, Health, Severity
 
 SILENT = "silent"
 HUNG = "hung"
@@ -45,7 +45,9 @@ class Limits:
 
     `hang_s` holds for a run that should be making steps or has shown what its pauses are like, `patient_s` for the
     first step, for pauses before that and for the work after the last step, `evaluation_s` for attempts that only
-    evaluate. Three (`hang_gaps`) times the longest gap between two records is never a hang.
+    evaluate. Three (`hang_gaps`) times the longest gap between two records is never a hang. `stop_factor` times the
+    limit of a hang, or of the wait for the first step, is a reason to stop the attempt, and so is `dead_s` below
+    `dead_share`: between the two, whoever shares the machine may go away again.
     """
 
     round_gap_s: float = 10.0
@@ -62,6 +64,9 @@ class Limits:
     recovered_share: float = 0.6
     collapse_s: float = 120.0
     collapse_windows: int = 3
+    stop_factor: float = 2.0
+    dead_share: float = 0.15
+    dead_s: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +97,13 @@ class Signs:
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """Something that is wrong now. `summary` is a sentence for a person, `evidence` plain JSON values with units."""
+    """Something that is wrong now. `summary` is a sentence for a person, `evidence` plain JSON values with units;
+    `severity` is abort once it has lasted so long that a policy may stop the attempt for it, else warn."""
 
     name: str
     summary: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    severity: Severity = Severity.WARN
 
     @property
     def health(self) -> Health:
@@ -106,7 +113,8 @@ class Concern:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The step rate in windows that begin and end with a record; `rates` are those of windows that were not slow."""
+    """The step rate in windows that begin and end with a record; `rates` are those of windows that were not slow.
+    `slow_s` is how long it has been slow, `dead_s` how long next to nothing was done."""
 
     since_step: int | None = None
     since_s: float = 0.0
@@ -115,6 +123,7 @@ class Pace:
     newest: float = 0.0
     slow_windows: int = 0
     slow_s: float = 0.0
+    dead_s: float = 0.0
 
     @property
     def usual(self) -> float:
@@ -128,7 +137,7 @@ class Watch:
 
     After a restart begin anew, with `standing` (HUNG,) when the run's stored health is hung, `dump_seq` as in the
     dump.json that is there, and `longest_gap_s` from `gap_to_expect`. `dump_seq` is the number that dump.json should
-    hold (0: none is wanted). `standing` names the concerns of the last round.
+    hold (0: none is wanted). `standing` names the concerns of the last round, `grave` those with severity abort.
     """
 
     kind: AttemptKind
@@ -137,6 +146,7 @@ class Watch:
     limits: Limits = field(default_factory=Limits)
     dump_seq: int = 0
     standing: tuple[str, ...] = ()
+    grave: tuple[str, ...] = ()
     longest_gap_s: float = 0.0
     has_dump: bool = False
     has_validated: bool = False
@@ -162,9 +172,12 @@ def observe(watch: Watch, signs: Signs) -> tuple[Watch, tuple[Concern, ...]]:
     others = (_hung(watch, signs), _never_started(watch, signs), _collapse(watch), _unacknowledged(watch, signs))
     concerns = tuple(concern for concern in ((silent,) if silent else others) if concern is not None)
     standing = tuple(concern.name for concern in concerns)
+    grave = tuple(concern.name for concern in concerns if concern.severity is Severity.ABORT)
     if HUNG in standing and not watch.has_dump:
         watch = replace(watch, dump_seq=watch.dump_seq + 1, has_dump=True)
-    return (watch if standing == watch.standing else replace(watch, standing=standing)), concerns
+    if (standing, grave) != (watch.standing, watch.grave):
+        watch = replace(watch, standing=standing, grave=grave)
+    return watch, concerns
 
 
 def health(judged: Health, concerns: tuple[Concern, ...]) -> Health:
@@ -252,6 +265,7 @@ def _hung(watch: Watch, signs: Signs) -> Concern | None:
             "step": signs.step,
             **_rounded(quiet_s=watch.quiet_s, limit_s=limit_s, longest_gap_s=watch.longest_gap_s),
         },
+        _severity(watch.quiet_s >= watch.limits.stop_factor * limit_s),
     )
 
 
@@ -280,6 +294,7 @@ def _never_started(watch: Watch, signs: Signs) -> Concern | None:
         NEVER_STARTED,
         f"no training step within {watch.waited_s:.0f} s of its start",
         _rounded(waited_s=watch.waited_s, limit_s=watch.limits.patient_s),
+        _severity(watch.waited_s >= watch.limits.stop_factor * watch.limits.patient_s),
     )
 
 
@@ -318,6 +333,7 @@ def _closed(pace: Pace, step: int, since_step: int, watch: Watch) -> Pace:
         rates=rates if len(rates) <= _RATES_KEPT else rates[::2],
         slow_windows=pace.slow_windows + 1 if is_slow else 0,
         slow_s=pace.slow_s + pace.since_s if is_slow else 0.0,
+        dead_s=pace.dead_s + pace.since_s if is_slow and rate < limits.dead_share * pace.usual else 0.0,
     )
 
 
@@ -328,8 +344,9 @@ def _collapse(watch: Watch) -> Concern | None:
         return None
     share = pace.newest / pace.usual
     summary = f"{share:.0%} of its usual speed for {pace.slow_s:.0f} s: {pace.newest:.3g} steps/s, not {pace.usual:.3g}"
-    evidence = {"steps_per_s": pace.newest, "usual_steps_per_s": pace.usual, **_rounded(slow_s=pace.slow_s)}
-    return Concern(THROUGHPUT_COLLAPSE, summary, evidence)
+    seconds = _rounded(slow_s=pace.slow_s, dead_s=pace.dead_s)
+    evidence = {"steps_per_s": pace.newest, "usual_steps_per_s": pace.usual, **seconds}
+    return Concern(THROUGHPUT_COLLAPSE, summary, evidence, _severity(pace.dead_s >= limits.dead_s))
 
 
 # ---- control ---------------------------------------------------------------------------------------------------------
@@ -357,6 +374,10 @@ def _unacknowledged(watch: Watch, signs: Signs) -> Concern | None:
         f"the trainer did not confirm control.json, seq {signs.control_seq}, within {watch.unacknowledged_s:.0f} s",
         {"seq": signs.control_seq, **_rounded(unacknowledged_s=watch.unacknowledged_s, limit_s=limit_s)},
     )
+
+
+def _severity(is_grave: bool) -> Severity:
+    return Severity.ABORT if is_grave else Severity.WARN
 
 
 def _rounded(**seconds: float) -> dict[str, float]:

@@ -19,6 +19,7 @@ class NamedRun:
     seed: int
     superseded: bool
     state: str
+    has_autopsy: bool = False  # one that a person asked for waits or is under way
 
     @property
     def path(self) -> str:

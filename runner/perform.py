@@ -14,20 +14,46 @@ from typing import Any
 
 from provisioning.base import Shell, SpawnRefused
 from provisioning.gpus import slot_environment
-from runner.actions import Action, MarkRunning, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
+from runner.actions import (
+    Action,
+    EndAutopsy,
+    MarkRunning,
+    Probe,
+    Reap,
+    Retry,
+    Revive,
+    Settle,
+    Spawn,
+    Start,
+    StartTogether,
+    Stop,
+)
+from runner.autopsies import AUTOPSY_ENDED, limit_s
+from runner.control_file import read_control, write_control
 from runner.home import Home
 from runner.judge.best import best_point
 from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_spec, reap_spec
 from runner.observe import checkpoints
 from runner.places import Places
-from runner.records import AttemptKind, RunState
-from runner.schedule import Phase
-from runner.spec.models import DEFAULT_AUTOPSY_S, ResolvedArm, document, environment_values, from_json
+from runner.records import ENDED, AttemptKind, RunState
+from runner.rescue import Rescued, choose_step, rescued
+from runner.run_facts import Phase
+from runner.spec.models import ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
 from runner.store import changes
 from runner.store.curves import as_series, read_curves
-from runner.store.facts import StoredRun, read_run
+from runner.store.facts import StoredAttempt, StoredRun, read_run
+from runner.store.history import last_step
+from runner.store.rescues import RESCUED, add_rescue
 from runner.store.session import Session
+
+EVALUATION_S = 900.0
+"""What the final evaluation after an abort may take."""
+
+_PURPOSES = {
+    AttemptKind.EVALUATE: "full validation of the last and the best checkpoint",
+    AttemptKind.AUTOPSY: "what became worse between the best checkpoint and the last",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +85,7 @@ class Perform:
         self._environment = environment
         self._left_s = left_s
         self._told: set[tuple[str, int]] = set()
+        self._asked: dict[tuple[str, int], int | None] = {}
 
     def __call__(self, action: Action) -> None:
         """Carry out one action."""
@@ -80,8 +107,12 @@ class Perform:
                 self._revive(action)
             case Stop():
                 self._stop(action)
+            case Probe():
+                self._probe(action)
             case Settle():
                 self._settle(action)
+            case EndAutopsy():
+                self._end_autopsy(action)
 
     def prepare(self, action: Start) -> Staged:
         """Everything of a start but its process: the intent row first, then the files."""
@@ -94,8 +125,8 @@ class Perform:
                 changes.move_run(connection, action.run, RunState.PLACED, on_slot, now, attempt=action.attempt)
                 changes.move_run(connection, action.run, RunState.STAGING, on_slot, now, attempt=action.attempt)
             else:
-                reason = "full validation of the last and the best checkpoint"
-                changes.add_event(connection, now, "evaluate", reason, run=action.run, attempt=action.attempt)
+                reason = _PURPOSES[action.kind]
+                changes.add_event(connection, now, str(action.kind), reason, run=action.run, attempt=action.attempt)
             changes.add_attempt(
                 connection, action.run, action.attempt, action.kind, place.lease, asdict(action.slot), now
             )
@@ -146,12 +177,18 @@ class Perform:
         shell.write(str(run_dir / "config.yaml"), config.encode(), is_durable=False)
         provenance = {**run.provenance, "snapshot": run.snapshot["hash"], "slot": asdict(run.attempt.slot)}
         shell.write(str(run_dir / "provenance.json"), _json(provenance), is_durable=False)
-        self._write_control(shell, run_dir, run.attempt.number, stop=None)
+        write_control(shell, run_dir, run.attempt.number)
+        self._asked[run.run, run.attempt.number] = None
 
     def _launch_spec(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> dict[str, Any]:
         assert run.attempt is not None
         steps = checkpoints(shell, run_dir)
         resume = run.attempt.kind == AttemptKind.TRAIN and arm.command is None and bool(steps)
+        from_step = self._best_step(run, arm, steps) if resume and run.resume_from == "best" else None
+        from_run = None
+        if run.initial_checkpoint is not None and not resume and run.attempt.kind == AttemptKind.TRAIN:
+            from_run = self._home.root / run.initial_checkpoint["run"]
+            from_step = run.initial_checkpoint["step"]
         return launch_spec(
             self._launchable(run, arm, run_dir),
             run.attempt.number,
@@ -160,7 +197,8 @@ class Perform:
             slot_environment(run.attempt.slot, arm.resources.gpu_ids, self._environment.get("CUDA_VISIBLE_DEVICES")),
             {name: value for name, value in self._environment.items() if name != "RUNNER_ATTEMPT"},
             resume=resume,
-            from_step=self._best_step(run, arm, steps) if resume and run.resume_from == "best" else None,
+            from_step=from_step,
+            from_run=from_run,
             grace_s=GRACE_S,
         )
 
@@ -177,13 +215,14 @@ class Perform:
             command=arm.command,
             env=environment_values(arm, self._environment),
             evaluation_limit_s=self._evaluation_limit_s(run),
+            autopsy_limit_s=limit_s(arm.policy, self._left_s(run)),
             steps=arm.steps,
         )
 
     def _evaluation_limit_s(self, run: StoredRun) -> float:
         """What the last validation may take: no more than the budget has left, and never no time at all."""
         left_s = self._left_s(run)
-        return DEFAULT_AUTOPSY_S if left_s is None else max(1.0, min(DEFAULT_AUTOPSY_S, left_s))
+        return EVALUATION_S if left_s is None else max(1.0, min(EVALUATION_S, left_s))
 
     def _best_step(self, run: StoredRun, arm: ResolvedArm, steps: tuple[int, ...]) -> int | None:
         """The kept checkpoint with the best primary; None when the primary says nothing about any of them."""
@@ -201,8 +240,10 @@ class Perform:
         with self._session.transaction() as connection:
             changes.set_attempt(connection, action.run, action.attempt, stop_reason=action.reason)
             run = read_run(connection, action.run)
-            if run.state is RunState.STOPPING:  # its evaluation; why the run itself was stopped stays as it is
-                said = f"its final evaluation ends: {action.reason}"
+            if run.state not in (RunState.STARTING, RunState.RUNNING):  # what the run itself is stays as it is
+                assert run.attempt is not None
+                what = "autopsy" if run.attempt.kind == AttemptKind.AUTOPSY else "final evaluation"
+                said = f"its {what} ends: {action.reason}"
                 changes.add_event(connection, now, "stop", said, study=run.study, run=run.run, attempt=action.attempt)
             else:
                 changes.move_run(
@@ -218,8 +259,38 @@ class Perform:
         run_dir = self._home.root / run.run
         order = {"reason": run.attempt.stop_reason, "grace_s": GRACE_S, "term_s": TERM_S}
         shell.write(str(attempt_dir(run_dir, run.attempt.number) / "stop.json"), _json(order))
-        self._write_control(shell, run_dir, run.attempt.number, stop="checkpoint")
+        write_control(shell, run_dir, run.attempt.number, stop="checkpoint")
         self._told.add((run.run, run.attempt.number))
+
+    def _probe(self, action: Probe) -> None:
+        """What is decided stands in the attempt's row first; control.json follows it, after a kill at the latest."""
+        with self._session.transaction() as connection:
+            changes.set_attempt(connection, action.run, action.attempt, probe_every_steps=action.every_steps)
+            run = read_run(connection, action.run)
+            if action.every_steps is None:
+                said = "relaxed: no validations beside the regular ones any more"
+            else:
+                said = f"asked: validations every {action.every_steps} steps; {(run.verdict or {}).get('reason', '')}"
+            changes.add_event(
+                connection, self._now(), "probe", said, study=run.study, run=run.run, attempt=action.attempt,
+                step=last_step(connection, run.run), data={"every_steps": action.every_steps},
+            )  # fmt: skip
+        self.send_probe(run)
+
+    def send_probe(self, run: StoredRun) -> None:
+        """Bring control.json to what the attempt's row says; one that says it already is left as it is."""
+        attempt = run.attempt
+        assert attempt is not None
+        shell, run_dir = self._places.by_lease(attempt.lease).shell, self._home.root / run.run
+        found = read_control(shell, run_dir)
+        wanted = {"attempt": attempt.number, "probe_every_steps": attempt.probe_every_steps, "stop": None}
+        if any(found.get(key, ...) != value for key, value in wanted.items()):
+            write_control(shell, run_dir, attempt.number, probe_every_steps=attempt.probe_every_steps)
+        self._asked[run.run, attempt.number] = attempt.probe_every_steps
+
+    def was_asked(self, run: str, attempt: StoredAttempt) -> bool:
+        """Whether this controller has seen to it that control.json asks a training for what its row says."""
+        return self._asked.get((run, attempt.number), -1) == attempt.probe_every_steps
 
     def was_told(self, run: str, attempt: int) -> bool:
         """Whether this controller has told an attempt to stop; one that could not be told must be told again."""
@@ -228,13 +299,7 @@ class Perform:
     def forget(self, names: Collection[str]) -> None:
         """Keep in memory only what belongs to these runs."""
         self._told = {(run, attempt) for run, attempt in self._told if run in names}
-
-    def _write_control(self, shell: Shell, run_dir: Path, attempt: int, stop: str | None) -> None:
-        path = str(run_dir / "control.json")
-        before = shell.read(path)
-        seq = _seq_of(before) + 1
-        document = {"attempt": attempt, "seq": seq, "probe_every_steps": None, "stop": stop}
-        shell.write(path, _json(document), is_durable=False)
+        self._asked = {key: steps for key, steps in self._asked.items() if key[0] in names}
 
     def _retry(self, action: Retry) -> None:
         now = self._now()
@@ -278,24 +343,47 @@ class Perform:
             changes.move_run(connection, action.run, RunState.RUNNING, reason, self._now(), attempt=action.attempt)
 
     def _settle(self, action: Settle) -> None:
+        next_run = self._rescued(action.run) if action.rescue else None
         with self._session.transaction() as connection:
-            attempt = read_run(connection, action.run).attempt
+            run = read_run(connection, action.run)
+            attempt = run.attempt
             if attempt is not None and attempt.phase == Phase.INTENDED:
                 changes.set_attempt(connection, action.run, attempt.number, phase="gone")
             if attempt is not None and action.state in (RunState.FAILED, RunState.LOST):
                 changes.set_attempt(connection, action.run, attempt.number, failure=action.rule)
             changes.move_run(connection, action.run, action.state, action.reason, self._now(), rule=action.rule)
             changes.set_run(connection, action.run, stop_wanted=None, resume_from=None)
+            if next_run is not None:
+                add_rescue(connection, run, next_run, self._now())
+            elif action.rescue:
+                said = "it cannot be rescued: none of its checkpoints is there"
+                changes.add_event(connection, self._now(), RESCUED, said, study=run.study, run=run.run)
 
+    def _rescued(self, name: str) -> Rescued | None:
+        """What goes on from a run that is being settled; None without a checkpoint."""
+        with self._session.reading() as connection:
+            run = read_run(connection, name)
+        assert run.attempt is not None
+        arm = from_json(run.arm_document)
+        steps = checkpoints(self._places.by_lease(run.attempt.lease).shell, self._home.root / run.run)
+        start = arm.policy.rescue.start
+        chosen = choose_step(start, self._best_step(run, arm, steps) if start == "best" else None, steps)
+        return None if chosen is None else rescued(arm, run.seed, run.id, run.snapshot["hash"], *chosen)
 
-def _seq_of(control: bytes | None) -> int:
-    """The number in a control.json; 0 when there is none or it cannot be read."""
-    try:
-        found = json.loads(control or b"{}")
-    except ValueError:
-        return 0
-    seq = found.get("seq") if isinstance(found, dict) else None
-    return seq if isinstance(seq, int) else 0
+    def _end_autopsy(self, action: EndAutopsy) -> None:
+        """The run stays as it is; that it changed tells the report that there is something new to read."""
+        now = self._now()
+        with self._session.transaction() as connection:
+            run = read_run(connection, action.run)
+            if run.attempt is not None and run.attempt.number == action.attempt and run.attempt.phase == Phase.INTENDED:
+                changes.set_attempt(connection, run.run, action.attempt, phase="gone")
+            changes.set_run(connection, run.run, autopsy_attempt=None, changed=now)
+            if run.state in ENDED:
+                changes.set_run(connection, run.run, stop_wanted=None)
+            changes.add_event(
+                connection, now, AUTOPSY_ENDED, action.reason, study=run.study, run=run.run, attempt=action.attempt,
+                data={"ok": action.ok},
+            )  # fmt: skip
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

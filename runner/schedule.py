@@ -9,88 +9,30 @@ order: settle what ended, stop what must stop, then fill every free slot in (pri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from provisioning.base import Slot
-from runner.actions import Action, MarkRunning, Reap, Retry, Revive, Settle, Spawn, Start, StartTogether, Stop
-from runner.failure import Exit, Failure, describe_exit
+from runner.actions import (
+    Action,
+    EndAutopsy,
+    MarkRunning,
+    Probe,
+    Reap,
+    Retry,
+    Revive,
+    Settle,
+    Spawn,
+    Start,
+    StartTogether,
+    Stop,
+)
+from runner.ending import after_asked_autopsy, after_end, settle_gone
 from runner.records import ON_A_SLOT, AttemptKind, RunState
+from runner.run_facts import BUDGET, WRONG_GPU, AttemptFacts, Order, Phase, RunFacts, Shape
 
-Shape = tuple[int, int, float]
-"""What a run asks of a slot: GPUs, CPU cores, GiB of GPU memory."""
-
-WRONG_GPU = "wrong_gpu"
-"""The failure of an attempt whose process sees other GPUs than its slot holds."""
-
-BUDGET = "budget"
-"""The rule of a stop, or of a run that was never started, because its hours or its money are used up."""
-
-Order = tuple[int, int, int, int]
-"""(minus priority, launch, seed, place of the arm in its launch): the queue."""
-
-
-class Phase(StrEnum):
-    """Where one attempt's process is: decided on, alive, ended with an exit record, or without one: proven gone, or
-    silent where its process cannot be seen and no sign of life comes."""
-
-    INTENDED = "intended"
-    LIVE = "live"
-    ENDED = "ended"
-    GONE = "gone"
-    SILENT = "silent"
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptFacts:
-    """The latest attempt of a run.
-
-    `reported` is true once its process was seen alive; `orphaned`: it lives, its supervisor does not. `wrong_gpus` says
-    which GPUs it reported when they are not those of its slot; `failure` is what its end means unless it ended well;
-    `release` says of its slot, once it ended, whether that is free, waiting for the proof of it, or quarantined.
-    """
-
-    number: int
-    kind: AttemptKind
-    phase: Phase
-    slot: Slot
-    stop_sent: bool = False
-    reported: bool = False
-    exit: Exit | None = None
-    failure: Failure | None = None
-    wrong_gpus: str = ""
-    orphaned: bool = False
-    release: str = "free"
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """One run as it stands.
-
-    `abort` is the (rule, reason) of a verdict that the policy lets stop it; `budget` says which limit is used up.
-    `wave` is the barrier that it starts behind, None once it may start alone; `needs_whole_wave`: never with a part of
-    it. `reports_again` is true for a lost run
-    whose process gave a sign of life. `left_s` is what its budget leaves for a final evaluation, None without a limit.
-    """
-
-    run: str
-    order: Order
-    state: RunState
-    is_trainer: bool
-    shape: Shape
-    steps_total: int | None = None
-    last_step: int = 0
-    attempt: AttemptFacts | None = None
-    abort: tuple[str, str] | None = None
-    stop_wanted: str | None = None
-    budget: str | None = None
-    wave: int | None = None
-    needs_whole_wave: bool = False
-    retries_left: int = 0
-    reports_again: bool = False
-    stopping_rule: str = ""
-    stopping_reason: str = ""
-    has_checkpoint: bool = False
+__all__ = [
+    "BUDGET", "WRONG_GPU", "AttemptFacts", "Order", "Phase", "RunFacts", "Shape", "conflicts", "schedule",
+    "side_by_side", "waits_for_autopsy", "waits_for_room",
+]  # fmt: skip
 
 
 def schedule(
@@ -138,8 +80,12 @@ def waits_for_room(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot
     of which an earlier attempt, given up for lost, turned out to live."""
     reasons = {
         run.run: f"attempt {run.attempt.number} of it still gives signs of life"
+        if run.autopsy_attempt is None
+        else "its autopsy comes first"
         for run in runs
-        if run.attempt is not None and run.state is RunState.QUEUED and _still_lives(run)
+        if run.attempt is not None
+        and run.state is RunState.QUEUED
+        and (run.autopsy_attempt is not None or _still_lives(run))
     }
     if not any(run.needs_whole_wave for run in runs):
         return reasons
@@ -151,8 +97,15 @@ def waits_for_room(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot
     return reasons
 
 
+def waits_for_autopsy(run: RunFacts) -> bool:
+    """Whether an autopsy that a person asked for has no attempt yet."""
+    return run.autopsy_attempt is not None and (run.attempt is None or run.attempt.number < run.autopsy_attempt)
+
+
 def _next_for(run: RunFacts) -> Action | None:
     """The one action for a run that is not waiting for a slot."""
+    if run.autopsy_attempt is not None:
+        return _next_for_autopsy(run, run.autopsy_attempt)
     if run.state is RunState.QUEUED:
         return _settle_waiting(run)
     attempt = run.attempt
@@ -165,14 +118,31 @@ def _next_for(run: RunFacts) -> Action | None:
             return Settle(run.run, RunState.CANCELLED, run.stop_wanted)  # before `starting` nothing was ever spawned
         return Spawn(run.run, attempt.number)
     if attempt.phase in (Phase.GONE, Phase.SILENT):
-        return _settle_gone(run, attempt)
+        return settle_gone(run, attempt)
     if attempt.phase is Phase.ENDED:
-        return _after_end(run, attempt)
+        return after_end(run, attempt)
     if attempt.orphaned:
         return Reap(run.run, attempt.number)
     if run.state is RunState.STARTING and attempt.reported:
         return MarkRunning(run.run)
-    return _stop_if_due(run, attempt)
+    return _stop_if_due(run, attempt) or _probe_if_due(run, attempt)
+
+
+def _next_for_autopsy(run: RunFacts, number: int) -> Action | None:
+    """An autopsy that a person asked for: the run keeps its state, and whatever else is wanted of it comes after."""
+    attempt = run.attempt
+    if attempt is None or attempt.number < number:
+        why_not = run.stop_wanted or run.autopsy_lacks
+        return EndAutopsy(run.run, number, f"it was not begun: {why_not}", ok=False) if why_not else None
+    if attempt.phase is Phase.INTENDED:
+        return Spawn(run.run, number)
+    if attempt.phase is not Phase.LIVE:
+        return after_asked_autopsy(run.run, attempt)
+    if attempt.orphaned:
+        return Reap(run.run, number)
+    if run.stop_wanted and not attempt.stop_sent:
+        return Stop(run.run, number, run.stop_wanted)
+    return None
 
 
 def _settle_waiting(run: RunFacts) -> Settle | None:
@@ -187,7 +157,7 @@ def _stop_if_due(run: RunFacts, attempt: AttemptFacts) -> Stop | None:
     if attempt.stop_sent:
         return None
     if run.state is RunState.STOPPING:
-        if attempt.kind is AttemptKind.EVALUATE and run.stop_wanted:  # a person wants the slot now
+        if attempt.kind is not AttemptKind.TRAIN and run.stop_wanted:  # a person wants the slot now
             return Stop(run.run, attempt.number, run.stop_wanted, run.stopping_rule)
         return None
     if run.state not in (RunState.STARTING, RunState.RUNNING):
@@ -204,89 +174,20 @@ def _stop_if_due(run: RunFacts, attempt: AttemptFacts) -> Stop | None:
     return None
 
 
-def _after_end(run: RunFacts, attempt: AttemptFacts) -> Action | None:
-    """An attempt ended with an exit record: judge it by what was asked of it."""
-    assert attempt.exit is not None
-    if attempt.kind is AttemptKind.EVALUATE:
-        return _settle_stopped(run, _evaluation_note(attempt.exit))
-    if (attempt.exit.code == 0 and attempt.exit.cause == "exited") or _is_complete(run, attempt.exit):
-        return _settle_zero(run)
-    if attempt.stop_sent:
-        return _after_stop(run, attempt)
-    return _settle_failed(run, attempt)
-
-
-def _is_complete(run: RunFacts, ended: Exit) -> bool:
-    return ended.code == 0 and run.steps_total is not None and run.last_step >= run.steps_total
-
-
-def _settle_zero(run: RunFacts) -> Settle:
-    if run.is_trainer and run.steps_total is not None and run.last_step < run.steps_total:
-        reason = f"exit code 0 at step {run.last_step} of {run.steps_total}"
-        return Settle(run.run, RunState.FAILED, reason, "incomplete")
-    if run.last_step == 0:
-        return Settle(run.run, RunState.FINISHED, "exit code 0, and no metric of it was ever read")
-    if run.steps_total is not None and run.last_step < run.steps_total:
-        return Settle(
-            run.run, RunState.FINISHED, f"exit code 0; its last step was {run.last_step} of {run.steps_total}"
-        )
-    return Settle(run.run, RunState.FINISHED, f"all {run.steps_total or run.last_step} steps done")
-
-
-def _after_stop(run: RunFacts, attempt: AttemptFacts) -> Action | None:
-    """A stop that we asked for has happened; an aborted trainer run is scored in full while its slot is still held."""
-    if run.is_trainer and run.stopping_rule not in ("", WRONG_GPU) and run.has_checkpoint:
-        if run.stop_wanted:
-            return _settle_stopped(run, f" (no final evaluation: {run.stop_wanted})")
-        if attempt.release == "waiting":
-            return None
-        if attempt.release == "quarantined":
-            return _settle_stopped(run, " (no final evaluation: its slot was not given back in time)")
-        return Start(run.run, attempt.number + 1, AttemptKind.EVALUATE, attempt.slot, resume=False)
-    return _settle_stopped(run, "")
-
-
-def _settle_stopped(run: RunFacts, note: str) -> Settle:
-    if run.stopping_rule == WRONG_GPU:
-        return Settle(run.run, RunState.FAILED, run.stopping_reason, WRONG_GPU)
-    if run.stopping_rule:
-        return Settle(run.run, RunState.ABORTED, run.stopping_reason + note, run.stopping_rule)
-    return Settle(run.run, RunState.CANCELLED, (run.stop_wanted or run.stopping_reason) + note)
-
-
-def _evaluation_note(ended: Exit) -> str:
-    return "" if ended.code == 0 else f" (its final evaluation ended with {describe_exit(ended)})"
-
-
-def _settle_failed(run: RunFacts, attempt: AttemptFacts) -> Settle | Retry:
-    assert attempt.exit is not None
-    assert attempt.failure is not None
-    failure = attempt.failure
-    reason = f"{describe_exit(attempt.exit)} at step {run.last_step}: {failure.says}"
-    if failure.is_transient and run.retries_left > 0 and not run.stop_wanted:
-        return Retry(run.run, RunState.FAILED, reason, failure.name)
-    if failure.is_transient and not run.stop_wanted:
-        reason += "; no retries are left"
-    return Settle(run.run, RunState.FAILED, reason, failure.name)
-
-
-def _settle_gone(run: RunFacts, attempt: AttemptFacts) -> Settle | Retry:
-    """No exit record. Only what is proven gone is started again: two processes must never share a run."""
-    if attempt.phase is Phase.SILENT:
-        reason = f"attempt {attempt.number} gives no sign of life and cannot be seen from here"
-        return Settle(run.run, RunState.LOST, f"{reason} (last step {run.last_step})", "silent")
-    if run.state is RunState.STOPPING and run.stopping_rule:
-        return _settle_stopped(run, " (its process vanished before its end was written down)")
-    reason = f"attempt {attempt.number} and its supervisor are gone and left no exit record (last step {run.last_step})"
-    if run.stop_wanted or run.retries_left <= 0:
-        return Settle(run.run, RunState.LOST, reason, "vanished")
-    return Retry(run.run, RunState.LOST, reason, "vanished")
+def _probe_if_due(run: RunFacts, attempt: AttemptFacts) -> Probe | None:
+    """Only our own trainer knows how to validate in between, and only while it trains."""
+    is_training = run.state is RunState.RUNNING and attempt.kind is AttemptKind.TRAIN and not attempt.stop_sent
+    if not (run.is_trainer and is_training) or run.probe_every_steps == attempt.probe_every_steps:
+        return None
+    return Probe(run.run, attempt.number, run.probe_every_steps)
 
 
 def _occupies(run: RunFacts, action: Action | None) -> bool:
     """Whether the run's slot is taken in this round; a run that settles now gives it back at once."""
-    if run.attempt is None or isinstance(action, Settle | Retry):
+    if run.attempt is None or isinstance(action, Settle | Retry | EndAutopsy):
         return False
+    if run.autopsy_attempt is not None:
+        return not waits_for_autopsy(run)
     return run.state in ON_A_SLOT or isinstance(action, Revive)
 
 
@@ -318,8 +219,7 @@ def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]],
 
 def _groups(runs: Sequence[RunFacts]) -> Iterator[tuple[RunFacts, ...]]:
     """The waiting runs in the order of the queue: those of a wave together, any other alone."""
-    waiting = [run for run in runs if run.state is RunState.QUEUED and not (run.stop_wanted or run.budget)]
-    waiting = [run for run in waiting if not _still_lives(run)]
+    waiting = [run for run in runs if _wants_a_slot(run) and not _still_lives(run)]
     waiting.sort(key=lambda run: run.order)
     waves: dict[tuple[int, int, int | None], list[RunFacts]] = {}
     for run in waiting:
@@ -332,6 +232,13 @@ def _groups(runs: Sequence[RunFacts]) -> Iterator[tuple[RunFacts, ...]]:
         wave = waves[run.order[0], run.order[1], run.wave]
         if wave[0] is run:
             yield tuple(wave)
+
+
+def _wants_a_slot(run: RunFacts) -> bool:
+    """Whether a run waits for a slot; one with an autopsy to come waits for that first."""
+    if run.autopsy_attempt is not None:
+        return waits_for_autopsy(run) and not (run.stop_wanted or run.autopsy_lacks)
+    return run.state is RunState.QUEUED and not (run.stop_wanted or run.budget)
 
 
 def _still_lives(run: RunFacts) -> bool:
@@ -354,5 +261,7 @@ def _fit(group: Sequence[RunFacts], free: Mapping[Shape, Sequence[Slot]]) -> dic
 
 
 def _start(run: RunFacts, slot: Slot) -> Start:
+    if run.autopsy_attempt is not None:
+        return Start(run.run, run.autopsy_attempt, AttemptKind.AUTOPSY, slot, resume=False)
     number = 1 if run.attempt is None else run.attempt.number + 1
     return Start(run.run, number, AttemptKind.TRAIN, slot, resume=run.has_checkpoint)

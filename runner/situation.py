@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from runner.autopsies import CHECKPOINTS_NEEDED
 from runner.failure import Exit, Failure, classify
 from runner.home import Home
 from runner.observe import checkpoints
 from runner.places import Places
-from runner.records import ON_A_SLOT, AttemptKind, RunState
-from runner.schedule import AttemptFacts, Phase, RunFacts
+from runner.records import ON_A_SLOT, STOPS, AttemptKind, RunState
+from runner.rescue import may_rescue
+from runner.run_facts import AttemptFacts, Phase, RunFacts
 from runner.spec.models import ResolvedArm, from_json
 from runner.store import history
 from runner.store.facts import StoredAttempt, StoredRun
 from runner.store.session import Session
 
+LEAST_AUTOPSY_S = 1.0
+"""With less of the budget left, nothing is begun."""
+
 _REPORTS = (Phase.LIVE, Phase.ENDED)
 
 
 class Situation:
-    """Reads only. `budget` tells the reason why a run's budget is used up, None while it is not; `is_orphaned` whether
-    an attempt lives without its supervisor."""
+    """Reads only. `budget` tells the reason why a run's budget is used up, None while it is not; `left_s` the seconds
+    that are left of it for the end, None without a limit; `is_orphaned` whether an attempt lives without its
+    supervisor."""
 
     def __init__(
         self,
@@ -30,12 +36,14 @@ class Situation:
         places: Places,
         budget: Callable[[StoredRun], str | None],
         is_orphaned: Callable[[str, int], bool],
+        left_s: Callable[[StoredRun], float | None] = lambda _run: None,
     ) -> None:
         self._session = session
         self._home = home
         self._places = places
         self._budget = budget
         self._is_orphaned = is_orphaned
+        self._left_s = left_s
         self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
         self._unstarted: dict[str, tuple[StoredRun, RunFacts]] = {}
 
@@ -56,6 +64,7 @@ class Situation:
         last_step, attempt = self._attempt(run, arm)
         verdict = run.verdict or {}
         stopping_rule, stopping_reason = self._stopping(run)
+        has_autopsy = run.autopsy_attempt is not None
         return RunFacts(
             run=run.run,
             order=(-run.priority, run.launch, run.seed, run.arm_order),
@@ -65,16 +74,22 @@ class Situation:
             steps_total=run.steps_total,
             last_step=last_step,
             attempt=attempt,
-            abort=(verdict["rule"], verdict["reason"]) if verdict.get("action") == "abort" else None,
+            abort=_abort(run),
             stop_wanted=run.stop_wanted,
             budget=self._budget(run),
-            wave=run.wave,
-            needs_whole_wave=arm.resources.colocate == "require",
+            wave=None if has_autopsy else run.wave,  # nobody waits for an autopsy, and it waits for nobody
+            needs_whole_wave=arm.resources.colocate == "require" and not has_autopsy,
             retries_left=max(0, arm.retries - run.retries_used),
             reports_again=run.state is RunState.LOST and attempt is not None and attempt.phase in _REPORTS,
             stopping_rule=stopping_rule,
             stopping_reason=stopping_reason,
             has_checkpoint=run.attempt is not None and self._has_checkpoint(run),
+            probe_every_steps=verdict.get("probe_every_steps"),
+            wants_autopsy=arm.command is None and arm.policy.autopsy_s > 0,
+            autopsy_lacks=self._autopsy_lacks(run),
+            evaluation=self._evaluation(run),
+            autopsy_attempt=run.autopsy_attempt,
+            may_rescue=may_rescue(arm, stopping_rule),
         )
 
     def forget(self, names: Collection[str]) -> None:
@@ -114,6 +129,7 @@ class Situation:
             wrong_gpus=_wrong_gpus(attempt, gpus),
             orphaned=self._is_orphaned(run.run, attempt.number),
             release=self._places.release_state(run.run, attempt.number),
+            probe_every_steps=attempt.probe_every_steps,
         )
 
     def _stopping(self, run: StoredRun) -> tuple[str, str]:
@@ -123,17 +139,49 @@ class Situation:
         attempt = run.attempt
         if attempt is None or run.state not in ON_A_SLOT:
             return "", ""
-        if attempt.stop_reason is None and attempt.kind != AttemptKind.EVALUATE:
+        if attempt.stop_reason is None and attempt.kind == AttemptKind.TRAIN:
             return "", ""
         with self._session.reading() as connection:
             return history.newest_stop(connection, run.run)
 
     def _has_checkpoint(self, run: StoredRun) -> bool:
+        return run.state in (RunState.QUEUED, RunState.STOPPING) and self._checkpoints(run) > 0
+
+    def _autopsy_lacks(self, run: StoredRun) -> str:
+        """What an autopsy that would begin now cannot do without; '' when nothing is missing, or none is due."""
+        attempt = run.attempt
+        if attempt is None:
+            return ""
+        is_next = run.state is RunState.STOPPING and attempt.kind == AttemptKind.EVALUATE
+        if not is_next and (run.autopsy_attempt is None or attempt.number >= run.autopsy_attempt):
+            return ""
+        left_s = self._left_s(run)
+        if left_s is not None and left_s < LEAST_AUTOPSY_S:
+            return "its budget is used up"
+        kept = self._checkpoints(run)
+        return "" if kept >= CHECKPOINTS_NEEDED else f"it needs two checkpoints, and {kept} is kept"
+
+    def _evaluation(self, run: StoredRun) -> Exit | None:
+        """How the final evaluation ended that the autopsy of a run being stopped came after."""
+        attempt = run.attempt
+        if attempt is None or attempt.kind != AttemptKind.AUTOPSY or run.state not in ON_A_SLOT:
+            return None
+        with self._session.reading() as connection:
+            ended = history.evaluation_before(connection, run.run, attempt.number)
+        return None if ended is None else _exit(ended)
+
+    def _checkpoints(self, run: StoredRun) -> int:
         assert run.attempt is not None
-        if run.state not in (RunState.QUEUED, RunState.STOPPING):
-            return False
         shell = self._places.by_lease(run.attempt.lease).shell
-        return bool(checkpoints(shell, self._home.root / run.run))
+        return len(checkpoints(shell, self._home.root / run.run))
+
+
+def _abort(run: StoredRun) -> tuple[str, str] | None:
+    """(rule, reason) of what the judge, or else the look at its process, lets stop a run."""
+    verdict = run.verdict or {}
+    suspected = None if run.attempt is None else run.attempt.suspected
+    found = verdict if verdict.get("action") in STOPS else suspected
+    return None if found is None else (found["rule"], found["reason"])
 
 
 def _wrong_gpus(attempt: StoredAttempt, gpus: Sequence[str] | None) -> str:

@@ -102,13 +102,13 @@ def _ordered_runs(connection: Connection, study: str) -> list[Row[Any]]:
 
 
 def _starts(connection: Connection, run: str) -> dict[int, int]:
-    """An evaluation cuts nothing off: it only adds what was missing."""
+    """An evaluation or an autopsy cuts nothing off: it only adds what was missing."""
     attempts = tables.attempts
     rows = connection.execute(
         select(attempts.c.attempt, attempts.c.kind, attempts.c.resumed_from).where(attempts.c.run == run)
     )
     never = 2**62
-    return {number: never if kind == AttemptKind.EVALUATE else (start or 0) for number, kind, start in rows}
+    return {number: never if kind != AttemptKind.TRAIN else (start or 0) for number, kind, start in rows}
 
 
 def _series(connection: Connection, run: str, names: Collection[str] | None) -> dict[str, dict[int, int]]:

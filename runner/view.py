@@ -116,13 +116,23 @@ def exit_code(document: dict[str, Any]) -> int:
 
 
 def chosen_status(home: Home, study: str | None = None, wanted: frozenset[str] | None = None) -> dict[str, Any]:
-    """The status document, narrowed to one study or to some run folders."""
+    """The status document, narrowed to one study or to some run folders and what was rescued from them."""
     document = home_status(home, study)
     if wanted is not None:
         for entry in document["studies"]:
-            entry["runs"] = [run for run in entry["runs"] if run["run_dir"] in wanted]
+            entry["runs"] = _with_rescued(entry["runs"], wanted)
         document["studies"] = [entry for entry in document["studies"] if entry["runs"]]
     return document
+
+
+def _with_rescued(runs: Sequence[dict[str, Any]], wanted: frozenset[str]) -> list[dict[str, Any]]:
+    """The runs of a study that somebody wants to see; a rescued one goes with its parent, which stands before it."""
+    chosen: list[dict[str, Any]] = []
+    for run in runs:
+        parents = {one["run"] for one in chosen}
+        if run["run_dir"] in wanted or run["parent"] in parents:
+            chosen.append(run)
+    return chosen
 
 
 def leave_or_stop(console: Console, stop: Callable[[], None], wait_s: float = SECOND_PRESS_S) -> int:

@@ -325,6 +325,22 @@ def soak(bench: Bench) -> None:
     require("every point once, no double start, no orphan" in out, "every case is clean")
 
 
+def faults(bench: Bench) -> None:
+    """Faults injected from outside into real trainings: each is called what it is, and in time."""
+    _live_faults(bench)
+
+
+def healthy30(bench: Bench) -> None:
+    """Thirty healthy live runs with every detector armed: none is stopped."""
+    _live_faults(bench, "--only", "healthy30")
+
+
+def _live_faults(bench: Bench, *arguments: str) -> None:
+    out = bench.run(".venv/bin/python", "tests/live_faults.py", *arguments, limit_s=7200, code=None)
+    bench.notes["says"] = [line for line in out.splitlines() if line.startswith(("ok", "FAIL"))]
+    require("every fault was called what it is, in time" in out, "nothing is called something else, or too late")
+
+
 Target = tuple[float, float, bool]
 """(measured, target, whether less is better)."""
 
@@ -394,13 +410,40 @@ def _adoption_targets(adoption: dict[str, Any]) -> dict[str, Target]:
 
 
 MEASURED = ("runner", "provisioning", "benchmarks/__main__.py", "benchmarks/peers.py")
+
+
+def _detectors_targets(result: dict[str, Any]) -> dict[str, Target]:
+    told = {name: one["rules"]["armature, with probes"] for name, one in result["profiles"].items()}
+    kinds = result["profiles"]["base"]["kinds"]["armature, with probes"]
+    return {
+        "base_recall": (told["base"]["recall"], 99.0, False),
+        "base_false_percent": (told["base"]["false_aborts_percent"], 0.1, True),
+        "base_before_onset": (told["base"]["before_onset"], 0.0, True),
+        "base_saved": (told["base"]["saved"], 65.0, False),
+        "shift_recall": (told["shift"]["recall"], 98.5, False),
+        "shift_false_percent": (told["shift"]["false_aborts_percent"], 0.3, True),
+        "nan_lines_late": (kinds["nan"]["lines_late_max"], 1.0, True),
+        "explosion_delay_p90": (kinds["explosion"]["delay_p90"], 3.0, True),
+        "collapse_delay_median": (kinds["collapse"]["delay_median"], 12.0, True),
+    }
+
+
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], dict[str, Target]]] = {
     "steady": _steady_targets,
     "adoption": _adoption_targets,
     "status": _status_targets,
     "ingest": _ingest_targets,
     "launch": _launch_targets,
+    "detectors": _detectors_targets,
 }
+# The judge is pure: nothing else of the runner can change what it concludes.
+JUDGED = (
+    "runner/judge",
+    "runner/records.py",
+    "benchmarks/detector*.py",
+    "benchmarks/study_*.py",
+    "benchmarks/stopping_*",
+)
 
 
 def _seconds(clone: Path, *command: str) -> float:
@@ -409,6 +452,7 @@ def _seconds(clone: Path, *command: str) -> float:
     return time.perf_counter() - started
 
 
+LIVE = ("runner", "provisioning", "trainer", "tests/live_faults.py", "tests/fakes", "tests/data/stderr")
 LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "startup": (startup, ("runner", "pyproject.toml")),
     "any_script": (any_script, PRODUCT),
@@ -419,8 +463,13 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "check": (check, (*PRODUCT, "tests", "README.md", "CONTRIBUTING.md")),
     "demo": (demo, PRODUCT),
     "soak": (soak, ("runner", "provisioning", "tests/soak.py", "tests/fakes")),
+    "faults": (faults, LIVE),
+    "healthy30": (healthy30, LIVE),
     **{
-        f"bench_{name}": (benchmark(name, targets), (*MEASURED, f"benchmarks/{name}.py"))
+        f"bench_{name}": (
+            benchmark(name, targets),
+            JUDGED if name == "detectors" else (*MEASURED, f"benchmarks/{name}.py"),
+        )
         for name, targets in BENCHMARKS.items()
     },
     # Whatever can change a curve or a verdict; the trainer's command line cannot.

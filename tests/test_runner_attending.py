@@ -20,7 +20,7 @@ from runner.controller import Controller
 from runner.detach import SUPERVISOR
 from runner.home import Home
 from runner.launching import Options, commit, prepare
-from runner.store import tables
+from runner.store import requests, tables
 from runner.store.database import reading
 from runner.store.session import Session
 from tests.fakes.lab import Lab
@@ -87,8 +87,14 @@ class Rig:
         self.controller: Controller | None = None
 
     def launch(self, script: str) -> None:
-        commit(prepare(Home(self.lab.home), [self.lab.arm("A", script)], Options()))
+        self.launch_arm(self.lab.arm("A", script))
+
+    def launch_arm(self, arm: Path) -> None:
+        commit(prepare(Home(self.lab.home), [arm], Options()))
         self.start()
+
+    def ask(self, kind: str, payload: dict[str, Any]) -> None:
+        requests.ask(Home(self.lab.home), kind, payload)
 
     def start(self) -> None:
         if self.controller is not None:

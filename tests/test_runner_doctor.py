@@ -45,7 +45,7 @@ from runner.store.untold import Untold
 from tests.fakes.attempts import until
 
 NOW = 1_790_000_000.0
-DATABASE = DatabaseFacts("0002", "0002")
+DATABASE = DatabaseFacts("0003", "0003")
 HEALTHY = Facts(
     home="/data/runs", home_exists=True, home_writable=True, file_system="ext4", free_mib=90_000, now=NOW,
     disk_clock=NOW - 0.004, database=DATABASE, lock=LockFacts(False), gpus=GpuFacts(), trainer="/x/trainer",

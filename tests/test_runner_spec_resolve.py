@@ -275,11 +275,6 @@ def test_a_trainer_arm_ranks_by_a_validation_metric_and_fits_its_slot() -> None:
 
 LATER = [
     "environment: {setup: pip install x}",
-    "policy: {detectors: {regress: rescue}}",
-    "policy: {rescue: {from: last}}",
-    "policy: {rescue: {max: 2}}",
-    "policy: {rescue: {changes: {trainer.optimizer.lr: 1e-4}}}",
-    "policy: {autopsy_s: 60}",
 ]
 
 
@@ -387,7 +382,7 @@ def test_the_schema_knows_its_own_keys() -> None:
     assert allowed_keys(("budget", "study")) == ("max_hours", "max_usd")
     assert allowed_keys(("policy", "rescue")) == ("from", "changes", "max")
     assert allowed_keys(("env",)) == ()
-    assert tuple(DEFAULT_DETECTORS) == DETECTOR_NAMES
+    assert set(DEFAULT_DETECTORS) <= set(DETECTOR_NAMES)
 
 
 keys = st.sampled_from(["a", "b", "c"])

@@ -64,6 +64,10 @@ def test_the_frozen_trainer_runs_whatever_the_working_directory_holds(lab: Lab) 
     lab.run("report", "lab")
     assert (report / "report.md").read_bytes() == before
     assert "nothing is done" in lab.run("launch", arm).stdout
+    found = lab.run("autopsy", "lab/T-s0")
+    assert found.stdout.startswith("From step ")
+    assert {**lab.status()["T-s0"], "attempts": 1, "changed": 0} == {**run, "changed": 0}
+    assert json.loads((folder / "autopsy" / "autopsy.json").read_text())["conclusion"] == found.stdout.rstrip("\n")
 
 
 def test_a_resolved_configuration_trains_alone(lab: Lab) -> None:

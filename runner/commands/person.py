@@ -71,7 +71,7 @@ def stop(home_path: Path | None, name: str | None, *, everything: bool, wait: bo
     require_home(home)
     known = read_named_runs(home)
     chosen = tuple(known) if name is None else find_runs(name, known)
-    live = [run.run for run in chosen if run.state not in ENDED]
+    live = [run.run for run in chosen if run.state not in ENDED or run.has_autopsy]
     if not live:
         print("nothing to stop: every run has ended already")
         return EXIT_OK

@@ -15,8 +15,11 @@ from typing import Any
 from runner.spec.models import TRAINER, ResolvedArm
 
 
-def identity(arm: ResolvedArm, seed: int, code_hash: str) -> str:
-    """SHA-256 (hex) over everything that can change the result of this arm with this seed."""
+def identity(arm: ResolvedArm, seed: int, code_hash: str, initial_checkpoint: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 (hex) over everything that can change the result of this arm with this seed.
+
+    `initial_checkpoint` is {run, step}: the 8 hex digits of the run whose weights it begins with; None for new ones.
+    """
     return _digest(
         {
             "work": _work(arm),
@@ -24,7 +27,7 @@ def identity(arm: ResolvedArm, seed: int, code_hash: str) -> str:
             "environment": dict(arm.environment),
             "env": {name: value if isinstance(value, str) else dict(value) for name, value in arm.env.items()},
             "code": code_hash,
-            "initial_checkpoint": None,
+            "initial_checkpoint": None if initial_checkpoint is None else dict(initial_checkpoint),
         }
     )
 

@@ -10,16 +10,15 @@ from typing import Any
 
 from runner.errors import SpecError, Where
 from runner.judge import DETECTORS
-from runner.records import Policy, Primary, Resources
+from runner.records import Policy, Primary, Rescue, Resources
 from runner.spec.notices import address_problem
+from runner.suspicion import RULE_NAMES
 
 TRAINER = "trainer"
 COMMAND = "command"
 
-DETECTOR_NAMES = tuple(DETECTORS)
-DEFAULT_DETECTORS: Mapping[str, str] = dict.fromkeys(DETECTOR_NAMES, "abort")
-DEFAULT_RESCUE: Mapping[str, Any] = {"from": "best", "changes": {}, "max": 1}
-DEFAULT_AUTOPSY_S = 900
+DETECTOR_NAMES = (*DETECTORS, *RULE_NAMES)
+DEFAULT_DETECTORS: Mapping[str, str] = dict.fromkeys(("non_finite", "explosion", "regress"), "abort")
 DEFAULT_LIMIT: Mapping[str, Any] = {"max_hours": None, "max_usd": None}
 DEFAULT_BUDGET: Mapping[str, Any] = {"run": DEFAULT_LIMIT, "study": DEFAULT_LIMIT, "reserve": 0.05}
 DEFAULT_RETRIES = 2
@@ -45,7 +44,8 @@ class ResolvedArm:
 
     `path`, `folder` and `sources` (the arm file, then its bases) are absolute; `file` is the path as it was given, for
     messages. `kind` is trainer or command.
-    `trainer` is the whole training configuration, complete once `check` is there. `steps` is the step budget of a run.
+    `trainer` is the whole training configuration, complete once `check` is there; `rescue_trainer` the same with the
+    changes of `policy.rescue`, None where nothing would change. `steps` is the step budget of a run.
     `command` holds placeholders still. `metrics`, `environment`, `env`, `code`, `budget` are as in the file, defaults
     filled in; a value of `env`, and `notify.webhook`, is text or {"from": NAME}; `notify` is None for nobody. `changes`
     are the arm's own and those of --set, in order.
@@ -79,6 +79,7 @@ class ResolvedArm:
     changes: tuple[tuple[str, Any], ...] = ()
     origins: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     check: TrainerCheck | None = None
+    rescue_trainer: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -147,12 +148,18 @@ def from_json(values: Mapping[str, Any]) -> ResolvedArm:
             "command": None if values["command"] is None else tuple(values["command"]),
             "primary": None if values["primary"] is None else Primary(**values["primary"]),
             "resources": Resources(**values["resources"]),
-            "policy": Policy(**values["policy"]),
+            "policy": _policy(values["policy"]),
             "changes": tuple((key, value) for key, value in values["changes"]),
             "origins": {key: (file, line) for key, (file, line) in values["origins"].items()},
             "check": None if check is None else TrainerCheck(**{**check, "notes": tuple(check["notes"])}),
         }
     )
+
+
+def _policy(values: Mapping[str, Any]) -> Policy:
+    """A stored policy; one that was stored before there were rescues has none of their keys."""
+    rescue = values.get("rescue")
+    return Policy(**{**values, "rescue": Rescue() if rescue is None else Rescue(**rescue)})
 
 
 def environment_values(arm: ResolvedArm, variables: Mapping[str, str]) -> dict[str, str]:
@@ -198,9 +205,13 @@ def _terms(arm: ResolvedArm) -> dict[str, Any]:
         "budget": arm.budget,
         "policy": {
             "detectors": arm.policy.detectors,
-            "rescue": DEFAULT_RESCUE,
+            "rescue": {
+                "from": arm.policy.rescue.start,
+                "changes": arm.policy.rescue.changes,
+                "max": arm.policy.rescue.max,
+            },
             "tail": arm.policy.tail,
-            "autopsy_s": DEFAULT_AUTOPSY_S,
+            "autopsy_s": arm.policy.autopsy_s,
         },
         "environment": arm.environment,
         "env": arm.env,

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.errors import SpecError, UsageError, Where
-from runner.records import Policy, Primary, Resources
+from runner.records import Policy, Primary, Rescue, Resources
 from runner.spec.models import COMMAND, DEFAULT_DETECTORS, DEFAULT_TRAINER_PRIMARY, TRAINER, ResolvedArm
+from runner.spec.rescue import BadChange, with_changes
 from runner.spec.rules import check_rules
-from runner.spec.schema import TOP_LEVEL_KEYS, ArmBlock, Mistake, nearest, validate
+from runner.spec.schema import TOP_LEVEL_KEYS, ArmBlock, Mistake, PolicyBlock, nearest, validate
 from runner.spec.yaml12 import Document, Path, dotted, parse_value
 
 SET = "--set"
@@ -57,9 +58,10 @@ def resolve(
             _make_absolute(values, path, origins, folders)
         block = validate(values)
         check_rules(block)
+        rescued = _rescued(block)
     except Mistake as mistake:
         raise _located(mistake, origins, file) from None
-    return _arm(block, (*changes, *sets), origins, file, tuple(reversed(paths)))
+    return _arm(block, (*changes, *sets), origins, file, tuple(reversed(paths)), rescued)
 
 
 def parse_sets(texts: Sequence[str]) -> tuple[tuple[str, Any], ...]:
@@ -223,10 +225,32 @@ def _is_path(path: Path, value: str) -> bool:
     return path == ("trainer", "data", "path") or "/" in value
 
 
+def _rescued(block: ArmBlock) -> dict[str, Any] | None:
+    """The trainer block of a rescued run; None where nothing would change."""
+    if block.trainer is None or not block.policy.rescue.changes:
+        return None
+    found: dict[str, Any] = block.trainer
+    for key, value in block.policy.rescue.changes.items():
+        try:
+            found = with_changes(found, {key: value})
+        except BadChange as error:
+            raise Mistake(("policy", "rescue", "changes", key), error.problem, allowed=error.allowed) from None
+    return found
+
+
+def _policy(block: PolicyBlock) -> Policy:
+    rescue = Rescue(block.rescue.source, block.rescue.changes, block.rescue.max)
+    return Policy({**DEFAULT_DETECTORS, **block.detectors}, block.tail, rescue, block.autopsy_s)
+
+
 def _arm(
-    block: ArmBlock, changes: tuple[tuple[str, Any], ...], origins: Origins, file: str, sources: tuple[str, ...]
+    block: ArmBlock,
+    changes: tuple[tuple[str, Any], ...],
+    origins: Origins,
+    file: str,
+    sources: tuple[str, ...],
+    rescued: dict[str, Any] | None,
 ) -> ResolvedArm:
-    detectors = {**DEFAULT_DETECTORS, **block.policy.detectors}
     primary = None if block.primary is None else Primary(**block.primary.model_dump())
     is_trainer = block.trainer is not None
     return ResolvedArm(
@@ -247,7 +271,7 @@ def _arm(
         steps=block.steps or 0,
         primary=primary or (DEFAULT_TRAINER_PRIMARY if is_trainer else None),
         resources=Resources(**block.resources.model_dump()),
-        policy=Policy(detectors, block.policy.tail),
+        policy=_policy(block.policy),
         environment=block.environment.model_dump(),
         env=dict(block.env),
         code=block.code.model_dump(),
@@ -256,6 +280,7 @@ def _arm(
         notify=None if block.notify is None else block.notify.model_dump(),
         changes=changes,
         origins={dotted(path): place for path, place in origins.items()},
+        rescue_trainer=None if rescued is None else _with_best(rescued, primary or DEFAULT_TRAINER_PRIMARY),
     )
 
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.spec.command import PLACEHOLDERS, BadPlaceholder, check_argument
-from runner.spec.models import DEFAULT_AUTOPSY_S, DEFAULT_RESCUE, DETECTOR_NAMES
+from runner.spec.models import DETECTOR_NAMES
 from runner.spec.notices import address_problem, holds_secret
+from runner.spec.rescue import BadChange, check_change, origin_of, rescued_name
 from runner.spec.schema import ArmBlock, Later, Mistake, nearest
 from runner.spec.yaml12 import Path
 
 SEVERITIES = ("shadow", "warn", "abort")
+MAX_NAME = 64
 TRAINER_METRIC_PREFIXES = ("val/", "val_raw/", "val_native/", "val_raw_native/")
 # These would put a study's folder on top of a file of the home.
 RESERVED_STUDY_PREFIXES = ("runner.db", "controller.lock", "controller.log")
@@ -36,6 +38,7 @@ def check_rules(block: ArmBlock) -> None:
     _check_metrics(block)
     _check_primary(block)
     _check_detectors(block)
+    _check_rescue(block)
     _check_env(block.env)
     _check_code(block)
     _check_notify(block)
@@ -137,8 +140,28 @@ def _check_detectors(block: ArmBlock) -> None:
         path: Path = ("policy", "detectors", name)
         if name not in DETECTOR_NAMES:
             raise Mistake(path, "no such detector", allowed=DETECTOR_NAMES, nearest=nearest(name, DETECTOR_NAMES))
-        if severity == "rescue":
-            raise Later(path, "rescue is not in this version", allowed=SEVERITIES)
+        if severity == "rescue" and block.trainer is None:
+            problem = "rescue needs checkpoints that can be read, and only our trainer writes such"
+            raise Mistake(path, problem, allowed=SEVERITIES)
+
+
+def _check_rescue(block: ArmBlock) -> None:
+    for key, value in block.policy.rescue.changes.items():
+        try:
+            check_change(key, value)
+        except BadChange as error:
+            path: Path = ("policy", "rescue", "changes", key)
+            candidates = (
+                () if key.split(".")[0] == "trainer" else (f"trainer.{key}", f"trainer.{key.partition('.')[2]}")
+            )
+            close = nearest(key, candidates)
+            raise Mistake(path, error.problem, allowed=error.allowed, nearest=close) from None
+    if origin_of(block.arm)[1]:
+        raise Mistake(("arm",), f"{block.arm!r} is how a rescued run is called", allowed="any other name")
+    longest = rescued_name(block.arm, block.policy.rescue.max)
+    if "rescue" in block.policy.detectors.values() and len(longest) > MAX_NAME:
+        problem = f"its rescued run would be called {longest}, of {len(longest)} characters"
+        raise Mistake(("arm",), problem, allowed=f"a name with which that has at most {MAX_NAME}")
 
 
 def _check_env(env: Mapping[str, Any]) -> None:
@@ -211,9 +234,5 @@ def _check_later(block: ArmBlock) -> None:
 
 
 _LATER: Mapping[tuple[str, ...], Any] = {
-    ("policy", "rescue", "from"): DEFAULT_RESCUE["from"],
-    ("policy", "rescue", "changes"): DEFAULT_RESCUE["changes"],
-    ("policy", "rescue", "max"): DEFAULT_RESCUE["max"],
-    ("policy", "autopsy_s"): DEFAULT_AUTOPSY_S,
     ("environment", "setup"): None,
 }

@@ -78,7 +78,7 @@ class NotifyBlock(Block):
 
 
 class RescueBlock(Block):
-    """How a diverged run would be started again."""
+    """How a run that was stopped is started again: from which checkpoint, with which dotted keys, how often."""
 
     source: Annotated[Literal["best", "last"], Field(alias="from")] = "best"
     changes: dict[str, Any] = {}

@@ -33,11 +33,14 @@ def check_trainer_arms(arms: Sequence[ResolvedArm]) -> tuple[ResolvedArm, ...]:
     trainer_arms = [arm for arm in arms if arm.kind == TRAINER]
     for python in dict.fromkeys(arm.python for arm in trainer_arms):
         group = [arm for arm in trainer_arms if arm.python == python]
-        results = _ask(python, group)
-        for arm, result in zip(group, results, strict=True):
+        for (arm, is_rescued), result in _ask(python, group):
             if not result.get("ok"):
-                raise _refusal(arm, result)
-            checked[id(arm)] = _completed(arm, result)
+                raise _refusal(arm, result, is_rescued=is_rescued)
+            if is_rescued:
+                known = checked[id(arm)]
+                checked[id(arm)] = dataclasses.replace(known, rescue_trainer=result.get("config") or arm.rescue_trainer)
+            else:
+                checked[id(arm)] = _completed(arm, result)
     return tuple(checked[id(arm)] for arm in arms)
 
 
@@ -46,16 +49,25 @@ def trainer_package() -> Path:
     return Path(__file__).resolve().parents[2] / "trainer"
 
 
-def _ask(python: str, arms: Sequence[ResolvedArm]) -> list[Mapping[str, Any]]:
+Question = tuple[ResolvedArm, bool]
+"""An arm, and whether it is asked about as a rescue would go on with it."""
+
+
+def _ask(python: str, arms: Sequence[ResolvedArm]) -> list[tuple[Question, Mapping[str, Any]]]:
+    """Every arm, and behind each with changes for a rescue what that would train, with what the trainer says."""
     _require_trainer(python, arms[0])
-    questions = [{"id": f"{arm.name}#{index}", "config": arm.trainer} for index, arm in enumerate(arms)]
+    asked = [(arm, is_rescued) for arm in arms for is_rescued in (False, True) if arm.rescue_trainer or not is_rescued]
+    questions = [
+        {"id": f"{arm.name}#{index}", "config": arm.rescue_trainer if is_rescued else arm.trainer}
+        for index, (arm, is_rescued) in enumerate(asked)
+    ]
     answer = _run(python, ["-m", "trainer", "check", "--json"], json.dumps(questions), arms[0])
     if "No module named" in answer.stderr and not answer.stdout.strip():
         raise _not_installed(arms[0], python, answer.stderr.strip().splitlines()[-1])
     try:
         results = json.loads(answer.stdout)
         if [result["id"] for result in results] == [question["id"] for question in questions]:
-            return list(results)
+            return list(zip(asked, results, strict=True))
     except (ValueError, TypeError, KeyError):
         pass
     said = (answer.stderr.strip() or answer.stdout.strip() or "nothing").splitlines()[-1]
@@ -98,10 +110,11 @@ def _not_installed(arm: ResolvedArm, python: str, reason: str) -> SpecError:
     return SpecError(arm.where("trainer"), f"the trainer is not installed ({reason})", next_command=command)
 
 
-def _refusal(arm: ResolvedArm, result: Mapping[str, Any]) -> SpecError:
+def _refusal(arm: ResolvedArm, result: Mapping[str, Any], *, is_rescued: bool) -> SpecError:
     errors = result.get("errors") or [{"path": "", "message": "refused by the trainer"}]
     first = errors[0]
-    where = arm.where(".".join(part for part in ("trainer", first.get("path") or "") if part))
+    key = ".".join(part for part in ("trainer", first.get("path") or "") if part)
+    where = arm.where(_change_behind(arm, key) if is_rescued else key)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return SpecError(
         Where(where.file, where.line, where.key),
@@ -110,6 +123,15 @@ def _refusal(arm: ResolvedArm, result: Mapping[str, Any]) -> SpecError:
         nearest=first.get("nearest"),
         next_command=f"runner check {shlex.quote(arm.file)}",
     )
+
+
+def _change_behind(arm: ResolvedArm, key: str) -> str:
+    """The key of `policy.rescue.changes` that a complaint about a rescued run is about, as far as one can tell."""
+    block = "policy.rescue.changes"
+    for change in arm.policy.rescue.changes:
+        if f"{key}.".startswith(f"{change}.") or f"{change}.".startswith(f"{key}."):
+            return f"{block}.{change}"
+    return block
 
 
 def _completed(arm: ResolvedArm, result: Mapping[str, Any]) -> ResolvedArm:

@@ -69,7 +69,7 @@ def _only_adds(driver: sqlite3.Connection, run: str, attempt: int, first_step: i
     latest, kind, resumed_from = driver.execute(
         "SELECT attempt, kind, resumed_from FROM attempts WHERE run = ? ORDER BY attempt DESC LIMIT 1", (run,)
     ).fetchone() or (attempt, AttemptKind.TRAIN, None)
-    if latest != attempt or kind == AttemptKind.EVALUATE:
+    if latest != attempt or kind != AttemptKind.TRAIN:
         return False
     return bool(attempt == 1 or first_step > (resumed_from or 0))
 

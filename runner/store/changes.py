@@ -112,6 +112,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
         "action": verdict.action,
         "rule": verdict.rule,
         "reason": verdict.reason,
+        "probe_every_steps": verdict.probe_every_steps,
         "as_of": dict(verdict.as_of),
         "findings": [
             {

@@ -56,7 +56,8 @@ def join(attempts: Iterable[AttemptPoints]) -> Joined:
 def read_curves(
     connection: Connection, run: str, names: Sequence[str] | None = None, *, begun_only: bool = False
 ) -> dict[str, Joined]:
-    """Every curve of a run, or those named. An evaluation cuts nothing off: it only adds what was missing.
+    """Every curve of a run, or those named. An evaluation or an autopsy cuts nothing off: it only adds what was
+    missing.
 
     `begun_only` leaves out attempts that have neither announced a resume nor written one of these metrics: where they
     begin, and what they cut off, nobody knows yet.
@@ -95,6 +96,6 @@ def _starting_steps(connection: Connection, run: str) -> dict[int, int]:
     rows = driver_of(connection).execute("SELECT attempt, kind, resumed_from FROM attempts WHERE run = ?", (run,))
     everything = 2**62
     return {
-        attempt: everything if kind == AttemptKind.EVALUATE else (resumed_from or 0)
+        attempt: everything if kind != AttemptKind.TRAIN else (resumed_from or 0)
         for attempt, kind, resumed_from in rows
     }

@@ -25,6 +25,8 @@ class StoredAttempt:
     identity: ProcessIdentity | None
     resumed_from: int | None
     stop_reason: str | None
+    probe_every_steps: int | None
+    suspected: Mapping[str, Any] | None
     exit: Mapping[str, Any] | None
     created: float
     started: float | None
@@ -32,7 +34,11 @@ class StoredAttempt:
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """One row of `runs` with its latest attempt. `run` is its folder below the home, `id` its 8 hex digits."""
+    """One row of `runs` with its latest attempt. `run` is its folder below the home, `id` its 8 hex digits.
+
+    `autopsy_attempt` is the number of an autopsy that a person asked for and that has not ended: while there is no
+    attempt of that number it waits for a slot.
+    """
 
     run: str
     study: str
@@ -56,17 +62,21 @@ class StoredRun:
     stop_wanted: str | None
     resume_from: str | None
     overridden: tuple[str, ...]
+    generation: int
+    parent: str | None
+    initial_checkpoint: Mapping[str, Any] | None
+    autopsy_attempt: int | None
     attempt: StoredAttempt | None
 
 
 _RUN_COLUMNS = (
     "run", "study", "arm", "seed", "arm_order", "launch", "priority", "wave", "retries_used", "arm_document",
     "snapshot", "provenance", "id", "steps_total", "state", "rule", "reason", "health", "verdict", "stop_wanted",
-    "resume_from", "overridden",
+    "resume_from", "overridden", "generation", "parent", "initial_checkpoint", "autopsy_attempt",
 )  # fmt: skip
 _ATTEMPT_COLUMNS = (
-    "attempt", "kind", "phase", "lease", "slot", "identity", "resumed_from", "stop_reason", "exit", "created",
-    "started",
+    "attempt", "kind", "phase", "lease", "slot", "identity", "resumed_from", "stop_reason", "probe_every_steps",
+    "suspected", "exit", "created", "started",
 )  # fmt: skip
 _QUERY = (
     f"SELECT {', '.join(f'r.{name}' for name in _RUN_COLUMNS)}, {', '.join(f'a.{name}' for name in _ATTEMPT_COLUMNS)} "
@@ -77,13 +87,14 @@ _QUERY = (
 _OPEN_STATES = tuple(str(state) for state in RunState if state not in ENDED)
 _IS_OPEN = (
     f"(r.state IN ({', '.join('?' * len(_OPEN_STATES))}) "  # finds them by index
+    "OR r.autopsy_attempt IS NOT NULL "
     "OR (r.state = 'lost' AND a.phase IN ('silent', 'live', 'ended')))"
 )
 
 
 def open_runs(connection: Connection, only: Collection[str] | None = None) -> tuple[StoredRun, ...]:
-    """Runs that are waiting or on a slot, in the order of the queue, and lost ones that may report again or whose end
-    came to light.
+    """Runs that are waiting or on a slot, in the order of the queue, ended ones with an autopsy to come, and lost ones
+    that may report again or whose end came to light.
 
     `only` narrows them to these run folders.
     """
@@ -106,7 +117,7 @@ def _read(connection: Connection, condition: str, values: Sequence[Any]) -> tupl
 
 def _run(row: Sequence[Any]) -> StoredRun:
     found = dict(zip(_RUN_COLUMNS, row, strict=False))
-    for name in ("arm_document", "snapshot", "provenance", "verdict", "overridden"):
+    for name in ("arm_document", "snapshot", "provenance", "verdict", "overridden", "initial_checkpoint"):
         found[name] = stored_document(found[name])
     found["state"] = RunState(found["state"])
     found["overridden"] = tuple(found["overridden"])
@@ -122,6 +133,7 @@ def _attempt(row: Sequence[Any]) -> StoredAttempt:
         slot=slot_from_json(stored_document(found.pop("slot"))),
         identity=None if identity is None else ProcessIdentity(**identity),
         exit=stored_document(found.pop("exit")),
+        suspected=stored_document(found.pop("suspected")),
         **found,
     )
 

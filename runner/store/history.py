@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Connection, func, select
 
 from runner.store import tables
-from runner.store.opening import driver_of
+from runner.store.opening import driver_of, stored_document
 from runner.store.outbox import BY_THE_TRAINER
 
 
@@ -51,6 +52,14 @@ def newest_stop(connection: Connection, run: str) -> tuple[str, str]:
     )
     row = driver_of(connection).execute(query, (run, BY_THE_TRAINER)).fetchone()
     return ("", "") if row is None else (row[0].removeprefix("stopping").strip("()"), row[1])
+
+
+def evaluation_before(connection: Connection, run: str, attempt: int) -> dict[str, Any] | None:
+    """The exit record of the final evaluation that an attempt came after; None when it came after something else."""
+    query = "SELECT exit FROM attempts WHERE run = ? AND attempt = ? AND kind = 'evaluate' AND exit IS NOT NULL"
+    row = driver_of(connection).execute(query, (run, attempt - 1)).fetchone()
+    found: dict[str, Any] | None = None if row is None else stored_document(row[0])
+    return found
 
 
 def seconds_per_step(connection: Connection) -> dict[str, float]:

@@ -42,10 +42,11 @@ def require_home(home: Home) -> None:
 
 def _named_runs(driver: sqlite3.Connection) -> tuple[NamedRun, ...]:
     rows = driver.execute(
-        "SELECT run, id, study, arm, seed, superseded_by IS NOT NULL, state FROM runs "
+        "SELECT run, id, study, arm, seed, superseded_by IS NOT NULL, state, "
+        "autopsy_attempt IS NOT NULL FROM runs "
         "ORDER BY launch, seed, arm_order, generation"
     )
     return tuple(
-        NamedRun(run, identity, study, arm, seed, bool(superseded), state)
-        for run, identity, study, arm, seed, superseded, state in rows
+        NamedRun(run, identity, study, arm, seed, bool(superseded), state, bool(has_autopsy))
+        for run, identity, study, arm, seed, superseded, state, has_autopsy in rows
     )

@@ -18,7 +18,7 @@ from runner.store.database import open_writer
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One wish of a person: kind launch, stop or resume."""
+    """One wish of a person: kind launch, stop, resume, extend or autopsy."""
 
     id: int
     kind: str

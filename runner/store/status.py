@@ -43,6 +43,7 @@ class _Run(NamedTuple):
     best_step: int | None
     best_value: float | None
     superseded_by: str | None
+    autopsy_attempt: int | None
     changed: float
 
 
@@ -112,7 +113,7 @@ def _run(row: _Run, attempts: Sequence[_Attempt], series: Sequence[_Series], rej
         "arm": row.arm,
         "seed": row.seed,
         "generation": row.generation,
-        "parent": row.parent,
+        "parent": None if row.parent is None else row.parent.rpartition("-")[2],
         "state": f"{row.state}({row.rule})" if row.rule and state is not RunState.STOPPING else row.state,
         "health": row.health,
         "verdict": verdict,
@@ -122,6 +123,7 @@ def _run(row: _Run, attempts: Sequence[_Attempt], series: Sequence[_Series], rej
         "steps_total": row.steps_total,
         "slot": attempts[-1].slot if attempts and state is not RunState.QUEUED else None,
         "attempts": len(attempts),
+        "autopsy": _autopsy(row, attempts),
         "points": sum(one.points for one in series),
         "rejected_lines": rejected,
         "sync": attempts[-1].sync if attempts else "pending",
@@ -133,6 +135,13 @@ def _run(row: _Run, attempts: Sequence[_Attempt], series: Sequence[_Series], rej
         "started": attempts[0].started if attempts else None,
         "changed": row.changed,
     }
+
+
+def _autopsy(row: _Run, attempts: Sequence[_Attempt]) -> str | None:
+    """Of an autopsy that a person asked for: waiting or running; None when there is none, or it is over."""
+    if row.autopsy_attempt is None:
+        return None
+    return "running" if attempts and attempts[-1].attempt >= row.autopsy_attempt else "waiting"
 
 
 def _primary(row: _Run, latest: Mapping[str, float | str]) -> dict[str, Any] | None:
@@ -161,7 +170,7 @@ def _runs(driver: sqlite3.Connection, study: str | None) -> Iterator[_Run]:
     primary = "json_extract(arm_document, '$.primary.metric')"
     columns = ", ".join(primary if name == "primary" else name for name in _Run._fields)
     query = f"SELECT {columns} FROM runs"
-    order = " ORDER BY study, launch, seed, arm_order"
+    order = " ORDER BY study, launch, seed, arm_order, created"  # a rescued run stands behind its parent
     if study is None:
         return map(_Run._make, driver.execute(query + order))
     return map(_Run._make, driver.execute(f"{query} WHERE lower(study) = ?{order}", (study.lower(),)))

@@ -99,7 +99,9 @@ runs = Table(
     Column("stop_wanted", String),  # a person's wish, kept until it is carried out
     Column("resume_from", String),  # best | last: where the next attempt starts
     Column("overridden", JSON, nullable=False),  # rules a person has overruled for this run
-    Column("parent", String),
+    Column("parent", String),  # the run that this one was rescued from
+    Column("initial_checkpoint", JSON),  # {run, step} of the checkpoint that it begins with; NULL = new weights
+    Column("autopsy_attempt", Integer),  # number of an autopsy that a person asked for, until it has ended
     Column("superseded_by", String),
     Column("retries_used", Integer, nullable=False, server_default="0"),  # since a person last asked for an attempt
     Column("best_step", Integer),  # of the primary, kept with its points so that a status need not read them
@@ -123,6 +125,8 @@ attempts = Table(
     Column("identity", JSON),  # of its supervisor
     Column("resumed_from", Integer),
     Column("stop_reason", String),
+    Column("probe_every_steps", Integer),  # cadence of extra validations that it is asked for; NULL = none
+    Column("suspected", JSON),  # {rule, reason} of what is wrong with its process, once that may stop it
     Column("exit", JSON),
     Column("failure", String),  # class of the failure that ended it, NULL for any other end
     Column("before", JSON),  # what its slot looked like before its start: GPU memory in use, MiB by UUID
@@ -237,7 +241,7 @@ requests = Table(
     METADATA,
     Column("id", Integer, primary_key=True),
     Column("time", Float, nullable=False),
-    Column("kind", String, nullable=False),  # launch | stop | resume | extend
+    Column("kind", String, nullable=False),  # launch | stop | resume | extend | autopsy
     Column("payload", JSON, nullable=False),
 )
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("runner", "provisioning")
 EFFECTS = (
     "runner/accept.py",
+    "runner/control_file.py",
     "runner/controller.py",
     "runner/detach.py",
     "runner/follow.py",
@@ -50,6 +51,7 @@ LAUNCH = (
     "runner/store/upgrade.py",
     "runner/store/migrations/versions/r0001_first.py",
     "runner/store/migrations/versions/r0002_autonomy.py",
+    "runner/store/migrations/versions/r0003_acting.py",
 )
 """Where the launch command touches the world."""
 
