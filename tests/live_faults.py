@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -304,14 +305,17 @@ def healthy30(scene: Scene) -> list[Told]:
     names = [f"{name}-s{SEEDS * scene.seed + at}" for name in HEALTHY for at in range(SEEDS)]
     runs = scene.until_ended(*names, deadline_s=3600)
     for run in runs:
-        if run["rule"] or run["state"] != "finished":
+        if run["state"] != "finished":
             print(f"    {run['arm']}-s{run['seed']}: {run['state']}, {run['health']}, {run['rule']}: {run['reason']}")
     stops = sum(run["state"].startswith("aborted") for run in runs)
-    warned = sum(run["health"] != "ok" for run in runs)
+    warned = Counter(
+        one["evidence"].get("metric", one["detector"]) for run in runs for one in run["verdict"]["findings"]
+    )
     finished = sum(run["state"] == "finished" for run in runs)
     ends = [run["primary"]["value"] / run["primary"]["best"] - 1 for run in runs if run["state"] == "finished"]
     found = (
-        f"{stops} aborts of {len(runs)} runs; {bound(stops, len(runs))}; {finished} finished, {warned} were warned of, "
+        f"{stops} aborts of {len(runs)} runs; {bound(stops, len(runs))}; {finished} finished, warned of "
+        f"for {', '.join(f'{name} {count}' for name, count in warned.most_common()) or 'nothing'}; "
         f"the worst ended {100 * max(ends, default=0):.1f} % above its best {PRIMARY['metric']}"
     )
     took = f"{time.monotonic() - began:.0f} s"
@@ -347,7 +351,7 @@ def play(name: str, folder: Path, seed: int, times: int = 1) -> list[Told]:
 def say(told: Told) -> None:
     """One line."""
     word = "ok  " if told.is_right else "FAIL"
-    wanted = "" if told.found == told.wanted else f", wanted {told.wanted}"
+    wanted = "" if told.is_right else f", wanted {told.wanted}"
     what = f"{told.fault}: injected at {told.injected}: {told.found}{wanted}"
     print(f"{word} {what}; after {told.after}, allowed {told.allowed}", flush=True)
 

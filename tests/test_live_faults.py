@@ -40,7 +40,7 @@ def test_a_nan_is_seen_at_once_and_a_suspended_training_is_seen_and_forgiven(tmp
 def test_a_fault_that_is_called_something_else_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(live_faults.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(tmp_path))
     # The words of a full disk under the name of a lost peer.
     monkeypatch.setattr(live_faults, "RECORDED", {"nccl": ("nccl__remote_error", 0), "odd": ("exit__odd", 0)})
     monkeypatch.setattr(live_faults, "STDERR", tmp_path)

@@ -31,6 +31,7 @@ CODES = {
     "disk_full__trainer": 70,
     "exit__command_not_found": 127,
     "host_oom__trainer": 70,
+    "host_oom__trainer_onednn": 70,
     "killed__shell": 137,
 }
 SIGNALS = {"crashed__segfault": 11, "host_oom__bad_alloc": 6, "killed__keyboard": 2}

@@ -87,6 +87,12 @@ RULES: tuple[Rule, ...] = (
         r"\[Errno 12\]|\(os error 12\)|\bstd::bad_alloc\b",
     ),
     _raised("host_oom", r"^(?:[\w.]+\.)?_?(?:Array)?MemoryError\b"),
+    _raised(
+        "host_oom",
+        r"^RuntimeError: could not create a primitive$",
+        hint="oneDNN does not say why: in a process that had worked it is memory that it cannot get, in a first step it "
+        "may be a CPU that its kernels do not suit",
+    ),
     _said(
         "nccl",
         r"\bncclInvalid(?:Usage|Argument)\b|\bDuplicate GPU detected\b",

@@ -105,7 +105,7 @@ def _spoil_batches(plan_file: Path) -> None:
         return _without_numbers(found) if asked.get("nan_at") == step else found
 
     Batches.batch = batch  # type: ignore[method-assign]
-    os.fsync = _slow(os.fsync, plan)
+    os.fsync = _slow(os.fsync, plan)  # type: ignore[assignment]
 
 
 def _slow(flush: Callable[[Any], None], plan: Callable[[], dict[str, Any]]) -> Callable[[Any], None]:

@@ -89,8 +89,15 @@ class Scene(Lab):
             (hurry / "sitecustomize.py").write_text(CLOCK.format(times=self.times))
         environment |= {"RUNNER_HOME": str(self.home), "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{hurry}"}
         command = [sys.executable, "-P", "-m", "runner.cli", *map(str, arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": self.folder}
-        return subprocess.Popen(command, env=environment, **pipes, **options)
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
 
     def clean_up(self) -> None:
         """Leave nothing alive; where all has ended there is nothing to stop."""
