@@ -14,6 +14,7 @@ from reports.budgets import Reading, equal_samples, equal_steps, equal_time
 from reports.completeness import remarks
 from reports.contention import Busyness, busyness
 from reports.intervals import Interval, hierarchical_bootstrap, holm, paired_bootstrap, sign_flip
+from reports.lineage import dependence
 from reports.pairing import Pair, pairing, seed_floor
 from reports.readings import mean, paired_differences, run_label, scores_at
 from reports.study import PrimaryView, StudyView
@@ -120,7 +121,8 @@ def _contrast(study: StudyView, primary: PrimaryView, arm: str, baseline: str, b
 def _remarks(pairs: Sequence[Pair]) -> list[str]:
     """What to know of the runs behind a difference; each run once."""
     runs = {run.run: run for pair in pairs for run in (pair.arm, pair.baseline)}
-    return [f"of {run_label(run)}: {text}" for run in runs.values() for text in remarks(run)]
+    told = [(run, text) for run in runs.values() for text in (dependence(run), *remarks(run)) if text]
+    return [f"of {run_label(run)}: {text}" for run, text in told]
 
 
 def _interval(study: str, pairs: Sequence[Pair], metric: str) -> Interval | None:

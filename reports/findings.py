@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from reports.contrasts import WITHIN, Contrast
+from reports.lineage import dependent
 from reports.overlap import Overlap, apart
 from reports.readings import is_complete, last, run_label, state_of
 from reports.study import RunView, StudyView
@@ -141,6 +142,12 @@ def cannot_be_said(study: StudyView, found: tuple[Contrast, ...], shared: tuple[
             f"{some(early)} ended early: read at the last common step where there is one, and no result; a failure or "
             "an abort is not a score."
         )
+    rescued = dependent(study)
+    if rescued:
+        limits.append(
+            f"Rescued runs share their first steps with the runs they come from ({some(rescued)}): such a pair is no "
+            "independent evidence, and a rescue shows what its changes did after one collapse, not how its arm trains."
+        )
     waiting = [run_label(run) for run in study.runs if state_of(run) not in ENDED_EARLY | {"finished"}]
     if waiting:
         limits.append(f"{listed(waiting)} {'is' if len(waiting) == 1 else 'are'} not done: these numbers will change.")
@@ -169,7 +176,7 @@ def headline(study: StudyView, found: tuple[Contrast, ...]) -> list[str]:
 
 def _newest_abort(run: RunView) -> str:
     """The rule of the last abort that nobody overruled."""
-    aborts = (one.rule for one in reversed(run.verdicts) if one.action == "abort" and one.rule not in run.overridden)
+    aborts = (one.rule for one in reversed(run.verdicts) if one.is_stop and one.rule not in run.overridden)
     return next(aborts, "")
 
 

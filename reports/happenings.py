@@ -18,7 +18,7 @@ from reports.wording import number
 MOST_TOLD = 40
 ORDINARY = frozenset({"queued", "placed", "staging", "starting", "running", "finished"})
 OTHER_STATES = frozenset({"stopping", "aborted", "failed", "lost", "preempted", "cancelled"})
-REMARKS = frozenset({"warning", "trouble", "stop", "extended", "amended", "metrics_restarted"})
+REMARKS = frozenset({"warning", "trouble", "stop", "extended", "amended", "metrics_restarted", "rescue"})
 _PRELUDES = frozenset({"stopping", "extended"})  # the change that follows them gives the same reason
 _LAST_SECOND = 253402300799  # of the year 9999
 

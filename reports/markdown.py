@@ -24,6 +24,7 @@ from reports.figure_plan import figure_plan
 from reports.findings import better_is, cannot_be_said, ended_early, headline, states
 from reports.happenings import happenings
 from reports.labels import labels
+from reports.lineage import rescues
 from reports.overlap import apart, overlaps
 from reports.readings import run_label
 from reports.reproduction import relaunch
@@ -79,6 +80,7 @@ def render(study: StudyView) -> dict[str, str]:
         "attempts": sections.attempts_table(study),
         "policy": _policy(study),
         "overruled": sections.overruled_rules(study),
+        "rescues": rescues(study),
         "verdicts": sections.verdicts_table(study),
         "autopsies": autopsies(study),
         "labels": labels(study),
@@ -132,7 +134,8 @@ def _short(name: str) -> str:
 
 
 def _ended(study: StudyView) -> list[str]:
-    early = [f"{run_label(run)} ({run.run}): {sections.told_state(run)}" for run in study.runs if ended_early(run)]
+    ended = [run for run in study.runs if ended_early(run)]
+    early = [f"{run_label(run)} ({run.run}): {sections.told_state(study, run)}" for run in ended]
     return [*early, *(f"{name}: superseded by a newer generation" for name in study.superseded)]
 
 

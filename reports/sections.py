@@ -15,6 +15,7 @@ from reports.contrasts import Contrast
 from reports.differences import differences, ineffective
 from reports.findings import better_is, ending, reading
 from reports.intervals import Interval
+from reports.lineage import origin, rescue, rescue_label
 from reports.overlap import Overlap
 from reports.protocols import protocol_values, protocols_of
 from reports.readings import calibration, curve, last, run_label
@@ -52,7 +53,7 @@ def runs_table(study: StudyView) -> Table:
     header = ["run", "id", "title", "state", "health", "step", *values, "parameters", "points", "rejected lines"]
     rows = [
         [
-            run_label(run), run.run, run.title, told_state(run), run.health, steps_read(run),
+            run_label(run), run.run, run.title, told_state(study, run), run.health, steps_read(run),
             *([_last_text(run, metric), _best_text(run)] if metric else []),
             f"{run.parameters:,}" if run.parameters is not None else NOT_AVAILABLE, str(run.points),
             str(run.rejected_lines),
@@ -62,9 +63,9 @@ def runs_table(study: StudyView) -> Table:
     return _without_empty(Table(header, rows), {"parameters"})
 
 
-def told_state(run: RunView) -> str:
+def told_state(study: StudyView, run: RunView) -> str:
     """How a run ended, with what a reader must know beside it."""
-    return "; ".join([ending(run), *remarks(run)])
+    return "; ".join(text for text in (ending(run), origin(run), rescue(study, run), *remarks(run)) if text)
 
 
 def reference_levels(study: StudyView) -> str:
@@ -188,7 +189,7 @@ def verdicts_table(study: StudyView) -> Table:
     rows = [
         [
             run_label(run), str(verdict.attempt or NOT_AVAILABLE), str(verdict.step), verdict.rule,
-            _action(run, index), verdict.reason, _evidence(verdict),
+            _action(study, run, index), verdict.reason, _evidence(verdict),
         ]
         for run in study.runs
         for index, verdict in enumerate(run.verdicts)
@@ -292,14 +293,15 @@ def _without_empty(table: Table, optional: Set[str]) -> Table:
     return Table([table.header[index] for index in kept], [[row[index] for index in kept] for row in table.rows])
 
 
-def _action(run: RunView, index: int) -> str:
+def _action(study: StudyView, run: RunView, index: int) -> str:
     """What became of a verdict; one of an overruled rule says so, or the same verdict would seem to stand twice."""
     verdict = run.verdicts[index]
     if verdict.rule not in run.overridden:
-        return verdict.action
-    if verdict.action == "abort":
-        return "abort, overruled by a person"
-    aborted_before = any(one.rule == verdict.rule and one.action == "abort" for one in run.verdicts[:index])
+        follower = rescue_label(study, run) if verdict.action == "rescue" else ""
+        return f"rescue, as {follower}" if follower else verdict.action
+    if verdict.is_stop:
+        return f"{verdict.action}, overruled by a person"
+    aborted_before = any(one.rule == verdict.rule and one.is_stop for one in run.verdicts[:index])
     return f"{verdict.action} only: the rule was off" if aborted_before else verdict.action
 
 

@@ -80,7 +80,7 @@ class EventView:
 
 @dataclass(frozen=True, slots=True)
 class VerdictView:
-    """A verdict of the judge with its evidence. `action` is shadow, warn, abort or verdict_only."""
+    """A verdict of the judge with its evidence. `action` is shadow, warn, abort, rescue or verdict_only."""
 
     rule: str
     action: str
@@ -88,6 +88,22 @@ class VerdictView:
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 0
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether it ended the training, for good or to let another run go on from there."""
+        return self.action in ("abort", "rescue")
+
+
+@dataclass(frozen=True, slots=True)
+class OriginView:
+    """The checkpoint of another run that a rescued one began with: the run's id, what tables call it (`B-s0`), the step
+    of the checkpoint, and the declared changes with which the training went on."""
+
+    run: str
+    label: str
+    step: int
+    changes: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +114,8 @@ class RunView:
     `images` maps (step, variant) to {sample id: absolute path of a PNG}. `metas` maps a step to its meta.json.
     `best` is (step, value) of the primary. `baseline` names the arm that this one is read against. `overridden` are the
     rules whose abort a person has overruled. `steps_total` is 0 when no budget is known. `autopsy` is the content of
-    the run's autopsy.json, empty when that file cannot be read, None when there is none.
+    the run's autopsy.json, empty when that file cannot be read, None when there is none. `parent` is where a rescued
+    run comes from, None for a run with first weights of its own.
     """
 
     run: str
@@ -132,6 +149,7 @@ class RunView:
     code_hash: str = ""
     overridden: tuple[str, ...] = ()
     autopsy: Mapping[str, Any] | None = None
+    parent: OriginView | None = None
 
 
 @dataclass(frozen=True, slots=True)

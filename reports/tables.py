@@ -26,6 +26,7 @@ RUNS = (
     "run", "arm", "seed", "generation", "baseline", "kind", "state", "reason", "health", "step", "steps_total",
     "final_step", "final", "best_step", "best", "parameters", "flops_per_sample", "samples_per_step",
     "images_per_s", "steps_per_s", "throughput_note", "points", "rejected_lines", "attempts", "code_hash",
+    "parent", "parent_step",
 )  # fmt: skip
 CONTRASTS = (
     "arm", "baseline", "metric", "direction", "paired_seeds", "arm_steps", "baseline_steps", "delta", "low", "high",
@@ -137,6 +138,7 @@ def _run_row(study: StudyView, run: RunView, busy: Busyness) -> tuple[Any, ...]:
         "" if run.parameters is None else run.parameters, exact(run.flops_per_sample),
         "" if (samples := samples_per_step(run)) is None else samples, exact(speed.images_per_s),
         exact(speed.steps_per_s), speed.note, run.points, run.rejected_lines, len(run.attempts), run.code_hash,
+        *(("", "") if run.parent is None else (run.parent.run, run.parent.step)),
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "runs": (
         "run", "arm", "seed", "generation", "superseded_by", "baseline", "title", "state", "rule", "reason", "health",
         "step", "steps_total", "primary", "last_step", "last", "best_step", "best", "points", "rejected_lines",
-        "attempts", "code_hash", "created", "changed", "overridden",
+        "attempts", "code_hash", "created", "changed", "overridden", "parent", "parent_step",
     ),
     "attempts": (
         "run", "attempt", "kind", "phase", "host", "slot", "resumed_from", "stop_reason", "cause", "exit_code",
@@ -42,7 +42,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The tables and their columns. Times are seconds since the epoch, memory is MiB; `run` is the id of 8 hex digits.
 
-`overridden` is a JSON list of the rules that a person has overruled for a run, None without any.
+`overridden` is a JSON list of the rules that a person has overruled for a run, None without any. `parent` is the run
+that a rescued one goes on from and `parent_step` the step of the checkpoint that it began with, else None.
 """
 
 
@@ -96,7 +97,7 @@ def _ordered_runs(connection: Connection, study: str) -> list[Row[Any]]:
     query = (
         select(runs.c.run, runs.c.id, runs.c.superseded_by)
         .where(runs.c.study == study)
-        .order_by(runs.c.arm_order, runs.c.seed, runs.c.generation)
+        .order_by(runs.c.arm_order, runs.c.seed, runs.c.created)
     )
     return list(connection.execute(query))
 
@@ -145,6 +146,7 @@ def _runs(connection: Connection, study: str) -> Iterator[Values]:
             row.arm_document.get("title"), row.state, row.rule or None, row.reason, row.health, step, row.steps_total,
             primary, *last, *best, points, _rejected(connection, row.run), len(_starts(connection, row.run)),
             row.snapshot.get("hash"), row.created, row.changed, _json(row.overridden or None),
+            None if row.parent is None else row.parent[-8:], (row.initial_checkpoint or {}).get("step"),
         )  # fmt: skip
 
 
@@ -182,7 +184,7 @@ def _attempts(connection: Connection, study: str) -> Iterator[Values]:
         .join(attempts, attempts.c.run == runs.c.run)
         .join(leases, leases.c.id == attempts.c.lease)
         .where(runs.c.study == study)
-        .order_by(runs.c.arm_order, runs.c.seed, runs.c.generation, attempts.c.attempt)
+        .order_by(runs.c.arm_order, runs.c.seed, runs.c.created, attempts.c.attempt)
     )
     for row in _streamed(connection, query):
         ended = row.exit or {}

@@ -228,6 +228,40 @@ def any_script(bench: Bench) -> None:
     require(exploded["state"] in ("aborted(explosion)", "aborted(non_finite)"), "the exploding variant is aborted")
 
 
+def published(bench: Bench) -> None:
+    """The published arms, replayed: B is warned at 3500 and stopped by 4000, the others never, at any scale."""
+    levels = bench.run(".venv/bin/python", "-c", "from runner.judge import LEVEL_NAMES; print(*LEVEL_NAMES)").split()
+    scalings = ["1", *(f"{name}{factor}" for factor in ("0.7", "1.3") for name in ("", *(f"{one}=" for one in levels)))]
+    stops: dict[str, int] = {}
+    for scaling in scalings:
+        told = bench.run(
+            ".venv/bin/runner",
+            "backtest",
+            "tests/data/published_checkpoints.json",
+            "--json",
+            "--scale-thresholds",
+            scaling,
+        )
+        arms = {one["arm"][0]: one for one in json.loads(told)}
+        require(all(arms[name]["action"] in ("none", "warn") for name in "ACD"), f"A, C, D go on at {scaling}")
+        if scaling == "1":
+            b = arms["B"]
+            bench.notes["B"] = {key: b[key] for key in ("warn_step", "step", "rule", "hours_saved")}
+            require(b["warn_step"] == 3500 and b["action"] == "abort" and b["step"] <= 4000, "B is seen coming")
+            require(b["hours_saved"] >= 20.0, "and twenty hours are saved")
+        stops[scaling] = arms["B"]["step"] if arms["B"]["action"] == "abort" else -1
+    bench.notes["B_stopped_at"] = sorted(set(stops.values()))
+    bench.notes["scalings"] = len(scalings)
+
+
+def autopsy(bench: Bench) -> None:
+    """Planted causes are each named by the autopsy, and a clean run answers that nothing was reproduced."""
+    out = bench.run(".venv/bin/python", "-m", "pytest", "tests/test_trainer_autopsy.py", "-v", limit_s=1800)
+    bench.notes["tests"] = [
+        line.split("::")[1].split(" ")[0] for line in out.splitlines() if "::" in line and "PASSED" in line
+    ]
+
+
 def identity(bench: Bench) -> None:
     """Launching twice starts nothing; words change nothing; one changed arm is one new generation."""
     bench.runner("launch", *QUICKSTART[:2], *SHORT, home="twice")
@@ -459,6 +493,8 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "resume": (resume, ("trainer", "pyproject.toml", "tests")),
     "identity": (identity, PRODUCT),
     "kill": (kill, PRODUCT),
+    "published": (published, ("runner/judge", "runner/commands/backtest.py", "tests/data/published_checkpoints.json")),
+    "autopsy": (autopsy, ("trainer", "tests/test_trainer_autopsy.py")),
     "hot_lr": (hot_lr, PRODUCT),
     "check": (check, (*PRODUCT, "tests", "README.md", "CONTRIBUTING.md")),
     "demo": (demo, PRODUCT),

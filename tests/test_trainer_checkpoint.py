@@ -180,7 +180,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_another_run_is_not_resumed() -> None:
     checkpoint.require_same_run(STATE, DOCUMENT)
-    free = tiny_config(log_every=3, device="cpu", checkpoint={"keep": {"last": 5}})
+    free = tiny_config(log_every=3, device="cpu", checkpoint={"keep": {"last": 5}}, indicators={"enabled": False})
     checkpoint.require_same_run(STATE, Document(free, 3, "other name"))
     other = tiny_config(batch=8, optimizer={"lr": 0.5})
     with pytest.raises(ConfigError, match=r"keys: seed, batch, optimizer\.lr"):

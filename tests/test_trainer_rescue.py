@@ -65,7 +65,12 @@ def optimizer_of(run_dir: Path, step: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "block",
-    [tiny(), EVERYTHING, tiny(log_every=3), tiny(repa=ALIGNED, ema={"every": 3, "half_lives": [0.1, 0.4]})],
+    [
+        tiny(indicators={"every": 2}),
+        EVERYTHING,
+        tiny(log_every=3),
+        tiny(repa=ALIGNED, ema={"every": 3, "half_lives": [0.1, 0.4]}),
+    ],
     ids=["plain", "everything", "log3", "aligned"],
 )
 @pytest.mark.parametrize("at", [4, 6])

@@ -13,7 +13,7 @@ from trainer.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, TrainerError
 
 _USAGE = """usage: python -m trainer COMMAND …
 
-  train CONFIG --run-dir DIR [--attempt N] [--resume [--from-step N] | --from-run DIR --from-step N] [--stop-after N]
+  train CONFIG --run-dir DIR [--attempt N] [--stop-after N] [--resume [--from-step N] | --from-run DIR --from-step N]
                                                                          train one run
   check CONFIG | check --json                                            is a configuration usable, how large is it
   evaluate RUN_DIR …                                                     full validation of a checkpoint

@@ -20,6 +20,7 @@ from reports.study import (
     EventView,
     LintView,
     NeighbourView,
+    OriginView,
     PrimaryView,
     RunView,
     Score,
@@ -43,7 +44,7 @@ def build_study_view(connection: Connection, home: Home, study: str) -> StudyVie
         raise UsageError(f"there is no study {study!r}; next: runner status")
     runs = tables.runs
     rows = connection.execute(
-        select(runs).where(runs.c.study == study).order_by(runs.c.arm_order, runs.c.seed, runs.c.generation)
+        select(runs).where(runs.c.study == study).order_by(runs.c.arm_order, runs.c.seed, runs.c.created)
     ).all()
     primary = stored.document.get("primary")
     views = tuple(_run(connection, home, row) for row in rows if row.superseded_by is None)
@@ -104,17 +105,30 @@ def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
         code_hash=row.snapshot["hash"],
         overridden=tuple(row.overridden),
         autopsy=_autopsy(folder),
+        parent=_origin(row, arm),
     )
 
 
+def _origin(row: Row[Any], arm: ResolvedArm) -> OriginView | None:
+    """Where a rescued run comes from; the folder of that run ends in its name and its id."""
+    if row.parent is None:
+        return None
+    label, _, identifier = row.parent.rpartition("/")[2].rpartition("-")
+    return OriginView(identifier, label, row.initial_checkpoint["step"], tuple(arm.policy.rescue.changes.items()))
+
+
 def _held_out_remarks(rows: Sequence[Row[Any]], views: Sequence[RunView]) -> Iterable[LintView]:
-    """What only the validations of the runs could tell: held-out samples that were training samples."""
+    """What only the validations of the runs could tell: held-out samples that were training samples. A rescued run has
+    the data of the one it comes from, so that would say the same twice."""
+    rows = [row for row in rows if row.superseded_by is None and row.parent is None]
     shared: dict[str, int] = {}
     for view in views:
+        if view.parent is not None:
+            continue
         counts = [int(meta.get("train_ids_overlap", 0)) for meta in view.metas.values()]
         arm = f"{rows[0].study}/{view.arm}"
         shared[arm] = max([shared.get(arm, 0), *counts])
-    arms = {row.arm: from_json(row.arm_document) for row in rows if row.superseded_by is None}
+    arms = {row.arm: from_json(row.arm_document) for row in rows}
     return (remark for remark in lint(list(arms.values()), training_ids_in_eval=shared) if remark.rule == "F05")
 
 

@@ -21,6 +21,7 @@ from reports.study import (
     Curve,
     EventView,
     LintView,
+    OriginView,
     PrimaryView,
     RunView,
     Score,
@@ -36,6 +37,7 @@ CALIBRATION = {
     "recon_rmse": dict(zip(LEVELS, (0.0, 0.118, 0.171, 0.312, 0.437, 1.12), strict=True)),
     "recon_lpips": dict(zip(LEVELS, (0.0, 0.03, 0.09, 0.171, 0.184, 0.169), strict=True)),
 }
+RESCUE_CHANGE = ("trainer.optimizer.lr", 1e-3)
 STREAMS = {"text": 0.031, "cls": 0.012, "patches": 0.094, "pose": 0.0002}
 
 
@@ -136,6 +138,31 @@ def autopsied_study(**changes: Any) -> StudyView:
     study = quickstart()
     runs = (replace(run, autopsy=made_autopsy(**changes)) if run.arm == "B" else run for run in study.runs)
     return replace(study, runs=tuple(runs))
+
+
+def rescued_study(arm: str = "B", step: int = 300, stop: int = STEPS) -> StudyView:
+    """The quickstart with a run that goes on from a checkpoint of the first run of `arm`, with another rate."""
+    study = quickstart()
+    place, parent = next((index, run) for index, run in enumerate(study.runs) if run.arm == arm)
+    plan = Plan(f"{arm}-rescue1", parent.seed, 0.201, 0.084, 200.0, stop, (*parent.changes, RESCUE_CHANGE))
+    made = made_run(plan, None)
+    curves = {name: _from(found, step) for name, found in made.curves.items()}
+    child = replace(
+        made, title=f"{parent.title}, rescued at step {step}", baseline=parent.baseline or arm, curves=curves,
+        scores=tuple(score for score in made.scores if score.step >= step),
+        metas={at: meta for at, meta in made.metas.items() if at >= step},
+        points=sum(len(found.steps) for found in curves.values()),
+        parent=OriginView(parent.run, f"{arm}-s{parent.seed}", step, (RESCUE_CHANGE,)),
+    )  # fmt: skip
+    rescue = [replace(one, action="rescue") if one.is_stop else one for one in parent.verdicts]
+    runs = [*study.runs[:place], replace(parent, verdicts=tuple(rescue)), child, *study.runs[place + 1 :]]
+    return replace(study, runs=tuple(runs), superseded=())
+
+
+def _from(curve: Curve, step: int) -> Curve:
+    kept = [index for index, at in enumerate(curve.steps) if at >= step]
+    columns = (tuple(column[index] for index in kept) for column in (curve.steps, curve.values, curve.times))
+    return Curve(*columns, tuple(1 for _ in kept))
 
 
 def without_points(run: RunView, state: str, reason: str = "") -> RunView:
