@@ -44,10 +44,9 @@ class Comparing:
         return known[1]
 
     def scores(self, run: StoredRun, arm: ResolvedArm, series: Mapping[str, Series]) -> Scores:
-        """Per-sample scores of the primary (step -> sample -> value), once a warning makes them worth reading."""
-        warned = {one["detector"] for one in (run.verdict or {}).get("findings", ())}
+        """Per-sample scores of the primary: step -> sample -> value. Ask once a warning makes them worth reading."""
         newest = _newest(arm, series)
-        if arm.command is not None or arm.primary is None or newest is None or "regress" not in warned:
+        if arm.command is not None or arm.primary is None or newest is None:
             return {}
         known = self._scores.get(run.run)
         if known is None or newest > known[0]:

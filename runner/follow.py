@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,17 +322,15 @@ class Follow:
             siblings = self._comparing.siblings(connection, run, arm, series)
         if not series:
             return
-        verdict = judge(
-            series,
-            steps_total=run.steps_total,
-            primary=arm.primary,
-            policy=arm.policy,
+        judged = partial(
+            judge, series, steps_total=run.steps_total, primary=arm.primary, policy=arm.policy,
             events=[DeclaredEvent(step, name) for step, name in events],
-            loss_name=(arm.metrics or {}).get("loss"),
-            overridden=frozenset(run.overridden),
-            siblings=siblings,
-            paired=self._comparing.scores(run, arm, series),
-        )
+            loss_name=(arm.metrics or {}).get("loss"), overridden=frozenset(run.overridden), siblings=siblings,
+        )  # fmt: skip
+        verdict = judged()
+        # A late look, which meets a warning and an abort at once, must conclude what timely ones would have.
+        if any(one.detector == "regress" for one in verdict.findings):
+            verdict = judged(paired=self._comparing.scores(run, arm, series))
         if is_news(run.verdict, verdict):
             with self._session.transaction() as connection:
                 changes.add_verdict(connection, run.run, attempt.number, verdict, self._now())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -12,16 +13,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from runner.errors import EXIT_OK, SpecError, UsageError, Where
+from runner.errors import EXIT_OK, InfrastructureError, SpecError, UsageError, Where
 from runner.home import find_home
-from runner.judge import DETECTORS, LEVEL_NAMES
+from runner.judge import LEVEL_NAMES
 from runner.judge.backtest import ARMED, RecordedArm, Replay, replay_study
 from runner.judge.levels import Scaling, read_scaling
 from runner.judge.recorded import CurveMistake, read_curves_file
 from runner.records import Policy, Severity
 from runner.screen import printable
-from runner.spec.models import DEFAULT_DETECTORS
+from runner.spec.models import DEFAULT_DETECTORS, DETECTOR_NAMES
 from runner.spec.yaml12 import parse
 
 SEVERITIES = tuple(str(one) for one in Severity)
@@ -48,7 +50,7 @@ def backtest(
     ]
     results = [replay for _, replay in pairs]
     if as_json:
-        print(json.dumps([_document(one) for one in results], allow_nan=False))
+        print(json.dumps([_document(*pair) for pair in pairs], allow_nan=False))
         return EXIT_OK
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(results))
@@ -71,23 +73,29 @@ def _scaling(texts: tuple[str, ...]) -> Scaling:
 def _arms(home_path: Path | None, curves: str) -> tuple[list[RecordedArm], Policy | None]:
     """The arms, those of a study together, and the policy that a study of ours has."""
     path = Path(curves)
-    if path.is_file():
-        try:
-            arms = read_curves_file(path.read_text(encoding="utf-8"), path.stem)
-        except (CurveMistake, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: {error}") from None
-        order = {study: index for index, study in enumerate(dict.fromkeys(one.study for one in arms))}
-        return sorted(arms, key=lambda one: order[one.study]), None
-    if path.suffix or len(path.parts) > 1:
-        raise UsageError(f"there is no file {curves}; next: runner backtest STUDY, or the path of a file of curves")
+    if os.path.isfile(path):  # unlike the method, it takes a folder that may not be entered for one without the file
+        return _arms_of_file(path), None
     from runner.store.database import reading
     from runner.store.queries import require_home
     from runner.store.recorded import recorded_study
 
     home = find_home(home_path)
+    if os.sep in curves or (path.suffix and not home.database.is_file()):  # a study may have a dot in its name
+        raise UsageError(f"there is no file {curves}; next: runner backtest STUDY, or the path of a file of curves")
     require_home(home)
     with reading(home) as connection:
         return recorded_study(connection, home, curves)
+
+
+def _arms_of_file(path: Path) -> list[RecordedArm]:
+    try:
+        arms = read_curves_file(path.read_text(encoding="utf-8-sig"), path.stem)
+    except (CurveMistake, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InfrastructureError(f"{path} cannot be read: {error.strerror}") from None
+    order = {study: index for index, study in enumerate(dict.fromkeys(one.study for one in arms))}
+    return sorted(arms, key=lambda one: order[one.study])
 
 
 def _policy(text: str | None, own: Policy | None) -> Policy:
@@ -118,7 +126,7 @@ def _policy_of_file(path: Path) -> Policy:
         raise SpecError(Where(str(path), None, "policy"), "is no block of keys", allowed="detectors, tail")
     detectors = block.get("detectors", {})
     if not isinstance(detectors, Mapping):
-        raise SpecError(Where(str(path), None, "policy.detectors"), "is no block", allowed=tuple(DETECTORS))
+        raise SpecError(Where(str(path), None, "policy.detectors"), "is no block", allowed=DETECTOR_NAMES)
     tail = block.get("tail", Policy().tail)
     if isinstance(tail, bool) or not isinstance(tail, int | float) or not 0 <= tail < 1:
         raise SpecError(Where(str(path), None, "policy.tail"), f"{tail!r:.40} is not allowed", allowed="0 to below 1")
@@ -127,17 +135,19 @@ def _policy_of_file(path: Path) -> Policy:
 
 def _detectors(values: Mapping[str, Any], where: str) -> dict[str, str]:
     for name, severity in values.items():
-        if name not in DETECTORS:
-            close = get_close_matches(name, DETECTORS, n=1)
+        if name not in DETECTOR_NAMES:  # those of live processes have nothing to say about curves, and no harm in it
+            close = get_close_matches(str(name), DETECTOR_NAMES, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"{where}: {name!r:.60} is no detector; allowed: {', '.join(DETECTORS)}{hint}")
+            raise UsageError(f"{where}: {name!r:.60} is no detector; allowed: {', '.join(DETECTOR_NAMES)}{hint}")
         if severity not in SEVERITIES:
             raise UsageError(f"{where}: {name}: {severity!r:.60}; allowed: {', '.join(SEVERITIES)}")
     return dict(values)
 
 
-def _document(replay: Replay) -> dict[str, Any]:
+def _document(arm: RecordedArm, replay: Replay) -> dict[str, Any]:
     values = asdict(replay)
+    if arm.as_written is not None:
+        values["study"], values["arm"] = arm.as_written
     saved = replay.hours_saved
     return {**{key: values[key] for key in KEYS}, "hours_saved": None if saved is None else round(saved, 4)}
 
@@ -152,7 +162,7 @@ def _table(results: Sequence[Replay]) -> Table:
         table.add_column(name, justify="right" if name in ("warned at", "at step", "hours saved") else "left")
     for one in results:
         cells = [one.arm, one.verdict, one.action, _shown(one.warn_step), _shown(one.step), _hours(one.hours_saved)]
-        table.add_row(*(printable(cell) for cell in ([one.study] if several else []) + cells))
+        table.add_row(*(Text(printable(cell)) for cell in ([one.study] if several else []) + cells))
     return table
 
 

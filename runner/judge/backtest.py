@@ -42,6 +42,7 @@ class Label:
 class RecordedArm:
     """One arm as it was recorded: its curves under our names, its budget in steps, and the hours since its start by
     step, where they are known. Only arms of one `eval_set` are compared. `paired` are per-sample scores of the primary.
+    `as_written` are study and arm as the file has them, for a reader who looks them up there; None: as they are here.
     """
 
     study: str
@@ -56,6 +57,7 @@ class RecordedArm:
     overridden: frozenset[str] = frozenset()
     eval_set: str = ""
     paired: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    as_written: tuple[str | int, str | int] | None = None
 
     def hours_after(self, step: int) -> float | None:
         """Hours that the arm went on after `step`, from the last known time before it; None without times."""

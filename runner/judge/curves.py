@@ -40,16 +40,11 @@ class Curves:
         """The steps of declared changes of regime, ascending."""
         return sorted({event.step for event in self.events if event.event in REGIME_CHANGES})
 
-    def is_unsettled(self, step: int, regular_steps: Sequence[int] | None = None) -> bool:
+    def is_unsettled(self, step: int, regular_steps: Sequence[int]) -> bool:
         """Whether a declared change is so recent at `step` that a bump of the metrics is expected: for three regular
-        validations after it. `regular_steps` are those so far, ascending; without them those of the primary count."""
+        validations after it. `regular_steps` are those so far, ascending."""
         past = [change for change in self.regime_changes() if change < step]
-        if not past:
-            return False
-        if regular_steps is None:
-            assert self.primary is not None
-            regular_steps = self.series[self.primary.metric].steps
-        return sum(past[-1] < one <= step for one in regular_steps) <= EVENT_WINDOW
+        return bool(past) and sum(past[-1] < one <= step for one in regular_steps) <= EVENT_WINDOW
 
     def probes(self) -> Series | None:
         """The primary metric on the judge's own samples, if it was measured there: regular validations and probes."""
@@ -67,7 +62,10 @@ class Curves:
 
 def json_numbers(evidence: Mapping[str, Any]) -> dict[str, Any]:
     """The evidence as plain JSON: a number that overflowed is the string that non-finite values are everywhere."""
-    return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in evidence.items()
-    }
+    return {key: _json_number(value) for key, value in evidence.items()}
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_json_number(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -42,17 +42,31 @@ def detect(curves: Curves, levels: Levels) -> tuple[Finding, ...]:
     if primary is None or primary.metric not in curves.series or curves.steps_total is None:
         return ()
     sign = -1.0 if primary.direction == "max" else 1.0
-    for metric in (curves.probes(), curves.series[primary.metric]):
-        if metric is None:
-            continue
-        for step, found, jitter in _walk(Track(metric, sign), curves, levels):
-            if _is_pattern(found, jitter, levels):
-                return (_finding(metric.name, step, found, jitter),)
-    return ()
+    regular = curves.series[primary.metric]
+    counted = [point.step for point in evaluations(regular, curves.steps_total)]
+    # Probes may show the pattern sooner, but only of a run whose regular validations have left their best at all.
+    since_step = next((step for step, _, _ in _walk(Track(regular, sign), curves, levels, counted)), None)
+    if since_step is None:
+        return ()
+    tracks = [Track(one, sign) for one in (curves.probes(), regular) if one is not None]
+    patterns = [_first_pattern(track, curves, levels, counted, since_step) for track in tracks]
+    return tuple(sorted((one for one in patterns if one is not None), key=lambda one: one.step)[:1])
 
 
-def _walk(track: Track, curves: Curves, levels: Levels) -> Iterator[tuple[int, list[_Excursion], float]]:
-    """The excursions as they stand after each arrival, and the noise they are measured against."""
+def _first_pattern(
+    track: Track, curves: Curves, levels: Levels, counted: Sequence[int], since_step: int
+) -> Finding | None:
+    for step, found, jitter in _walk(track, curves, levels, counted):
+        if step >= since_step and _is_pattern(found, jitter, levels):
+            return _finding(track.series.name, step, found, jitter)
+    return None
+
+
+def _walk(
+    track: Track, curves: Curves, levels: Levels, counted: Sequence[int]
+) -> Iterator[tuple[int, list[_Excursion], float]]:
+    """The excursions as they stand after each arrival, and the noise they are measured against; `counted` are the steps
+    of the regular evaluations."""
     steps: list[int] = []
     values: list[float] = []
     errors: list[float] = []
@@ -66,7 +80,7 @@ def _walk(track: Track, curves: Curves, levels: Levels) -> Iterator[tuple[int, l
             continue
         best = min(best, values[-1])
         scale = unit_of(values)
-        if scale <= 0 or len(values) < JITTER_FEWEST or curves.is_unsettled(point.step):
+        if scale <= 0 or len(values) < JITTER_FEWEST or curves.is_unsettled(point.step, counted):
             continue
         if not found:
             jitter = max(JITTER_FLOOR, noise_before(values, values.index(best)) / scale, median(errors) / scale)

@@ -19,9 +19,9 @@ UNITS = 200
 
 def differences(before: Mapping[str, float], after: Mapping[str, float], sign: float = 1.0) -> list[float]:
     """after - before for every sample that both have as a finite value, in the order of the sample's name, times `sign`
-    (1 where lower is better, -1 where higher is)."""
-    pairs = ((before[name], after[name]) for name in sorted(before.keys() & after.keys()))
-    return [sign * (new - old) for old, new in pairs if math.isfinite(old) and math.isfinite(new)]
+    (1 where lower is better, -1 where higher is). A difference too large for a number is left out."""
+    found = (sign * (after[name] - before[name]) for name in sorted(before.keys() & after.keys()))
+    return [one for one in found if math.isfinite(one)]
 
 
 def sign_flip_p(pairs: Sequence[float]) -> float | None:
@@ -34,7 +34,7 @@ def sign_flip_p(pairs: Sequence[float]) -> float | None:
     largest = max(map(abs, pairs))
     if largest == 0:
         return 1.0
-    units = [round(UNITS * abs(pair) / largest) for pair in pairs]
+    units = [round(UNITS * (abs(pair) / largest)) for pair in pairs]
     observed = sum(unit if pair > 0 else -unit for unit, pair in zip(units, pairs, strict=True))
     ways = [1]  # ways[s]: in how many choices the flipped ones sum to s units
     for unit in units:

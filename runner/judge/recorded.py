@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,8 @@ CHECKPOINT_NAMES = {
     "grad_norm": "train/grad_norm",
 }
 METRIC = "val/metric"
+# Beyond it a step is no exact floating-point number any more, and shares of a budget mean nothing.
+LARGEST_STEP = 2**53
 _KEYS = frozenset(
     {
         "study", "arm", "steps_total", "events", "val_steps", "val_metric", "log_steps", "train_loss", "grad_norm",
@@ -43,14 +45,17 @@ def read_curves_file(text: str, study: str) -> list[RecordedArm]:
 
     Raises CurveMistake; nothing is skipped silently.
     """
-    stripped = text.strip()
-    if not stripped:
+    if not text.strip():
         raise CurveMistake("the file is empty; allowed: one JSON object of arms, or one arm a line")
     try:
-        document = json.loads(stripped)
-    except ValueError:
+        document = _parsed(text)
+    except ValueError as error:
+        if not _is_json(text.lstrip().partition("\n")[0]):
+            raise CurveMistake(f"no JSON ({error}); allowed: one JSON object of arms, or one arm a line") from None
         document = None
-    if isinstance(document, dict) and "val_metric" not in document and "log_steps" not in document:
+    if isinstance(document, dict) and document.keys().isdisjoint(("steps_total", "val_metric", "log_steps")):
+        if not document:
+            raise CurveMistake("the file holds no arm; allowed: one JSON object of arms, or one arm a line")
         return [_from_checkpoints(study, name, arm) for name, arm in document.items()]
     return arms_from_jsonl(text)
 
@@ -62,11 +67,11 @@ def arms_from_jsonl(text: str) -> list[RecordedArm]:
     """
     arms: list[RecordedArm] = []
     seen: set[tuple[str, str]] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # names may hold what else ends a line in Unicode
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = _parsed(line)
         except ValueError as error:
             raise CurveMistake(f"line {number}: no JSON ({error}); allowed: one object a line") from None
         arm = _from_line(f"line {number}", values)
@@ -83,9 +88,10 @@ def _from_line(where: str, values: Any) -> RecordedArm:
     for key in ("study", "arm", "steps_total"):
         if key not in values:
             raise CurveMistake(f"{where}: {key} is missing; allowed: {', '.join(sorted(_KEYS))}")
-    steps_total = values["steps_total"]
-    if not _is_count(steps_total) or steps_total < 1:
-        raise CurveMistake(f"{where}: steps_total {steps_total!r:.40} is no number of steps above 0")
+    for key in ("study", "arm"):
+        if not isinstance(values[key], str | int) or isinstance(values[key], bool) or values[key] == "":
+            raise CurveMistake(f"{where}: {key} {values[key]!r:.40}; allowed: a name or a number")
+    steps_total = _budget(where, values["steps_total"])
     direction = values.get("direction", "min")
     if direction not in ("min", "max"):
         raise CurveMistake(f"{where}: direction {direction!r:.40}; allowed: min, max")
@@ -104,20 +110,21 @@ def _from_line(where: str, values: Any) -> RecordedArm:
         steps_total=steps_total,
         series=series,
         primary=Primary(METRIC, direction) if METRIC in series else None,
-        events=tuple(_events(where, values.get("events") or ())),
+        events=tuple(_events(where, values.get("events"))),
         hours=_hours(where, values),
         label=_label(where, values.get("label")),
+        as_written=(values["study"], values["arm"]),
     )
 
 
 def _from_checkpoints(study: str, name: str, arm: Any) -> RecordedArm:
     points = arm.get("checkpoints") if isinstance(arm, Mapping) else None
-    if not isinstance(points, Sequence) or isinstance(points, str) or not points:
+    if not _is_list(points) or not points:
         raise CurveMistake(f"arm {name}: no checkpoints; allowed: {{arm: {{checkpoints: [{{step, recon_lpips, …}}]}}}}")
     where = f"arm {name}"
     for point in points:
         if not isinstance(point, Mapping) or not _is_count(point.get("step")):
-            raise CurveMistake(f"{where}: a checkpoint without a step")
+            raise CurveMistake(f"{where}: a checkpoint without a step; allowed: whole numbers from 0")
     series = {}
     for key, ours in CHECKPOINT_NAMES.items():
         there = [point for point in points if key in point]
@@ -126,11 +133,12 @@ def _from_checkpoints(study: str, name: str, arm: Any) -> RecordedArm:
             series[ours] = _series(f"{where}: {key}", ours, steps, [point[key] for point in there])
     if not series:
         raise CurveMistake(f"{where}: none of its checkpoints holds {', '.join(CHECKPOINT_NAMES)}")
-    hours = {point["step"]: float(point["elapsed_hours"]) for point in points if "elapsed_hours" in point}
-    budget = arm.get("steps_total", max(point["step"] for point in points))
+    told = [(point["step"], point.get("elapsed_hours")) for point in points]
+    budget = _budget(where, arm.get("steps_total", max(point["step"] for point in points)))
     primary = next((one for one in (PRIMARY, "val/recon_rmse") if one in series), None)
     return RecordedArm(
-        study, name, budget, series, None if primary is None else Primary(primary), hours=hours,
+        study, name, budget, series, None if primary is None else Primary(primary),
+        hours=_known_hours(f"{where}: elapsed_hours", told),
         label=_label(where, arm.get("label") if isinstance(arm.get("label"), Mapping) else None),
     )  # fmt: skip
 
@@ -152,11 +160,16 @@ def _number(where: str, value: Any) -> float:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CurveMistake(f"{where}: {value!r:.40} is no number; allowed: numbers, null, nan, inf, -inf")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise CurveMistake(f"{where}: {f'{value}':.20}… is too large for a number") from None
 
 
 def _events(where: str, events: Any) -> Iterator[DeclaredEvent]:
-    for event in events:
+    if events is not None and not _is_list(events):
+        raise CurveMistake(f"{where}: events: {events!r:.60}; allowed: a list of [step, name]")
+    for event in events or ():
         if not _is_list(event) or len(event) != 2 or not _is_count(event[0]) or not isinstance(event[1], str):
             raise CurveMistake(f"{where}: events: {event!r:.60}; allowed: [step, name]")
         yield DeclaredEvent(event[0], event[1])
@@ -168,8 +181,8 @@ def _label(where: str, label: Any) -> Label | None:
     if not isinstance(label, Mapping) or not isinstance(label.get("sick"), bool):
         raise CurveMistake(f'{where}: label {label!r:.60}; allowed: {{"sick": true or false, "onset": step or null}}')
     onset = label.get("onset")
-    if onset is not None and (isinstance(onset, bool) or not isinstance(onset, int | float)):
-        raise CurveMistake(f"{where}: label.onset {onset!r:.40} is no step")
+    if onset is not None and (isinstance(onset, bool) or not isinstance(onset, int | float) or not _is_finite(onset)):
+        raise CurveMistake(f"{where}: label.onset {onset!r:.40} is no step; allowed: a number, null")
     return Label(label["sick"], None if onset is None else round(onset))
 
 
@@ -180,12 +193,57 @@ def _hours(where: str, values: Mapping[str, Any]) -> dict[int, float]:
         return {}
     if not isinstance(hours, list) or not isinstance(steps, list) or len(hours) != len(steps):
         raise CurveMistake(f"{where}: hours: one for each of val_steps")
-    return {step: _number(where, one) for step, one in zip(steps, hours, strict=True)}
+    if not all(_is_count(step) for step in steps):
+        raise CurveMistake(f"{where}: val_steps: steps are whole numbers from 0")
+    return _known_hours(f"{where}: hours", zip(steps, hours, strict=True))
+
+
+def _known_hours(where: str, told: Iterable[tuple[int, Any]]) -> dict[int, float]:
+    """Hours by step; null means that nobody knows, and every other must be a time."""
+    hours = {step: _number(where, one) for step, one in told if one is not None}
+    bad = next((one for one in hours.values() if not 0 <= one < math.inf), None)
+    if bad is not None:
+        raise CurveMistake(f"{where}: {bad!r:.40} is no time; allowed: hours from 0, null")
+    return hours
+
+
+def _budget(where: str, value: Any) -> int:
+    if not _is_count(value) or value < 1:
+        raise CurveMistake(f"{where}: steps_total {value!r:.40} is no number of steps above 0")
+    return int(value)
+
+
+def _parsed(text: str) -> Any:
+    """The JSON value of a text. Raises ValueError where there is none, and for a key that stands there twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _parsed(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
+        raise ValueError(f"{twice!r:.60} stands there twice")
+    return found
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list)
 
 
+def _is_finite(value: float) -> bool:
+    return abs(value) < LARGEST_STEP
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_STEP

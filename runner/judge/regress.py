@@ -45,7 +45,7 @@ LEVELS: Levels = {
     "persistent": 0.030,
     "severe": 0.080,
     # From here on the leaps of a curve that goes down in stairs are no excuse.
-    "leap": 0.050,
+    "leap": 0.080,
     # The last checkpoint has no successor to confirm it; nothing is stopped there, so less certainty will do.
     "final": 0.042,
     "final_z": 4.0,
@@ -71,7 +71,7 @@ def _primary_findings(curves: Curves, levels: Levels) -> list[Finding]:
     may_abort = curves.steps_total is not None
     own = _first_findings(Track(series, sign, may_abort, paired=curves.paired), curves, levels)
     probes = curves.probes()
-    if not own or probes is None:
+    if not own or probes is None or not probes.steps:
         return own
     warning = own[0]
     seen = _first_findings(Track(probes, sign, may_abort, frozenset(series.steps)), curves, levels)
@@ -119,6 +119,8 @@ def _is_beyond_chance(rise: Rise, rule: str, levels: Levels) -> bool:
 
 def _rule(rise: Rise, gap_steps: int, levels: Levels) -> str | None:
     """The gravest rule that the shape of the rise fits."""
+    if rise.is_from_start:
+        return None
     if rise.held(2, levels["severe"]) and rise.is_near_peak(EASED_SHARE * (max(rise.values) - rise.best)):
         return "severe"
     if rise.in_event_window or rise.points_seen < JITTER_FEWEST or not rise.is_near_peak(rise.jitter):

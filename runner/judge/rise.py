@@ -29,6 +29,9 @@ JITTER_FEWEST = 6
 JITTER_MANY = 12
 # A curve that fell steeply at first is bent there and smooth later: its newer points tell its noise.
 JITTER_NEWER = 7
+# An untrained model may score well by drawing grey. Who rises in the first part of the run from a value that was never
+# improved on only leaves that behind.
+START_SHARE = 0.30
 # A rate is trusted for at most this share of the budget ahead.
 AHEAD_SHARE = 0.30
 
@@ -47,7 +50,10 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """The unbroken rise that ends at the newest point. Values have the sign that makes lower better."""
+    """The unbroken rise that ends at the newest point. Values have the sign that makes lower better.
+
+    `is_from_start`: it began early, from a value that the run had never improved to.
+    """
 
     steps: Sequence[int]
     values: Sequence[float]
@@ -58,6 +64,7 @@ class Rise:
     steps_total: int
     points_seen: int
     in_event_window: bool
+    is_from_start: bool
     paired: Mapping[int, Mapping[str, float]]
     sign: float
 
@@ -157,6 +164,9 @@ class _Arrived:
             steps=steps[begins:], values=values[begins:], best_step=steps[best_at], best=best, jitter=jitter,
             scale=scale, steps_total=steps_total, points_seen=len(values),
             in_event_window=curves.is_unsettled(steps[-1], self._regular_steps),
+            is_from_start=(
+                steps[begins] <= START_SHARE * steps_total and values[first] - best < levels["warn"] * scale
+            ),
             paired=self._track.paired, sign=self._track.sign,
         )  # fmt: skip
 
@@ -167,7 +177,8 @@ class _Arrived:
         if above < self._levels["leap"] * scale:
             return jitter
         # Improvement in leaps looks like noise; against a large rise only what the curve took back before counts as it.
-        return min(jitter, max(least, noise_of_stairs(self._regular[: best_at + 1])))
+        before = self._regular[: best_at + 1]
+        return min(jitter, max(least, noise_of_stairs(before), _still_falling(before)))
 
 
 def unit_of(values: Sequence[float]) -> float:
@@ -194,6 +205,11 @@ def noise_before(values: Sequence[float], best_at: int) -> float:
 def noise_of(values: Sequence[float]) -> float:
     """Noise of a whole curve around its own trend, in the unit of its values; 0 for too few points."""
     return min(_estimates(values[-JITTER_POINTS:]), default=0.0)
+
+
+def _still_falling(values: Sequence[float]) -> float:
+    """What a curve that still fell by more at each of its last three evaluations may take back: half of the least."""
+    return min((abs(b - a) for a, b in zip(values[-4:], values[-3:], strict=False)), default=math.inf) / 2
 
 
 def noise_of_stairs(values: Sequence[float]) -> float:

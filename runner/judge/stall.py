@@ -114,7 +114,7 @@ def _stall_at(share: float, own: _Progress, there: Sequence[_Progress], levels: 
     if ahead < len(theirs) - 1 or gap < max(levels["gap"], spread):
         return {}
     # Where curves go down in stairs, standing still for as long as others did before a step means nothing.
-    usual = sorted(one.longest_pause(share, levels["gain"]) for one in there)[-2]
+    usual = _usual_pause(share, there, levels)
     for since in own.shares:
         before = own.best(since)
         early = [found for one in there if (found := one.best(since)) is not None]
@@ -138,6 +138,12 @@ def _stall_at(share: float, own: _Progress, there: Sequence[_Progress], levels: 
     return {}
 
 
+def _usual_pause(share: float, there: Sequence[_Progress], levels: Levels) -> float:
+    """The second longest pause of the siblings before this share: one slow start among them is no custom."""
+    pauses = sorted(one.longest_pause(share, levels["gain"]) for one in there)
+    return pauses[-2] if len(pauses) > 1 else 0.0
+
+
 def _as_at_step_0(own: _Progress, siblings: Sequence[_Progress], levels: Levels) -> Iterator[dict[str, object]]:
     """For each evaluation after half of the run: the evidence that nothing was learned since step 0."""
     if not own.shares or own.shares[0] > 0:
@@ -150,14 +156,16 @@ def _as_at_step_0(own: _Progress, siblings: Sequence[_Progress], levels: Levels)
             continue
         jitter = max(JITTER_FLOOR, noise_of(values) / scale)
         gain = (max(values) - best) / scale  # an untrained model may score well: what counts is any improvement
-        others = [(one.upto(share)[0] - found) / scale for one in siblings if (found := one.best(share)) is not None]
+        there = [one for one in siblings if one.upto(share)]
+        others = [(one.upto(share)[0] - min(one.upto(share))) / scale for one in there]
         do_others_learn = bool(others) and median(others) >= levels["far_gap"]
+        do_others_learn = do_others_learn and share >= STILL_TIMES * _usual_pause(share, there, levels)
         if gain < max(levels["step_0_gain"], 5 * jitter) and (do_others_learn or not others):
             yield {
                 "rule": "step_0",
                 "share": share,
                 "own_gain_percent": 100 * gain,
-                "siblings": [one.run for one in siblings],
+                "siblings": [one.run for one in there],
             }
         else:
             yield {}

@@ -38,7 +38,7 @@ def recorded_study(connection: Connection, home: Home, study: str) -> tuple[list
         .order_by(runs.c.arm_order, runs.c.seed)
     ).all()
     if not rows:
-        raise UsageError(f"there is no study {study!r}; next: runner status")
+        raise UsageError(f"there is no study (and no file) {study!r}; next: runner status")
     return [_recorded(connection, home, row) for row in rows], from_json(rows[0].arm_document).policy
 
 
@@ -68,9 +68,9 @@ def _recorded(connection: Connection, home: Home, row: Row[Any]) -> RecordedArm:
 
 def _hours(joined: Mapping[str, Joined]) -> dict[int, float]:
     """Hours of work up to each step of the fullest curve; the time between two attempts is none."""
-    if not joined:
+    curve = max(joined.values(), key=lambda one: len(one.steps), default=None)
+    if curve is None or not curve.steps:  # a new attempt may have cut off all that there was
         return {}
-    curve = max(joined.values(), key=lambda one: len(one.steps))
     passed_s, hours = 0.0, {curve.steps[0]: 0.0}
     for before, after in pairwise(range(len(curve.steps))):
         if curve.attempts[before] == curve.attempts[after]:
