@@ -26,6 +26,7 @@ from trainer.config import TrainerConfig
 ARMS = Path(__file__).parents[1] / "arms"
 QUICKSTART = [ARMS / f"{name}.yaml" for name in ("a_baseline", "b_tread_adamw", "c_tread_muon", "d_full_stack")]
 EXTRAS = [ARMS / "extras" / f"{name}.yaml" for name in ("any_script", "hot_lr")]
+COLLAPSE = [ARMS / f"extras/collapse/{name}.yaml" for name in ("a_small", "b_small", "c_small", "a_large", "b_large")]
 KEY = re.compile(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)*)`")
 
 
@@ -41,7 +42,9 @@ def trainer(arm: ResolvedArm) -> Any:
 
 
 def test_no_arm_file_is_forgotten() -> None:
-    assert sorted([*QUICKSTART, *EXTRAS]) == sorted(path for path in ARMS.rglob("*.yaml") if path.parent.name != "base")
+    assert sorted([*QUICKSTART, *EXTRAS, *COLLAPSE]) == sorted(
+        path for path in ARMS.rglob("*.yaml") if path.parent.name != "base"
+    )
 
 
 def test_the_quickstart_is_sized_as_described(arms: dict[str, ResolvedArm]) -> None:
@@ -95,6 +98,22 @@ def test_the_hot_arm_belongs_to_the_same_study(arms: dict[str, ResolvedArm]) -> 
     assert hot.baseline == "A"
     assert (trainer(hot)["optimizer"]["lr"], trainer(hot)["optimizer"]["clip"]) == (1.0, None)
     assert hot.policy == arms["portrait-quickstart/A"].policy
+
+
+def test_the_study_of_collapse_is_the_quickstart_looked_at_closely(arms: dict[str, ResolvedArm]) -> None:
+    close = {arm.name: arm for arm in read_study_arms(COLLAPSE)}
+    assert blocking(lint(list(close.values()))) == ()
+    for arm in close.values():
+        assert arm.seeds == (0, 1, 2)
+        assert set(arm.policy.detectors.values()) == {"shadow"}
+        # No checkpoint is pruned: the scores of collapse_cells need each of them.
+        assert trainer(arm)["checkpoint"]["keep"]["last"] > arm.steps / trainer(arm)["validation"]["every"]
+    differing = ("data", "validation", "checkpoint", "indicators")
+    for letter in "ABC":
+        ours, theirs = trainer(close[f"collapse-small/{letter}"]), trainer(arms[f"portrait-quickstart/{letter}"])
+        # Arm A of the quickstart also has a native guidance, which trains nothing.
+        excused = {*differing, "sampler"} if letter == "A" else set(differing)
+        assert {key for key in ours if ours[key] != theirs[key]} <= excused
 
 
 def test_five_runs_on_two_slots(arms: dict[str, ResolvedArm]) -> None:

@@ -24,16 +24,17 @@ LEVELS: Levels = {
     # six. Rises as shares of the baseline.
     "rise": 0.6,
     "deviations": 4.0,
-    # A small rise is given twice the time of a large one before anything is concluded, and more doubt.
+    # A small rise is given twice the time of a large one before anything is concluded, and more doubt; where samples
+    # are dense, either has a hundredth of all of them.
     "large_rise": 1.5,
     # Ten times the baseline is more than spikes reach: what is there and does not fall fast is lost at once.
     "far_rise": 9.0,
 }
-PATIENCE, PATIENCE_LARGE = 20, 10
+PATIENCE, PATIENCE_LARGE, PATIENCE_SHARE = 20, 10, 0.010
 DOUBT_LARGE, DOUBT_FAR = 2.5, 1.0
 # "At once" is five samples, or a hundredth of all samples of the run.
 FAR, FAR_SHARE = 5, 0.010
-# Four samples past its peak a curve shows whether it falls; one that rises for thirty, or for a quarter of the time
+# Four samples past its peak a curve shows whether it falls; one that rises for thirty, or for a third of the time
 # that a spike may take, is no spike.
 PAST_PEAK = 4
 GROWING = 30
@@ -104,7 +105,7 @@ def follow(samples: Samples, begins: int, baseline: Baseline, *, not_before: int
             continue
         if _is_far_gone(samples, index, baseline, index - spike.began + 1):
             return Unrecovered(index, "far", _evidence(samples, first, index, baseline, spike))
-        is_look = _is_look(samples, index - spike.began + 1, excess, baseline)
+        is_look = _is_look(samples, index, index - spike.began + 1, excess, baseline)
         if is_look and not _comes_back(samples, index, baseline, spike):
             return Unrecovered(index, _shape(excess, spike, index), _evidence(samples, first, index, baseline, spike))
     return len(values)
@@ -127,16 +128,17 @@ def _baseline(samples: Samples, at: int) -> Baseline | None:
     return Baseline(level, scale, allowed, MAD_TO_SIGMA * deviation / scale) if third > level + allowed else None
 
 
-def _is_look(samples: Samples, over: int, excess: float, baseline: Baseline) -> bool:
+def _is_look(samples: Samples, index: int, over: int, excess: float, baseline: Baseline) -> bool:
     """Whether to judge now: after the patience, then each time the excursion has grown by a tenth."""
-    patience = PATIENCE_LARGE if excess >= samples.levels["large_rise"] * baseline.scale else PATIENCE
+    least = PATIENCE_LARGE if excess >= samples.levels["large_rise"] * baseline.scale else PATIENCE
+    patience = max(least, int(PATIENCE_SHARE * samples.count_total(index)))
     return over >= patience and over % max(1, over // 10) == 0
 
 
 def _comes_back(samples: Samples, index: int, baseline: Baseline, spike: Spike) -> bool:
     over, past_peak = index - spike.began + 1, index - spike.peak_at
     horizon = samples.horizon(index)
-    longest = max(GROWING, horizon // 4)
+    longest = max(GROWING, horizon // 3)
     if over >= (longest if past_peak < PAST_PEAK else 2 * longest):
         window = longest  # long enough that neither the rise nor a wild maximum matters
     elif past_peak >= PAST_PEAK:

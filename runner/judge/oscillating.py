@@ -13,27 +13,39 @@ from runner.judge.best import FIRST_SHARE
 from runner.judge.curves import Curves, json_numbers
 from runner.judge.evaluations import evaluations
 from runner.judge.levels import Levels
-from runner.judge.rise import JITTER_FEWEST, JITTER_FLOOR, Track, noise_before, unit_of
+from runner.judge.rise import JITTER_FEWEST, JITTER_FLOOR, Track, quiet_noise, unit_of
 from runner.judge.robust import median
 from runner.records import Finding, Severity
 
 # Shares of |median value|; `jitters` in units of the noise. Healthy curves leave their best by up to four percent and
 # come back, more than once where validations are rough; beyond five only one that swings does so twice.
-LEVELS: Levels = {"excursion": 0.025, "large": 0.050, "jitters": 7.0}
+LEVELS: Levels = {"excursion": 0.025, "large": 0.050, "jitters": 9.0}
 COUNT = 2
 # Excursions of one height scatter; less than this share of the one before is shrinking.
 KEEPS = 0.8
 # An excursion is over when it has lost this share of its height.
 BACK_SHARE = 0.6
+# Two evaluations at half of its height or more make an excursion a swing.
+RESOLVED_SHARE, RESOLVED_POINTS = 0.5, 2
 
 
 @dataclass(slots=True)
 class _Excursion:
-    """One departure from the best so far; `height` as a share of |median value|."""
+    """One departure from the best so far; `heights` of its points as shares of |median value|."""
 
     peak_step: int
-    height: float
+    heights: list[float]
     is_over: bool = False
+
+    @property
+    def height(self) -> float:
+        """How far above the best it went."""
+        return max(self.heights)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether more than one evaluation saw it: noise throws up one high value at a time, a swing several."""
+        return sum(one >= RESOLVED_SHARE * self.height for one in self.heights) >= RESOLVED_POINTS
 
 
 def detect(curves: Curves, levels: Levels) -> tuple[Finding, ...]:
@@ -83,7 +95,7 @@ def _walk(
         if scale <= 0 or len(values) < JITTER_FEWEST or curves.is_unsettled(point.step, counted):
             continue
         if not found:
-            jitter = max(JITTER_FLOOR, noise_before(values, values.index(best)) / scale, median(errors) / scale)
+            jitter = max(JITTER_FLOOR, quiet_noise(values[:-1]) / scale, median(errors) / scale)
         _follow(found, point.step, (values[-1] - best) / scale, levels["excursion"])
         if point.is_decided and found:
             yield point.step, found, jitter
@@ -94,17 +106,20 @@ def _follow(found: list[_Excursion], step: int, height: float, bar: float) -> No
     now = found[-1] if found and not found[-1].is_over else None
     if now is None:
         if height >= bar:
-            found.append(_Excursion(step, height))
-    elif height > now.height:
-        now.peak_step, now.height = step, height
-    elif height <= (1 - BACK_SHARE) * now.height:
-        now.is_over = True
+            found.append(_Excursion(step, [height]))
+        return
+    if height > now.height:
+        now.peak_step = step
+    now.is_over = height <= (1 - BACK_SHARE) * now.height
+    if not now.is_over:
+        now.heights.append(height)
 
 
 def _is_pattern(found: Sequence[_Excursion], jitter: float, levels: Levels) -> bool:
-    if len(found) < COUNT:
+    seen = [one for one in found if one.is_resolved]
+    if len(seen) < COUNT or seen[-1] is not found[-1]:
         return False
-    before, last = found[-2].height, found[-1].height
+    before, last = seen[-2].height, seen[-1].height
     return last >= max(levels["large"], levels["jitters"] * jitter, KEEPS * before)
 
 

@@ -212,6 +212,11 @@ def _still_falling(values: Sequence[float]) -> float:
     return min((abs(b - a) for a, b in zip(values[-4:], values[-3:], strict=False)), default=math.inf) / 2
 
 
+def quiet_noise(values: Sequence[float]) -> float:
+    """Noise of the newer part of a curve, the larger of its estimates: for who must not take noise for a pattern."""
+    return max(_estimates(values[-max(JITTER_NEWER, 2 * len(values) // 3) :]), default=math.inf)
+
+
 def noise_of_stairs(values: Sequence[float]) -> float:
     """Noise of a curve that may go down in leaps, from how far its points lie from the median of themselves and their
     neighbours: no step of a stair does. Four fifths of these distances are below 1.09 deviations of white noise."""

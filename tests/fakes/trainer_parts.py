@@ -60,7 +60,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 
 class NoiseSource:
-    """Images and features of pure noise, twelve to train on and four to look at; none to probe unless a subclass asks."""
+    """Images and features of pure noise, twelve to train on, four to look at; none to probe unless a subclass asks."""
 
     notes: tuple[str, ...] = ("pure noise",)
     probe_images = 0
