@@ -90,8 +90,8 @@ RULES: tuple[Rule, ...] = (
     _raised(
         "host_oom",
         r"^RuntimeError: could not create a primitive$",
-        hint="oneDNN does not say why: in a process that had worked it is memory that it cannot get, in a first step it "
-        "may be a CPU that its kernels do not suit",
+        hint="oneDNN does not say why: in a process that had worked it is memory that it cannot get, in a first step "
+        "it may be a CPU that its kernels do not suit",
     ),
     _said(
         "nccl",
