@@ -39,7 +39,7 @@ def noisy(name: str, level: float = 1.0, count: int = 99, seed: int = 0) -> Seri
 
 def ill(name: str, begins: int = 60, count: int = 99) -> Series:
     """Quiet until sample `begins`, then as bad as its rule has to see."""
-    bad = {STARVED: 0.1, STALE: 5.0, FAR: 9.0}[name]
+    bad = {STARVED: 0.01, STALE: 5.0, FAR: 9.0}[name]
     every = 5 if name == STALE else 1  # rare, for what is usual is what most of the last fifty are
     values = [bad if k >= begins and (k - begins) % every == 0 else 1.0 + 0.01 * (k % 3) for k in range(count)]
     return series(name, values, 50)
@@ -121,7 +121,7 @@ def cut(curve: Series, count: int) -> Series:
 
 
 def test_probes_are_asked_for_while_the_sign_stands_and_no_longer() -> None:
-    values = [1.0 + 0.01 * (k % 3) for k in range(60)] + [0.1] * 10 + [1.0] * 29
+    values = [1.0 + 0.01 * (k % 3) for k in range(60)] + [0.01] * 10 + [1.0] * 29
     curve = series(STARVED, values, 50)
     asked = [verdict(cut(curve, count)).probe_every_steps for count in range(1, 96)]
     assert asked[:64] == [None] * 64

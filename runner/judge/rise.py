@@ -30,7 +30,7 @@ JITTER_MANY = 12
 # A curve that fell steeply at first is bent there and smooth later: its newer points tell its noise.
 JITTER_NEWER = 7
 # An untrained model may score well by drawing grey. Who rises in the first part of the run from a value that was never
-# improved on only leaves that behind.
+# improved on only leaves that behind: nothing is said of it before this share, and nothing is stopped for it.
 START_SHARE = 0.30
 # A rate is trusted for at most this share of the budget ahead.
 AHEAD_SHARE = 0.30
@@ -158,15 +158,18 @@ class _Arrived:
         begins = len(values)
         while begins > best_at + 1 and values[begins - 1] >= bar:
             begins -= 1
-        if begins == len(values):
+        is_from_start = (
+            begins < len(values)
+            and steps[begins] <= START_SHARE * steps_total
+            and values[first] - best < levels["warn"] * scale
+        )
+        if begins == len(values) or (is_from_start and steps[-1] <= START_SHARE * steps_total):
             return None
         return Rise(
             steps=steps[begins:], values=values[begins:], best_step=steps[best_at], best=best, jitter=jitter,
             scale=scale, steps_total=steps_total, points_seen=len(values),
             in_event_window=curves.is_unsettled(steps[-1], self._regular_steps),
-            is_from_start=(
-                steps[begins] <= START_SHARE * steps_total and values[first] - best < levels["warn"] * scale
-            ),
+            is_from_start=is_from_start,
             paired=self._track.paired, sign=self._track.sign,
         )  # fmt: skip
 

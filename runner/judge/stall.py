@@ -160,7 +160,7 @@ def _as_at_step_0(own: _Progress, siblings: Sequence[_Progress], levels: Levels)
         others = [(one.upto(share)[0] - min(one.upto(share))) / scale for one in there]
         do_others_learn = bool(others) and median(others) >= levels["far_gap"]
         do_others_learn = do_others_learn and share >= STILL_TIMES * _usual_pause(share, there, levels)
-        if gain < max(levels["step_0_gain"], 5 * jitter) and (do_others_learn or not others):
+        if gain < max(levels["step_0_gain"], min(5 * jitter, levels["moved"])) and (do_others_learn or not others):
             yield {
                 "rule": "step_0",
                 "share": share,
