@@ -256,7 +256,7 @@ def published(bench: Bench) -> None:
 
 def autopsy(bench: Bench) -> None:
     """Planted causes are each named by the autopsy, and a clean run answers that nothing was reproduced."""
-    out = bench.run(".venv/bin/python", "-m", "pytest", "tests/test_trainer_autopsy.py", "-v", limit_s=1800)
+    out = bench.run(".venv/bin/python", "-m", "pytest", "tests/test_trainer_autopsy.py", "-vv", limit_s=1800)
     bench.notes["tests"] = [
         line.split("::")[1].split(" ")[0] for line in out.splitlines() if "::" in line and "PASSED" in line
     ]
