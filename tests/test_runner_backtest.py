@@ -354,6 +354,9 @@ def test_what_is_neither_a_file_nor_a_study(tmp_path: Path, refused: Any, monkey
 def test_a_file_that_may_not_be_read(file_mode: int, folder_mode: int, expected: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = lines(Path(folder), line("a", healthy))
+        # Another user may not be able to read our own code either: both ways are walked, and so imported, beforehand.
+        assert run(["backtest", str(path)]) == 0
+        assert run(["backtest", "nothing", "--home", folder]) == 3
         path.chmod(file_mode)
         Path(folder).chmod(folder_mode)
         child = os.fork()
