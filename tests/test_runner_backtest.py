@@ -350,15 +350,13 @@ def test_what_is_neither_a_file_nor_a_study(tmp_path: Path, refused: Any, monkey
     refused("nothing", "--home", tmp_path / "none", code=3)
 
 
-@pytest.mark.parametrize(("file_mode", "folder_mode", "expected"), [(0o000, 0o755, 3), (0o644, 0o000, 2)])
-def test_a_file_that_may_not_be_read(file_mode: int, folder_mode: int, expected: int) -> None:
+def test_a_file_that_may_not_be_read() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = lines(Path(folder), line("a", healthy))
-        # Another user may not be able to read our own code either: both ways are walked, and so imported, beforehand.
+        # Another user may not be able to read our own code either: it is imported beforehand.
         assert run(["backtest", str(path)]) == 0
-        assert run(["backtest", "nothing", "--home", folder]) == 3
-        path.chmod(file_mode)
-        Path(folder).chmod(folder_mode)
+        path.chmod(0o000)
+        Path(folder).chmod(0o755)
         child = os.fork()
         if child == 0:
             try:
@@ -369,7 +367,7 @@ def test_a_file_that_may_not_be_read(file_mode: int, folder_mode: int, expected:
                 os._exit(99)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         Path(folder).chmod(0o755)
-    assert code == expected
+    assert code == 3
 
 
 # ---- a study of a home -----------------------------------------------------------------------------------------------
