@@ -182,16 +182,17 @@ def case(name: str) -> str:
     """One arm SEED/PROFILE/ARM in words: what is true of it, its curve, and what the judge does. Raises ValueError."""
     where, _, number = name.rpartition("/")
     arms = named_study(where, f"{name!r} is no case; allowed: SEED/PROFILE/ARM, such as 1017/base/3")
-    if not number.isdigit() or int(number) >= len(arms):
-        raise ValueError(f"{name}: the study has arms 0 to {len(arms) - 1}")
-    arm = arms[int(number)]
+    at = next((at for at, arm in enumerate(arms) if str(arm.arm) == number), None)
+    if at is None:
+        raise ValueError(f"{name}: the study has arms {', '.join(str(arm.arm) for arm in arms)}")
+    arm = arms[at]
     siblings = ", ".join(one.label.kind for one in arms if one is not arm)
     lines = [
         f"{arm.name}: {arm.label.kind}, onset {arm.label.onset}, {arm.steps_total} steps, {arm.direction}, "
         f"events {arm.events}, siblings {siblings}"
     ]
     for with_probes in (True, False):
-        replay = _replays(arms, with_probes=with_probes)[arm.arm]
+        replay = _replays(arms, with_probes=with_probes)[at]
         who = OURS[0 if with_probes else 1]
         lines.append(f"\n{who}: {replay.action} {replay.rule} at {replay.step}, first warning {replay.warn_step}")
         lines += [f"  {replay.reason}", f"  {dict(replay.evidence)}"] if replay.reason else []

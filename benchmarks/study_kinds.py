@@ -258,15 +258,16 @@ def half_recovered(chance: np.random.Generator, body: Body) -> Truth:
 
 
 def nan(chance: np.random.Generator, body: Body) -> Truth:
-    """Nothing is finite from the onset on; sometimes the loss climbs for a moment before."""
-    onset, before = chance.uniform(0.01, 0.97), chance.choice([0.0, chance.uniform(0.5, 4.0)])
+    """Nothing is finite from some step on; sometimes the loss climbs for a moment before, and then that is the onset."""
+    gone, before = chance.uniform(0.01, 0.97), chance.choice([0.0, chance.uniform(0.5, 4.0)])
     width = chance.uniform(0.001, 0.01)
+    climbs_for = width * np.log(before / 0.05) if before else 0.0  # from 5 % above the usual loss on
 
     def loss(u_N: Array) -> Array:
-        value_N: Array = falling(body, u_N) * (1 + before * np.exp(-np.maximum(onset - u_N, 0) / width))
+        value_N: Array = falling(body, u_N) * (1 + before * np.exp(-np.maximum(gone - u_N, 0) / width))
         return value_N
 
-    return Truth(lambda u_N: level(body, u_N), loss, onset=onset, gone=onset)
+    return Truth(lambda u_N: level(body, u_N), loss, onset=max(0.0, gone - climbs_for), gone=gone)
 
 
 def stall(chance: np.random.Generator, body: Body) -> Truth:

@@ -79,20 +79,21 @@ def test_a_sick_arm_is_an_ordinary_one_before_its_onset(studies: dict[str, list[
         assert (settled_N <= np.minimum.accumulate(settled_N) * 1.03).all(), arm.name
 
 
-def test_nothing_is_finite_from_the_onset_of_a_nan_on(studies: dict[str, list[list[Arm]]]) -> None:
+def test_nothing_is_finite_from_where_a_nan_arm_is_gone(studies: dict[str, list[list[Arm]]]) -> None:
     arms = [arm for arm in arms_of(studies) if arm.label.kind == "nan"]
     assert arms
     for arm in arms:
-        onset = arm.label.onset
-        assert onset is not None
+        assert arm.truth.gone is not None and arm.label.onset is not None
+        gone = math.ceil(arm.truth.gone * arm.steps_total)
+        assert gone - 0.05 * arm.steps_total <= arm.label.onset <= gone
         for steps, values in (
             (arm.val_steps, arm.val_metric),
             (arm.log_steps, arm.train_loss),
             (arm.log_steps, arm.grad_norm),
         ):
-            assert all((value is None) == (step >= onset) for step, value in zip(steps, values, strict=True))
-        assert math.isnan(arm.probe(onset))
-        assert math.isfinite(arm.probe(onset - 1))
+            assert all((value is None) == (step >= gone) for step, value in zip(steps, values, strict=True))
+        assert math.isnan(arm.probe(gone))
+        assert math.isfinite(arm.probe(gone - 1))
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from random import Random
+
 import pytest
 
 from runner.records import DeclaredEvent, Primary, Series
@@ -55,6 +58,32 @@ def test_single_samples_at_four_times_the_running_median() -> None:
 def test_a_single_wild_sample_is_no_explosion() -> None:
     values = [1.0] * 300 + [1e6] + [1.0] * 300
     assert verdict_on({"train/loss": series("train/loss", values)}, 800).action == "none"
+
+
+SPIKES_IN_A_ROW = {
+    # (sample, height above the level, samples of rise, samples of fall)
+    "a higher one on top": [(300, 1.2, 1.0, 9.0), (310, 3.5, 1.5, 9.0)],
+    "one on each way back": [(300, 6.0, 1.0, 8.0), (322, 6.0, 1.0, 8.0), (344, 6.0, 1.0, 8.0)],
+    "far apart, never quite back": [(300, 4.0, 1.0, 16.0), (345, 3.0, 1.0, 14.0), (390, 8.0, 1.0, 8.0)],
+    "a round top": [(300, 3.5, 4.0, 14.0), (320, 0.8, 3.0, 14.0)],
+}
+
+
+@pytest.mark.parametrize("kind", SPIKES_IN_A_ROW)
+@pytest.mark.parametrize("noise", [0.005, 0.03, 0.1])
+def test_spikes_in_a_row_that_all_recover(kind: str, noise: float) -> None:
+    for seed in range(10):
+        draw = Random(f"{kind}/{noise}/{seed}")
+        values = []
+        for k in range(800):
+            excess = sum(
+                height * (1 - math.exp(-(k - at + 1) / rise)) * math.exp(-(k - at) / fall)
+                for at, height, rise, fall in SPIKES_IN_A_ROW[kind]
+                if k >= at
+            )
+            values.append((0.5 + math.exp(-k / 200)) * (1 + excess) * math.exp(draw.gauss(0, noise)))
+        verdict = verdict_on({"train/loss": series("train/loss", values)}, 800)
+        assert verdict.action == "none", (seed, verdict.reason)
 
 
 def test_a_declared_change_of_the_loss_starts_a_new_baseline() -> None:

@@ -52,6 +52,16 @@ def test_a_run_that_breaks_early_and_recovers_is_left_alone() -> None:
     assert verdict_on({"train/loss": series("train/loss", values)}, 800).action == "none"
 
 
+@pytest.mark.parametrize("per_sample", [0.012, 0.03, 0.1])
+def test_a_loss_that_grows_without_end_is_not_taken_for_one_spike_on_another(per_sample: float) -> None:
+    values = [1.0 + 0.01 * (k % 5) for k in range(300)]
+    values += [math.exp(per_sample * k) + 0.01 * (k % 5) for k in range(250)]
+    verdict = verdict_on({"train/loss": series("train/loss", values)}, 800)
+    assert (verdict.action, verdict.rule) == ("abort", "explosion")
+    # From 60 % above its level on, within the time that a spike would have had.
+    assert verdict.findings[0].step <= 300 + math.log(1.6) / per_sample + 64
+
+
 @pytest.mark.parametrize("level", [1.9, 2.5, 3.5])
 def test_a_spike_that_recovers_only_half_way(level: float) -> None:
     values = [1.0 + 0.02 * (k % 5) for k in range(300)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.judge.levels import Levels
-from runner.judge.recovery import DOUBT, Spike, is_recovering
+from runner.judge.recovery import DOUBT, Spike, is_falling, is_recovering
 from runner.judge.robust import MAD_TO_SIGMA, mad, median
 from runner.judge.samples import Samples
 
@@ -40,6 +40,14 @@ PAST_PEAK = 4
 GROWING = 30
 # Whoever stays at three quarters of the peak has not fallen; the rest has fallen and stopped half-way.
 PLATEAU_SHARE = 0.75
+# The highest of noisy samples may be any of those that lie within its noise, so the way back is measured from the first
+# of them, less the time that a spike may take to round its top.
+NOISE_OF_PEAK = 2.0
+LEAST_OF_PEAK = 0.5
+TOP_SHARE = 0.004
+# One of the last three samples above the peak of the medians, by more than noise does: perhaps the next, higher spike.
+LATEST = 3
+HIGHER_YET, HIGHER_YET_NOISE = 1.05, 4.0
 # Below half of the threshold the excursion is over; after sixty samples, below the threshold is enough.
 SETTLED = 60
 
@@ -135,22 +143,35 @@ def _is_look(samples: Samples, index: int, over: int, excess: float, baseline: B
     return over >= patience and over % max(1, over // 10) == 0
 
 
+def _climbs(values: Sequence[float], index: int, baseline: Baseline, spike: Spike) -> bool:
+    """Whether the latest samples lie above what the medians have seen, so that nothing can be said of a way back."""
+    higher = HIGHER_YET + HIGHER_YET_NOISE * baseline.noise
+    return max(values[index - LATEST + 1 : index + 1]) - baseline.level > higher * spike.peak
+
+
 def _comes_back(samples: Samples, index: int, baseline: Baseline, spike: Spike) -> bool:
     over, past_peak = index - spike.began + 1, index - spike.peak_at
     horizon = samples.horizon(index)
     longest = max(GROWING, horizon // 3)
     if over >= (longest if past_peak < PAST_PEAK else 2 * longest):
         window = longest  # long enough that neither the rise nor a wild maximum matters
-    elif past_peak >= PAST_PEAK:
-        window = min(past_peak + 1, longest)
+    elif past_peak >= PAST_PEAK and not _climbs(samples.values, index, baseline, spike):
+        window = min(index - _top(samples, index, baseline, spike) + 1, longest)
     else:
         return True
     excess = [value - baseline.level for value in samples.values[index - window + 1 : index + 1]]
     is_large = median(excess[-LEVEL // 2 :]) >= samples.levels["large_rise"] * baseline.scale
     doubt = DOUBT_LARGE if is_large else DOUBT
-    return is_recovering(
-        excess, allowed=baseline.allowed, horizon=horizon, over=over, noise=baseline.noise, doubt=doubt
-    )
+    if is_recovering(excess, allowed=baseline.allowed, horizon=horizon, over=over, noise=baseline.noise, doubt=doubt):
+        return True
+    return is_falling(excess, allowed=baseline.allowed, horizon=horizon, noise=baseline.noise)
+
+
+def _top(samples: Samples, index: int, baseline: Baseline, spike: Spike) -> int:
+    """The sample from which the way back is measured: the peak, or earlier where noise may have put it too late."""
+    high = baseline.level + max(LEAST_OF_PEAK, 1.0 - NOISE_OF_PEAK * baseline.noise) * spike.peak
+    reached = next((k for k in range(spike.began, spike.peak_at) if samples.values[k] >= high), spike.peak_at)
+    return min(spike.peak_at, reached + int(TOP_SHARE * samples.count_total(index)))
 
 
 def _is_far_gone(samples: Samples, index: int, baseline: Baseline, over: int) -> bool:

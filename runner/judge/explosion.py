@@ -17,7 +17,7 @@ from runner.judge.curves import Curves, json_numbers
 from runner.judge.excursion import LEVEL, Baseline, Unrecovered, crossing, first_unrecovered, follow
 from runner.judge.excursion import LEVELS as EXCURSION_LEVELS
 from runner.judge.levels import Levels
-from runner.judge.recovery import Spike, is_recovering, log_noise
+from runner.judge.recovery import Spike, is_falling, is_recovering, log_noise
 from runner.judge.robust import difference_mad, median
 from runner.judge.samples import Samples
 from runner.records import Finding, Series, Severity
@@ -25,6 +25,11 @@ from runner.records import Finding, Series, Severity
 # slow: blocks of twenty samples, for sixty samples or half the time that a spike may take, 1.5 x above the best sixty.
 BLOCK = 20
 BEST_BLOCKS = 3
+# A leap is half as much again within ten samples, seen in medians of five; some forty of them are up to five standard
+# errors apart by luck.
+SHORT = 5
+LEAP = 1.5
+LEAP_DEVIATIONS = 5.0
 # The best of many noisy levels is too low by luck; ten standard errors keep a flat noisy curve below its own bar.
 # Standard deviation of a median of three relative to that of one.
 MEDIAN_OF_THREE = 0.67
@@ -129,9 +134,23 @@ def _slow(samples: Samples) -> Trigger | None:
             over = (at - spike.began + 1) * BLOCK
             window = min(over, (at - spike.peak_at + 1) * BLOCK, max(2 * BLOCK, samples.horizon(index) // 4))
             tail = [value - best for value in values[index + 1 - window : index + 1]]
-            if not is_recovering(tail, allowed=rise, horizon=samples.horizon(index), over=over):
+            if not _is_spike(values[index + 1 - 2 * BLOCK : index + 1], best, rise, samples.horizon(index)) and not (
+                is_recovering(tail, allowed=rise, horizon=samples.horizon(index), over=over)
+            ):
                 return Trigger(index, "slow", _slow_evidence(samples, best, best_at, blocks[at], over))
     return None
+
+
+def _is_spike(newest: Sequence[float], best: float, rise: float, horizon: int) -> bool:
+    """Whether the last two blocks hold a leap, or the way back from one: for the rules that know how long a spike may
+    take. A climb that is slow does neither."""
+    noise = log_noise(newest, floor=best / 10)
+    excess = [median(newest[end - SHORT : end]) - best for end in range(SHORT, len(newest) + 1)]
+    error = noise * median(newest) / math.sqrt(SHORT)
+    for before, after in zip(excess, excess[BLOCK // 2 :], strict=False):
+        if after > LEAP * max(before, rise) + LEAP_DEVIATIONS * error:
+            return True
+    return is_falling([value - best for value in newest], allowed=rise, horizon=horizon, noise=noise)
 
 
 def _is_held(samples: Samples, index: int, at: int, spike: Spike) -> bool:

@@ -18,9 +18,14 @@ DOUBT = 3.0
 SMALL_SAMPLE = 4
 # What "now" means: the median of the last six samples ignores single spikes.
 NOW = 6
-# A curve that has come down to three quarters of its peak is on its way back; one new spike on top of the first starts
-# the clock again.
+# A curve that has come down to three quarters of its peak is on its way back; a new spike on top of the first starts
+# the clock again, and every further one that came after a fall to half the peak before it.
 FALLEN = 0.75
+FALLEN_AGAIN = 0.5
+# How many of the newest samples may show by themselves that the curve falls, and with how many standard errors: it
+# only puts a verdict off.
+NEWEST = (3, 4, 6, 9, 14)
+SHOWN = 2.0
 # Noise on a plateau reaches a new maximum all the time; a peak is only moved by a clearly higher one.
 HIGHER = 1.05
 
@@ -37,7 +42,8 @@ class Spike:
 
     def follow(self, index: int, excess: float, *, rise: float) -> None:
         """Takes in the next level; a second spike counts as one if it rises by at least `rise` from the way back."""
-        is_new = not self.is_second and self.trough <= FALLEN * self.peak and excess >= self.trough + rise
+        fallen = FALLEN_AGAIN if self.is_second else FALLEN
+        is_new = self.trough <= fallen * self.peak and excess >= self.trough + rise
         if is_new:
             self.began, self.is_second = index, True
         if is_new or excess > max(self.peak, HIGHER * self.peak):
@@ -62,9 +68,18 @@ def is_recovering(
     if level <= allowed:
         return True
     needed_slope = -math.log(level / allowed) / horizon
-    slope, error = _log_trend(excess, allowed / 10, noise)
+    slope, error = _log_trend(excess, allowed / 10, noise, order=1)
     doubt *= error
     return slope - doubt <= needed_slope if over < horizon else slope + doubt <= needed_slope
+
+
+def is_falling(excess: Sequence[float], *, allowed: float, horizon: int, noise: float) -> bool:
+    """Whether the last few samples alone show a recovery, whatever came before them: a spike on top of a spike."""
+    for newest in (excess[-count:] for count in NEWEST if count <= len(excess)):
+        slope, error = _log_trend(newest, allowed / 10, noise, order=2)
+        if slope + SHOWN * error <= -math.log(max(1.0, median(newest) / allowed)) / horizon:
+            return True
+    return False
 
 
 def log_noise(values: Sequence[float], floor: float) -> float:
@@ -72,15 +87,18 @@ def log_noise(values: Sequence[float], floor: float) -> float:
     return difference_mad(_logs(values, floor), 1)
 
 
-def _log_trend(excess: Sequence[float], floor: float, noise: float) -> tuple[float, float]:
-    """Slope of log(excess) per sample, and its standard error as that of a straight-line fit under white noise."""
+def _log_trend(excess: Sequence[float], floor: float, noise: float, order: int) -> tuple[float, float]:
+    """Slope of log(excess) per sample, and its standard error as that of a straight-line fit under white noise.
+
+    The noise is at least `noise`, and that of the differences of this order: of order 1 the trend itself counts too.
+    """
     count = len(excess)
     logs = _logs(excess, floor)
     buckets = min(BUCKETS, max(2, count // 2))
     edges = [count * k // buckets for k in range(buckets + 1)]
     centres = [(left + right - 1) / 2 for left, right in pairwise(edges)]
     medians = [median(logs[left:right]) for left, right in pairwise(edges)]
-    error = max(noise, difference_mad(logs, 1)) * math.sqrt(12 / count**3) * (1 + SMALL_SAMPLE / count)
+    error = max(noise, difference_mad(logs, order)) * math.sqrt(12 / count**3) * (1 + SMALL_SAMPLE / count)
     return theil_sen(centres, medians), error
 
 

@@ -25,8 +25,6 @@ LEVELS: Levels = {"gap": 0.06, "gain": 0.006, "moved": 0.055, "far_gap": 0.100, 
 # Slow starts may be flat for more than a third of a run; whoever still moved after a third has not stalled.
 FIRST_SHARE = 0.42
 STEP_0_SHARE = 0.50
-# Later there is little left to save, and plateaus of healthy runs have grown long.
-LAST_SHARE = 0.90
 LATEST_MOVE_SHARE = 0.36
 # Whoever gains less than this share of what the others gain will not get near them.
 SLOW_SHARE = 0.10
@@ -96,7 +94,7 @@ def _progress(run: str, series: Series, sign: float, steps_total: int) -> _Progr
 def _behind_siblings(own: _Progress, siblings: Sequence[_Progress], levels: Levels) -> Iterator[dict[str, object]]:
     """For each evaluation after the first part of the run: the evidence of a stall then, empty if there is none."""
     for share in own.decided:
-        if not FIRST_SHARE <= share <= LAST_SHARE:
+        if share < FIRST_SHARE:
             continue
         there = [one for one in siblings if one.shares and one.shares[-1] >= share - 1e-9]
         yield _stall_at(share, own, there, levels) if len(there) >= SIBLINGS_WARN else {}
