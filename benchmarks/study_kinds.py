@@ -258,7 +258,7 @@ def half_recovered(chance: np.random.Generator, body: Body) -> Truth:
 
 
 def nan(chance: np.random.Generator, body: Body) -> Truth:
-    """Nothing is finite from some step on; sometimes the loss climbs for a moment before, and then that is the onset."""
+    """Nothing is finite from some step on; where the loss climbs for a moment before, that is the onset."""
     gone, before = chance.uniform(0.01, 0.97), chance.choice([0.0, chance.uniform(0.5, 4.0)])
     width = chance.uniform(0.001, 0.01)
     climbs_for = width * np.log(before / 0.05) if before else 0.0  # from 5 % above the usual loss on

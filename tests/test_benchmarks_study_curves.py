@@ -83,7 +83,8 @@ def test_nothing_is_finite_from_where_a_nan_arm_is_gone(studies: dict[str, list[
     arms = [arm for arm in arms_of(studies) if arm.label.kind == "nan"]
     assert arms
     for arm in arms:
-        assert arm.truth.gone is not None and arm.label.onset is not None
+        assert arm.truth.gone is not None
+        assert arm.label.onset is not None
         gone = math.ceil(arm.truth.gone * arm.steps_total)
         assert gone - 0.05 * arm.steps_total <= arm.label.onset <= gone
         for steps, values in (

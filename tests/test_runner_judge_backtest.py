@@ -208,6 +208,21 @@ def test_what_probes_show_alone_is_no_reason_to_stop() -> None:
     assert replayed(replace(healthy, series=series_of_both))["p"].action == "none"
 
 
+def test_what_probes_showed_before_the_first_warning_counts_again_once_there_is_one() -> None:
+    def sudden(u: float) -> float:
+        return collapsing(u) if u > 0.8 else learner(u)
+
+    late = arm("p", sudden)
+    steps = late.series[PRIMARY.metric].steps
+    values = [collapsing(step / TOTAL) for step in steps]
+    series_of_both = {**late.series, "val_probe/recon_lpips": Series("val_probe/recon_lpips", steps, tuple(values))}
+    found = replayed(replace(late, series=series_of_both))["p"]
+    assert (found.action, found.rule) == ("abort", "regress")
+    assert found.step == found.warn_step
+    assert found.step is not None
+    assert 0.8 * TOTAL < found.step <= 0.86 * TOTAL
+
+
 @pytest.mark.parametrize("event", ["repa_off", "resolution", "routing_off"])
 def test_the_bump_after_a_declared_change_is_awaited(event: str) -> None:
     def bumped(u: float) -> float:

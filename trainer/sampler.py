@@ -18,6 +18,7 @@ from trainer.data.sample import Conditions
 from trainer.model.conditioning import STREAMS
 from trainer.model.nanodit import NanoDiT
 from trainer.model.tread import Route
+from trainer.objective.timesteps import shift_timesteps
 
 Predict = Callable[[Tensor, float], Tensor]
 
@@ -27,9 +28,9 @@ NESTED = (("text", ("text",)), ("dino", ("text", "cls", "patches")), ("pose", ST
 
 
 def time_grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
-    """steps + 1 times from 1 to 0: t' = shift t / (1 + (shift - 1) t) applied to t = 1 - i / steps."""
-    even = (1.0 - index / steps for index in range(steps + 1))
-    return tuple(shift * t / (1.0 + (shift - 1.0) * t) for t in even)
+    """steps + 1 times from 1 to 0: t = 1 - i / steps, shifted as the training times are."""
+    even = torch.tensor([1.0 - index / steps for index in range(steps + 1)], dtype=torch.float64)
+    return tuple(shift_timesteps(even, shift).tolist())
 
 
 def euler(predict: Predict, noise_BCHW: Tensor, grid: Sequence[float]) -> Tensor:

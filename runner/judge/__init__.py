@@ -8,7 +8,7 @@ replay of the stored points gives the same verdict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -18,7 +18,7 @@ from runner.judge.levels import Levels, Scaling
 from runner.judge.policy import action_for, decide, in_tail
 from runner.records import DeclaredEvent, Finding, Policy, Primary, Series, Sibling, Verdict
 
-__all__ = ["DETECTORS", "LEVEL_NAMES", "Detector", "judge", "verdict"]
+__all__ = ["DETECTORS", "LEVEL_NAMES", "Detector", "findings_on", "judge", "probe_cadence", "verdict"]
 
 # A standing warning is looked into at this distance, as a share of the budget.
 PROBE_SHARE = 0.02
@@ -72,13 +72,22 @@ def judge(
     return verdict(findings_on(curves), curves, policy=policy, overridden=overridden)
 
 
-def findings_on(curves: Curves, scaling: Scaling = Scaling()) -> tuple[Finding, ...]:  # noqa: B008 (frozen)
-    """What each detector saw, in the order of the table."""
+def findings_on(
+    curves: Curves,
+    scaling: Scaling = Scaling(),  # noqa: B008 (frozen)
+    names: Iterable[str] = DETECTORS,
+) -> tuple[Finding, ...]:
+    """What the detectors of these names saw, in the order of the names."""
     return tuple(
         finding
-        for name, detector in DETECTORS.items()
-        for finding in detector.detect(curves, scaling.of(name, detector.levels))
+        for name in names
+        for finding in DETECTORS[name].detect(curves, scaling.of(name, DETECTORS[name].levels))
     )
+
+
+def probe_cadence(steps_total: int) -> int:
+    """The steps between two extra validations of a run that is looked into."""
+    return max(1, round(PROBE_SHARE * steps_total))
 
 
 def verdict(
@@ -105,4 +114,4 @@ def _probe_every_steps(
         finding.wants_probes and action_for(finding, policy, steps_total, overridden) != "shadow"
         for finding in findings
     )
-    return max(1, round(PROBE_SHARE * steps_total)) if is_heard else None
+    return probe_cadence(steps_total) if is_heard else None

@@ -12,18 +12,16 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from runner.judge import DETECTORS, PROBE_SHARE, verdict
+from runner.judge import DETECTORS, findings_on, probe_cadence, verdict
 from runner.judge.curves import Curves
 from runner.judge.levels import Scaling
-from runner.judge.policy import action_for
-from runner.records import DeclaredEvent, Finding, Policy, Primary, Series, Severity, Sibling, Verdict
+from runner.judge.policy import FINAL, action_for
+from runner.records import STOPS, DeclaredEvent, Finding, Policy, Primary, Series, Severity, Sibling, Verdict
 
 ARMED = Policy(dict.fromkeys(DETECTORS, Severity.ABORT))
 """Every detector may stop what it is sure of."""
 
-STOPPED = ("abort", "rescue")
 _AMONG_SIBLINGS = ("stall",)
-_ON_VALIDATIONS = ("regress", "oscillating")
 _ASK_FOR_PROBES = ("regress", "starvation")
 
 Probe = Callable[[str, int], float]
@@ -130,13 +128,13 @@ class _Player:
         if self._probe is not None:
             self._take_probes(self._probe)
         names = tuple(name for name in DETECTORS if name not in _AMONG_SIBLINGS)
-        self._alone = self._findings(names, self._probed(self._curves))
+        self._alone = findings_on(self._probed(self._curves), self._scaling, names)
         self._conclude(())
 
     def judge_among(self, siblings: Sequence[Sibling]) -> None:
         """The same beside what is known of its siblings."""
         curves = replace(self._curves, siblings=[one for one in siblings if one.series.steps])
-        self._conclude(self._findings(_AMONG_SIBLINGS, curves))
+        self._conclude(findings_on(curves, self._scaling, _AMONG_SIBLINGS))
 
     def is_comparable(self, other: _Player) -> bool:
         """Whether it is another arm whose primary was measured in the same way, and may stand beside this one."""
@@ -149,13 +147,13 @@ class _Player:
         series = None if arm.primary is None else arm.series.get(arm.primary.metric)
         if series is None or arm.steps_total is None:
             return Sibling(arm.arm, Series("", (), ()), 1)
-        if self._verdict.action in STOPPED:
+        if self._verdict.action in STOPS:
             series = _upto(series, self._decided_at())
         return Sibling(arm.arm, series, arm.steps_total)
 
     def is_stopped_by(self, detectors: Sequence[str]) -> bool:
         """Whether one of these detectors is what stops it."""
-        return self._verdict.action in STOPPED and self._verdict.rule in detectors
+        return self._verdict.action in STOPS and self._verdict.rule in detectors
 
     def stop_share(self) -> float:
         """The share of its budget at which it is stopped."""
@@ -165,7 +163,7 @@ class _Player:
     def result(self) -> Replay:
         """What became of it."""
         arm, judged = self._arm, self._verdict
-        is_final = judged.action in (*STOPPED, "verdict_only")
+        is_final = judged.action in FINAL
         deciding = next((one for one in self._deciding() if one.detector == judged.rule), None)
         warned = [one.step for one in judged.findings if self._action(one) == "warn"]
         word = {"non_finite": "non_finite", "stall": "stalled"}.get(judged.rule, "diverged") if is_final else "healthy"
@@ -183,7 +181,7 @@ class _Player:
         order = list(DETECTORS)
         findings = sorted((*self._alone, *more), key=lambda one: order.index(one.detector))
         self._verdict = verdict(findings, self._curves, policy=self._policy, overridden=self._arm.overridden)
-        if self._verdict.action in STOPPED:
+        if self._verdict.action in STOPS:
             decided_at = self._decided_at()
             self._probes = {step: value for step, value in self._probes.items() if step <= decided_at}
 
@@ -200,14 +198,6 @@ class _Player:
     def _action(self, finding: Finding) -> str:
         return action_for(finding, self._policy, self._arm.steps_total, self._arm.overridden)
 
-    def _findings(self, names: Sequence[str], curves: Curves) -> tuple[Finding, ...]:
-        detectors = ((name, DETECTORS[name]) for name in names)
-        return tuple(
-            finding
-            for name, detector in detectors
-            for finding in detector.detect(curves, self._scaling.of(name, detector.levels))
-        )
-
     # ---- probes ------------------------------------------------------------------------------------------------------
 
     def _take_probes(self, probe: Probe) -> None:
@@ -216,8 +206,9 @@ class _Player:
         primary = None if arm.primary is None else arm.series.get(arm.primary.metric)
         if primary is None or arm.steps_total is None:
             return
-        every = max(1, round(PROBE_SHARE * arm.steps_total))
-        warned = [one.step for one in self._findings(_ASK_FOR_PROBES, self._curves) if self._is_heard(one)]
+        every = probe_cadence(arm.steps_total)
+        asking = findings_on(self._curves, self._scaling, _ASK_FOR_PROBES)
+        warned = [one.step for one in asking if self._is_heard(one)]
         for step, after in pairwise((*primary.steps, arm.steps_total)):
             if not warned or step < min(warned):
                 continue
@@ -229,9 +220,8 @@ class _Player:
                 self._probes[at] = probe(arm.arm, at)
 
     def _wants_probes(self, at: int) -> bool:
-        curves = self._probed(self._curves, upto=at)
-        findings = self._findings((*_ASK_FOR_PROBES, "oscillating"), curves)
-        if any(self._action(one) in STOPPED for one in findings):
+        findings = findings_on(self._probed(self._curves, upto=at), self._scaling, (*_ASK_FOR_PROBES, "oscillating"))
+        if any(self._action(one) in STOPS for one in findings):
             return False
         return any(one.wants_probes and self._is_heard(one) for one in findings)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from runner.records import Finding, Health, Policy, Severity, Verdict
+from runner.records import STOPS, Finding, Health, Policy, Severity, Verdict
 
 # Weakest first. An abort in the tail is as strong as any other: it is only not carried out.
 STRENGTH = {"none": 0, "shadow": 1, "warn": 2, "verdict_only": 3, "abort": 3, "rescue": 3}
-FINAL = ("abort", "rescue", "verdict_only")
+FINAL = STOPS | {"verdict_only"}
 
 
 def decide(

@@ -74,8 +74,8 @@ def _primary_findings(curves: Curves, levels: Levels) -> list[Finding]:
     if not own or probes is None or not probes.steps:
         return own
     warning = own[0]
-    seen = _first_findings(Track(probes, sign, may_abort, frozenset(series.steps)), curves, levels)
-    aborts = [one for one in (*own, *seen) if one.severity is Severity.ABORT and one.step >= warning.step]
+    seen = _first_findings(Track(probes, sign, may_abort, frozenset(series.steps)), curves, levels, warning.step)
+    aborts = [one for one in (*own, *seen) if one.severity is Severity.ABORT]
     stands = seen[-1].wants_probes if probes.steps[-1] > series.steps[-1] and seen else warning.wants_probes
     if probes.steps[-1] > series.steps[-1] and not seen:
         stands = False
@@ -87,7 +87,8 @@ def _is_secondary(name: str) -> bool:
     return protocol == "val" and (metric.startswith("recon_") or metric in LOWER_IS_BETTER)
 
 
-def _first_findings(track: Track, curves: Curves, levels: Levels) -> list[Finding]:
+def _first_findings(track: Track, curves: Curves, levels: Levels, abort_from: int = 0) -> list[Finding]:
+    """The first warning, and the first abort at or after step `abort_from`."""
     warning: Finding | None = None
     newest = track.series.steps[-1] if track.series.steps else 0
     stands = False
@@ -95,7 +96,7 @@ def _first_findings(track: Track, curves: Curves, levels: Levels) -> list[Findin
         if warning is None:
             warning = _finding(track, Severity.WARN, "warn", rise)
         rule = _abort_rule(rise, gap_steps, levels) if track.may_abort else None
-        if rule is not None:
+        if rule is not None and rise.steps[-1] >= abort_from:
             return [warning, _finding(track, Severity.ABORT, rule, rise)]
         stands = track.may_abort and rise.steps[-1] == newest
         if not track.may_abort:
