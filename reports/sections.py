@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reports.budgets import QualityTime, Reading
@@ -185,7 +185,10 @@ def throughput_table(study: StudyView, busy: Busyness) -> Table:
 
 
 def verdicts_table(study: StudyView) -> Table:
-    """What the judge concluded, with its evidence; of an overruled rule first the abort, then what it still said."""
+    """What the judge concluded, with its evidence; of an overruled rule first the abort, then what it still said.
+
+    A conclusion that stood while only what came with it changed (the cadence of probes, a further warning) is one row.
+    """
     rows = [
         [
             run_label(run), str(verdict.attempt or NOT_AVAILABLE), str(verdict.step), verdict.rule,
@@ -193,8 +196,13 @@ def verdicts_table(study: StudyView) -> Table:
         ]
         for run in study.runs
         for index, verdict in enumerate(run.verdicts)
+        if index == 0 or not _says_the_same(run.verdicts[index - 1], verdict)
     ]  # fmt: skip
     return Table(["run", "attempt", "step", "rule", "action", "reason", "evidence"], rows)
+
+
+def _says_the_same(before: VerdictView, verdict: VerdictView) -> bool:
+    return replace(before, step=verdict.step) == verdict
 
 
 def overruled_rules(study: StudyView) -> str:

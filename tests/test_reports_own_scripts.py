@@ -80,6 +80,19 @@ def test_an_overruled_verdict_is_told_wherever_the_run_stands(script: RunView) -
     assert "overr" not in text(script).lower()
 
 
+def test_a_conclusion_that_stood_while_probes_came_and_went_is_one_row(script: RunView) -> None:
+    def warned(step: int, attempt: int = 1, reason: str = "it rose") -> VerdictView:
+        return VerdictView("regress", "warn", step, reason, {"z": 3.0}, attempt)
+
+    stood = (warned(10), warned(10), warned(14), warned(20, attempt=2), warned(20, attempt=2, reason="more"))
+    found = section(text(replace(script, verdicts=stood)), "Verdicts")
+    assert [row.split(" | ")[1:3] for row in found.splitlines() if "| regress |" in row] == [
+        ["1", "10"],
+        ["2", "20"],
+        ["2", "20"],
+    ]
+
+
 def test_an_overruled_run_stays_in_the_comparison_and_ends_by_what_ended_it() -> None:
     study = quickstart()
     runs = tuple(replace(run, overridden=("regress",)) if run.arm == "C" else run for run in study.runs)
@@ -307,6 +320,19 @@ def test_the_view_holds_what_the_database_says(stored: StoredStudy) -> None:
         "1970-01-01 00:00:18, the study: amended: keys were replaced",
     )
     assert render(view) == render(again)
+
+
+def test_the_evidence_of_a_verdict_is_that_of_the_finding_which_decided(stored: StoredStudy) -> None:
+    run = stored.run(command_arm())
+    warning = Finding("regress", Severity.WARN, 3, "a little worse", {"z": 3.0})
+    stop = Finding("regress", Severity.ABORT, 5, "much worse", {"z": 9.0})
+    with stored.session.transaction() as connection:
+        for findings, action in (((warning,), "warn"), ((warning, stop), "abort")):
+            verdict = Verdict(Health.WARNED, action, "regress", findings[-1].summary, findings=findings)
+            changes.add_verdict(connection, run, 1, verdict, 15.0)
+    with reading_of(stored.home) as connection:
+        (found,) = build_study_view(connection, stored.home, "trial").runs
+    assert [(one.action, one.evidence["z"]) for one in found.verdicts] == [("warn", 3.0), ("abort", 9.0)]
 
 
 def test_the_export_names_the_overruled_rules(stored: StoredStudy) -> None:

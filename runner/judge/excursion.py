@@ -25,13 +25,13 @@ LEVELS: Levels = {
     "rise": 0.6,
     "deviations": 4.0,
     # A small rise is given twice the time of a large one before anything is concluded, and more doubt; where samples
-    # are dense, either has a hundredth of all of them.
+    # are dense, either has some of all of them, for a spike that takes its time has more samples at its top.
     "large_rise": 1.5,
     # Ten times the baseline is more than spikes reach: what is there and does not fall fast is lost at once.
     "far_rise": 9.0,
 }
-PATIENCE, PATIENCE_LARGE, PATIENCE_SHARE = 20, 10, 0.010
-DOUBT_LARGE, DOUBT_FAR = 2.5, 1.0
+PATIENCE, PATIENCE_LARGE, PATIENCE_SHARE = 20, 10, 0.016
+DOUBT_LARGE, DOUBT_FAR = 1.5, 1.0
 # "At once" is five samples, or a hundredth of all samples of the run.
 FAR, FAR_SHARE = 5, 0.010
 # Four samples past its peak a curve shows whether it falls; one that rises for thirty, or for a third of the time

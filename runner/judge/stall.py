@@ -20,11 +20,14 @@ from runner.judge.robust import MAD_TO_SIGMA, mad, median
 from runner.records import Finding, Series, Severity
 
 # Shares of |median value|: how far behind, what still counts as moving, and how far the others must have moved since.
-# A plateau that waits for the learning rate to fall looks the same, but it begins later and the others gain less on it.
-LEVELS: Levels = {"gap": 0.06, "gain": 0.006, "moved": 0.055, "far_gap": 0.100, "step_0_gain": 0.010}
+# A plateau that waits for the learning rate to fall looks the same, but it begins later, the others gain less on it,
+# and what it has yet to gain is less than `gap`. Near the end nothing is left to wait for, and `late_gap` is enough.
+LEVELS: Levels = {"gap": 0.085, "late_gap": 0.05, "gain": 0.006, "moved": 0.055, "far_gap": 0.100, "step_0_gain": 0.010}
 # Slow starts may be flat for more than a third of a run; whoever still moved after a third has not stalled.
 FIRST_SHARE = 0.42
 STEP_0_SHARE = 0.50
+# Where schedules are near their end.
+LATE_SHARE = 0.88
 LATEST_MOVE_SHARE = 0.36
 # Whoever gains less than this share of what the others gain will not get near them.
 SLOW_SHARE = 0.10
@@ -109,7 +112,7 @@ def _stall_at(share: float, own: _Progress, there: Sequence[_Progress], levels: 
     level = median(theirs)
     gap, spread = (best - level) / scale, MAD_TO_SIGMA * mad(theirs, level) / scale
     ahead = sum(one <= best for one in theirs)
-    if ahead < len(theirs) - 1 or gap < max(levels["gap"], spread):
+    if ahead < len(theirs) - 1 or gap < max(levels["late_gap" if share >= LATE_SHARE else "gap"], spread):
         return {}
     # Where curves go down in stairs, standing still for as long as others did before a step means nothing.
     usual = _usual_pause(share, there, levels)

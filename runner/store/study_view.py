@@ -164,7 +164,10 @@ def _verdicts(connection: Connection, run: str) -> Iterable[VerdictView]:
     for row in rows:
         if row.action == "none":
             continue
-        decisive = next((one for one in row.findings if one["detector"] == row.rule), None)
+        # A warning and the stop that follows it come from one detector; the sentence says which of the two decided.
+        decisive = next(
+            (one for one in row.findings if (one["detector"], one["summary"]) == (row.rule, row.reason)), None
+        )
         evidence = {} if decisive is None else decisive["evidence"]
         yield VerdictView(row.rule, row.action, row.step, row.reason, evidence, row.attempt)
 
