@@ -86,6 +86,20 @@ def test_a_launch_of_hundreds_names_the_first_and_counts_the_others(
     assert capsys.readouterr().out.count("  starts") == 50
 
 
+def test_what_is_not_frozen_is_said_once_for_arms_of_one_code(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    first = lab.arm("a")
+    for name in "uvwxyz":
+        (first.parent / f"part_{name}" / "__pycache__").mkdir(parents=True)
+        (first.parent / f"part_{name}" / "__init__.py").write_text("")
+    second = first.with_name("b.yaml")
+    second.write_text(first.read_text().replace('"arm": "a"', '"arm": "b"'))
+    print_plan(prepare(Home(lab.home), [first, second], Options()))
+    arms, caches = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert arms == "  left out: a.yaml, b.yaml (an arm file)"
+    assert caches.startswith("  left out: part_u/__pycache__, part_v/__pycache__, ")
+    assert caches.endswith(" and 2 more (a cache or version control)")
+
+
 def test_a_hook_that_cannot_be_started_is_told_before_anything_runs(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.code_files import LeftOut
 from runner.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE
 from runner.home import find_home
 from runner.launching import Options, Prepared, prepare
@@ -17,6 +18,8 @@ from runner.spec.yaml12 import dump
 
 BRIEF_RUNS = 20
 """A launch of more than twice as many names only so many."""
+SHOWN = 4
+"""Of the paths that are left out for one reason so many are named."""
 
 
 def check(
@@ -132,6 +135,7 @@ def _needs(prepared: Prepared) -> Iterator[str]:
     yield f"disk   about {plan.disk_mib:.0f} MiB of checkpoints{unknown}"
     time = "unknown until an arm has run here once" if plan.hours is None else f"about {plan.hours * 60:.0f} min"
     yield f"time   {time}"
+    told: set[str] = set()
     for arm in prepared.arms:
         snapshot = prepared.snapshots[arm.name]
         size = "" if arm.check is None or arm.check.parameters is None else f"{arm.check.parameters:,} parameters, "
@@ -141,8 +145,18 @@ def _needs(prepared: Prepared) -> Iterator[str]:
             yield f"  {note}"
         for note in snapshot.notes:
             yield f"  {note}"
-        for left in snapshot.left_out[:8]:
-            yield f"  left out: {left.path} ({left.reason})"
+        if snapshot.hash not in told:
+            yield from _left_out(snapshot.left_out)
+        told.add(snapshot.hash)
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:
+    """What is not part of the frozen code, by reason; arms share their code, so it is said once for all of them."""
+    reasons = dict.fromkeys(left.reason for left in left_out)
+    for reason in reasons:
+        paths = [left.path for left in left_out if left.reason == reason]
+        more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+        yield f"  left out: {', '.join(paths[:SHOWN])}{more} ({reason})"
 
 
 def _print_resolved(prepared: Prepared, as_json: bool) -> None:
