@@ -90,9 +90,10 @@ def _draw_run(axes: Axes, run: RunView, metric: str, place: float, style: ArmSty
     text = f"{number(end[1], 3)} (s{run.seed})" + ("" if is_complete(run) else f" {label(short_ending(run), 40)}")
     low, high = axes.get_xlim()
     left = end[1] > low + 0.6 * (high - low)
+    marks = [end[1]] if best is None else [end[1], best]
     axes.annotate(
-        text, (end[1], place), xytext=(-9 if left else 9, 0), textcoords="offset points", fontsize=9, va="center",
-        ha="right" if left else "left", bbox=ON_WHITE, zorder=2,
+        text, (min(marks) if left else max(marks), place), xytext=(-9 if left else 9, 0), textcoords="offset points",
+        fontsize=9, va="center", ha="right" if left else "left", bbox=ON_WHITE, zorder=2,
     )  # fmt: skip
 
 
