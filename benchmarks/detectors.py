@@ -28,7 +28,7 @@ from runner.judge.recorded import arms_from_jsonl
 
 DEVELOPMENT_SEEDS = range(1_000, 100_000)
 """Look at these while working on the judge."""
-FINAL_SEEDS = range(9_000_000, 9_100_000)
+FINAL_SEEDS = range(11_000_000, 11_100_000)
 """Never looked at: the published figures come from these, in one run."""
 SIZES = {"base": (3_000, 1_500), "shift": (1_000, 500), "stranger": (1_000, 500)}
 """Healthy and sick arms at least; studies are taken in order until both are there."""

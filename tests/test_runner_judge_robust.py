@@ -33,7 +33,7 @@ def test_the_slope_agrees_with_scipy(values: list[float]) -> None:
     assert theil_sen(x, values) == pytest.approx(float(theilslopes(values, x).slope))
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_difference_deviation_recovers_the_noise_below_a_trend(order: int) -> None:
     draw = random.Random(order)
     values = [5 - 0.002 * k + 1e-6 * k**2 + draw.gauss(0, 0.1) for k in range(4000)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 from statistics import median
 
 import pytest
@@ -130,6 +131,19 @@ def test_the_last_checkpoint_alone_gives_a_verdict_without_a_kill() -> None:
     verdict = verdict_on({"val/recon_lpips": series("val/recon_lpips", values, 500)}, 5000)
     assert (verdict.action, verdict.health) == ("verdict_only", Health.DIVERGED)
     assert verdict.findings[-1].evidence["rule"] == "final_verdict"
+
+
+@pytest.mark.parametrize("noise", [0.0005, 0.002])
+def test_a_metric_that_fell_steeply_before_is_not_called_noisy_for_its_bend(noise: float) -> None:
+    for seed in range(10):
+        draw = Random(f"{noise}/{seed}")
+        values = []
+        for k in range(1, 17):
+            fallen = 1 / (1 + math.exp((0.28 - min(k, 12) / 16) / 0.08))
+            values.append((3.3 - 2.4 * fallen) * (1 + 0.016 * max(0, k - 12)) * math.exp(draw.gauss(0, noise)))
+        verdict = verdict_on({"val/recon_lpips": series("val/recon_lpips", values, 50)}, 800)
+        assert verdict.rule == "regress", seed
+        assert verdict.action in ("abort", "verdict_only"), (seed, verdict.reason)
 
 
 def test_higher_is_better_is_the_mirror_image() -> None:

@@ -7,13 +7,14 @@ import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from runner.judge.best import FIRST_SHARE
 from runner.judge.curves import Curves
 from runner.judge.evaluations import evaluations
 from runner.judge.levels import Levels
 from runner.judge.paired import differences, sign_flip_p
-from runner.judge.robust import difference_mad, median, theil_sen
+from runner.judge.robust import difference_mad, differences_of, median, theil_sen
 from runner.records import Series
 
 FEWEST = 3
@@ -29,6 +30,8 @@ JITTER_FEWEST = 6
 JITTER_MANY = 12
 # A curve that fell steeply at first is bent there and smooth later: its newer points tell its noise.
 JITTER_NEWER = 7
+# Half-way between a bend, which hardly turns, and noise.
+ROUGH_SHARE = 0.4
 # An untrained model may score well by drawing grey. Who rises in the first part of the run from a value that was never
 # improved on only leaves that behind: nothing is said of it before this share, and nothing is stopped for it.
 START_SHARE = 0.30
@@ -230,5 +233,23 @@ def noise_of_stairs(values: Sequence[float]) -> float:
 
 
 def _estimates(values: Sequence[float]) -> list[float]:
-    """Noise from second and third differences, where there are at least three of them."""
-    return [difference_mad(values, order) for order in (2, 3) if len(values) >= order + 3]
+    """Noise from second and third differences, where there are at least three of them.
+
+    Where the curve is bent they hold its bend, and say so: then they are left out, and fourth ones may speak. Where all
+    of them do, the smallest is what there is.
+    """
+    rough: list[float] = []
+    bent: list[float] = []
+    for order in (2, 3, 4):
+        if len(values) < order + 3 or (order == 4 and rough):
+            break
+        (rough if _is_rough(values, order) else bent).append(difference_mad(values, order))
+    return rough or sorted(bent)[:1]
+
+
+def _is_rough(values: Sequence[float], order: int) -> bool:
+    """Whether differences of this order look like noise: those of white noise change their sign from one to the next
+    three times out of four, those of a smooth curve keep it."""
+    signs = [difference < 0 for difference in differences_of(values, order)]
+    turns = sum(left != right for left, right in pairwise(signs))
+    return turns >= ROUGH_SHARE * (len(signs) - 1)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
-__all__ = ["difference_mad", "mad", "median", "theil_sen"]
+__all__ = ["difference_mad", "differences_of", "mad", "median", "theil_sen"]
 
 # A normal distribution's standard deviation is this many median absolute deviations.
 MAD_TO_SIGMA = 1.4826
 # Variance of the d-th difference of unit white noise: the sum of squared binomials, (2d over d).
-DIFFERENCE_VARIANCE = {1: 2.0, 2: 6.0, 3: 20.0}
+DIFFERENCE_VARIANCE = {1: 2.0, 2: 6.0, 3: 20.0, 4: 70.0}
 
 
 def mad(values: Sequence[float], centre: float) -> float:
@@ -23,15 +23,20 @@ def mad(values: Sequence[float], centre: float) -> float:
 
 
 def difference_mad(values: Sequence[float], order: int) -> float:
-    """Noise standard deviation of a smooth curve, from the median size of its differences of `order` 1, 2 or 3.
+    """Noise standard deviation of a smooth curve, from the median size of its differences of `order` 1 to 4.
 
     Differences remove a polynomial trend of degree `order` - 1, so a steep but smooth curve counts as quiet.
     Needs more than `order` values.
     """
+    return MAD_TO_SIGMA * mad(differences_of(values, order), 0.0) / float(DIFFERENCE_VARIANCE[order] ** 0.5)
+
+
+def differences_of(values: Sequence[float], order: int) -> list[float]:
+    """The differences of neighbours, taken `order` times: as many fewer than there are values."""
     differences = list(values)
     for _ in range(order):
         differences = [right - left for left, right in pairwise(differences)]
-    return MAD_TO_SIGMA * mad(differences, 0.0) / float(DIFFERENCE_VARIANCE[order] ** 0.5)
+    return differences
 
 
 def theil_sen(x: Sequence[float], y: Sequence[float]) -> float:
