@@ -6,6 +6,7 @@ import json
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ from provisioning.base import (
     SlotProbe,
     SpawnRefused,
 )
+from provisioning.host_keys import HostKeys
+from provisioning.local import LocalProvider
+from provisioning.ssh import SshProvider
 from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
+from tests.fakes.sshd import Sshd
 
 SMALL = Request(slots=None, gpus=0, cpus=1)
 IMPOSSIBLE = Request(slots=None, gpus=0, cpus=100_000)
@@ -44,18 +49,29 @@ class Rig:
     attempt_dirs: list[str] = field(default_factory=list)
 
 
-def local_rig(tmp_path: Path) -> Rig:
-    return Rig(PROVIDERS["local"](str(SUPERVISOR), {}), str(tmp_path), sys.executable)
+def local_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
+    return Rig(LocalProvider(str(SUPERVISOR), {}), str(tmp_path), sys.executable)
 
 
-RIGS: dict[str, Callable[[Path], Rig]] = {
+def ssh_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
+    sshd = Sshd(tmp_path / "sshd")
+    cleanup.callback(sshd.stop)
+    sshd.start()
+    provider = SshProvider(str(SUPERVISOR), [sshd.host], HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None))
+    cleanup.callback(provider.close)
+    return Rig(provider, str(tmp_path), sys.executable)
+
+
+RIGS: dict[str, Callable[[Path, ExitStack], Rig]] = {
     "local": local_rig,
+    "ssh": ssh_rig,
 }
 
 
 @pytest.fixture(params=sorted(RIGS))
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
-    return RIGS[request.param](tmp_path)
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    with ExitStack() as cleanup:
+        yield RIGS[request.param](tmp_path, cleanup)
 
 
 @pytest.fixture
@@ -108,8 +124,9 @@ def exit_record(shell: Shell, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestProvider:
-    def test_it_says_the_name_of_its_line_in_the_table(self, rig: Rig) -> None:
-        assert rig.provider.name in PROVIDERS
+    def test_every_place_of_the_table_is_tested_here(self, rig: Rig) -> None:
+        assert rig.provider.name in RIGS
+        assert set(PROVIDERS) <= set(RIGS)
 
     def test_offers_fit_the_request(self, rig: Rig) -> None:
         offers = rig.provider.offers(SMALL)

@@ -1,0 +1,113 @@
+"""A real sshd on loopback with keys of its own, to be reached as any host is; it can be made to refuse and to hang."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from provisioning.ssh_connection import SshHost
+
+INSTALL = "apt-get install openssh-server"
+
+
+def sshd_path() -> str:
+    """Where sshd is. Raises RuntimeError with the command that installs it."""
+    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise RuntimeError(f"these tests need a real sshd; install it: {INSTALL}")
+    return found
+
+
+class Sshd:
+    """One server. `host` is how to reach it; `home` is where HOME points for what it runs."""
+
+    def __init__(self, folder: Path, name: str = "loop") -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        self.port = _free_port()
+        for key in ("hostkey", "clientkey"):
+            self.make_key(key)
+        (folder / "authorized_keys").write_text((folder / "clientkey.pub").read_text())
+        Path("/run/sshd").mkdir(exist_ok=True)
+        keys = (str(folder / "clientkey"),)
+        self.host = SshHost(name, "127.0.0.1", self.port, getpass.getuser(), keys, python=sys.executable)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def make_key(self, name: str) -> None:
+        """A new key pair of this name; an old one is replaced."""
+        for path in (self.folder / name, self.folder / f"{name}.pub"):
+            path.unlink(missing_ok=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / name], check=True)
+
+    def start(self, *lines: str) -> None:
+        """Start it, with more lines of configuration."""
+        config = [
+            f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {self.folder}/hostkey",
+            f"PidFile {self.folder}/sshd.pid", f"AuthorizedKeysFile {self.folder}/authorized_keys", "StrictModes no",
+            "UsePAM no", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
+            "PermitRootLogin prohibit-password", "AllowTcpForwarding yes", "MaxStartups 100:30:200", "MaxSessions 64",
+            f"SetEnv HOME={self.home}", "Subsystem sftp internal-sftp", *lines,
+        ]  # fmt: skip
+        (self.folder / "sshd_config").write_text("\n".join(config) + "\n")
+        self._process = subprocess.Popen(
+            [sshd_path(), "-D", "-f", self.folder / "sshd_config", "-E", self.folder / "sshd.log"],
+            start_new_session=True,
+        )
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError((self.folder / "sshd.log").read_text())
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+
+    def connections(self) -> list[int]:
+        """Process numbers of the sessions that are open."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+    def signal_all(self, number: int) -> None:
+        """Signal the server and every session: SIGSTOP makes it hang, SIGKILL cuts all connections."""
+        assert self._process is not None
+        for pid in [self._process.pid, *_below(self._process.pid)]:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    def stop(self) -> None:
+        """End it with all its sessions."""
+        if self._process is not None:
+            self.signal_all(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+def _below(pid: int) -> list[int]:
+    """The sshd processes below one; what they run is not touched."""
+    found = []
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    for child in map(int, children):
+        try:
+            name = Path(f"/proc/{child}/comm").read_text().strip()
+        except OSError:
+            continue
+        if name.startswith("sshd"):
+            found += [child, *_below(child)]
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
