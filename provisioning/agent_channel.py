@@ -19,7 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from provisioning.agent import GREETING
 from provisioning.agent_archive import BOOT, OLDEST_PYTHON, AgentArchive
 from provisioning.base import HostLost, NoCapacity, SpawnRefused
-from provisioning.ssh_connection import Connection, Deadlines, SshHost
+from provisioning.ssh_connection import Connection, Deadlines
+from provisioning.ssh_host import SshHost
 
 MOST_ANSWER_BYTES = 64 * 2**20
 """A longer line is no answer of ours."""

@@ -26,7 +26,8 @@ from provisioning.base import (
     SlotProbe,
 )
 from provisioning.host_keys import HostKeys
-from provisioning.ssh_connection import Connection, Deadlines, SshHost
+from provisioning.ssh_connection import Connection, Deadlines
+from provisioning.ssh_host import SshHost
 from provisioning.ssh_shell import SshShell
 
 _SURVEY = TypeAdapter(Survey)

@@ -20,33 +20,10 @@ import paramiko
 
 from provisioning.base import AuthenticationFailed, HostLost
 from provisioning.host_keys import HostKeys
+from provisioning.ssh_host import SshHost
 
 _BROKEN = (paramiko.SSHException, OSError, EOFError)
 """What the library raises when a connection breaks."""
-
-
-@dataclass(frozen=True, slots=True)
-class SshHost:
-    """A machine that is reached over ssh.
-
-    `name` is what tables show. `user` '' is the name of who runs us. `keys` are private key files; without any, those
-    that ssh itself would try. `jump` is the host that the connection goes through. `python` runs the agent there,
-    `folder` is where runs live there, `~` being the home folder of the user.
-    """
-
-    name: str
-    address: str
-    port: int = 22
-    user: str = ""
-    keys: tuple[str, ...] = ()
-    jump: SshHost | None = None
-    python: str = "python3"
-    folder: str = "~/.armature"
-
-    @property
-    def place(self) -> str:
-        """`user@address:port`, as a message says it."""
-        return f"{self.user + '@' if self.user else ''}{self.address}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from provisioning.agent_archive import agent_archive
 from provisioning.base import AuthenticationFailed, HostLost, Offer, Refused, Request
 from provisioning.host_keys import ChangedHostKey, HostKeys, UnknownHostKey
 from provisioning.ssh import SshProvider
-from provisioning.ssh_connection import Deadlines, SshHost
+from provisioning.ssh_connection import Deadlines
+from provisioning.ssh_host import SshHost
 from provisioning.ssh_shell import SshShell
 from tests.fakes.attempts import SUPERVISOR, until
 from tests.fakes.sshd import Sshd

@@ -378,10 +378,10 @@ def test_sets_are_yaml_values() -> None:
 
 
 def test_the_schema_knows_its_own_keys() -> None:
-    assert {*ArmBlock.model_fields, "extends", "changes"} == set(allowed_keys(()))
-    assert allowed_keys(("budget", "study")) == ("max_hours", "max_usd")
-    assert allowed_keys(("policy", "rescue")) == ("from", "changes", "max")
-    assert allowed_keys(("env",)) == ()
+    assert {*ArmBlock.model_fields, "extends", "changes"} == set(allowed_keys((), ArmBlock))
+    assert allowed_keys(("budget", "study"), ArmBlock) == ("max_hours", "max_usd")
+    assert allowed_keys(("policy", "rescue"), ArmBlock) == ("from", "changes", "max")
+    assert allowed_keys(("env",), ArmBlock) == ()
     assert set(DEFAULT_DETECTORS) <= set(DETECTOR_NAMES)
 
 

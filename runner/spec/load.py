@@ -23,6 +23,11 @@ class Chain:
     paths: tuple[str, ...]
 
 
+def load_document(file: str) -> Document:
+    """One file of keys. Raises SpecError as below."""
+    return parse(_read(file, None), file)
+
+
 def load_chains(files: Sequence[str | Path]) -> tuple[Chain, ...]:
     """The chain of each arm file; a file that is named twice is read once.
 

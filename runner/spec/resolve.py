@@ -56,7 +56,7 @@ def resolve(
         values = {key: value for key, value in values.items() if value is not None}
         for path in RELATIVE_TO_THEIR_FILE:
             _make_absolute(values, path, origins, folders)
-        block = validate(values)
+        block = validate(values, ArmBlock)
         check_rules(block)
         rescued = _rescued(block)
     except Mistake as mistake:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -33,6 +33,9 @@ class Block(BaseModel):
     """Base of every block: unknown keys and silent type conversion are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 
 class PrimaryBlock(Block):
@@ -165,14 +168,14 @@ class Later(Mistake):
     error_type = NotInThisVersion
 
 
-def validate(values: dict[str, Any]) -> ArmBlock:
+def validate(values: Mapping[str, Any], block: type[AnyBlock]) -> AnyBlock:
     """The document as a typed block. Raises Mistake for the worst thing in it: unknown keys go first."""
     try:
-        return ArmBlock.model_validate(values)
+        return block.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)
         unknown = [each for each in found if each["type"] == "extra_forbidden"]
-        raise _mistake((unknown or found)[0]) from None
+        raise _mistake((unknown or found)[0], block) from None
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
@@ -182,25 +185,34 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
     return by_lower[close[0]] if close else None
 
 
-def allowed_keys(path: Path) -> tuple[str, ...]:
-    """The keys that the block at `path` may hold; () for an open map or a value."""
-    block: type[BaseModel] | None = ArmBlock
+def allowed_keys(path: Path, root: type[BaseModel]) -> tuple[str, ...]:
+    """The keys that the block at `path` of a document may hold; () for an open map or a value."""
+    found: Any = root
     for part in path:
-        block = None if block is None else _block_behind(block, str(part))
-    if block is None:
-        return ()
-    names = tuple(field.alias or name for name, field in block.model_fields.items())
-    return TOP_LEVEL_KEYS if block is ArmBlock else names
+        found = _behind(found, str(part))
+    if found is ArmBlock:
+        return TOP_LEVEL_KEYS
+    return tuple(field.alias or name for name, field in found.model_fields.items()) if _is_block(found) else ()
 
 
-def _block_behind(block: type[BaseModel], key: str) -> type[BaseModel] | None:
-    for name, field in block.model_fields.items():
-        if key in (name, field.alias):
-            annotation = field.annotation
-            options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-            blocks = [each for each in options if isinstance(each, type) and issubclass(each, BaseModel)]
-            return blocks[0] if blocks else None
-    return None
+def _behind(kind: Any, key: str) -> Any:
+    """What stands behind a key: a block, a map with free keys, or None for what holds no keys."""
+    if get_origin(kind) is dict:
+        return _holder(get_args(kind)[1])
+    if not _is_block(kind):
+        return None
+    fields = [field.annotation for name, field in kind.model_fields.items() if key in (name, field.alias)]
+    return _holder(fields[0]) if fields else None
+
+
+def _holder(annotation: Any) -> Any:
+    """The block or the map among the kinds of value that an annotation allows."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((each for each in options if _is_block(each) or get_origin(each) is dict), None)
+
+
+def _is_block(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 _IN_WORDS = {
@@ -213,15 +225,15 @@ _IN_WORDS = {
     "model_type": "a block of keys",
     "string_pattern_mismatch": NAME_IN_WORDS,
     "string_too_short": "text that is not empty",
-    "too_short": "a list with at least one entry",
+    "too_short": "at least one entry",
 }
 
 
-def _mistake(error: ErrorDetails) -> Mistake:
+def _mistake(error: ErrorDetails, root: type[BaseModel]) -> Mistake:
     path: Path = tuple(error["loc"])
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        keys = allowed_keys(path[:-1])
+        keys = allowed_keys(path[:-1], root)
         return Mistake(path, "no such key", allowed=keys, nearest=nearest(str(path[-1]), keys))
     if kind == "missing":
         return Mistake(path, "is missing", allowed=_ALLOWED_WHEN_MISSING.get(str(path[-1]), ""))
@@ -241,4 +253,6 @@ _ALLOWED_WHEN_MISSING = {
     "seeds": "a list of seeds, for example seeds: [0]",
     "metric": "a full metric name such as val/recon_rmse",
     "source": "regex, jsonl, csv, tensorboard",
+    "hosts": "a block with one block for each host",
+    "address": "the name or number that ssh connects to",
 }

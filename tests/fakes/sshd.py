@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from provisioning.ssh_connection import SshHost
+from provisioning.ssh_host import SshHost
 
 INSTALL = "apt-get install openssh-server"
 

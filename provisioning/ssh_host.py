@@ -1,0 +1,29 @@
+"""How a machine is reached over ssh: what a person writes down of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SshHost:
+    """A machine that is reached over ssh.
+
+    `name` is what tables show. `user` '' is the name of who runs us. `keys` are private key files; without any, those
+    that ssh itself would try. `jump` is the host that the connection goes through. `python` runs the agent there,
+    `folder` is where runs live there, `~` being the home folder of the user.
+    """
+
+    name: str
+    address: str
+    port: int = 22
+    user: str = ""
+    keys: tuple[str, ...] = ()
+    jump: SshHost | None = None
+    python: str = "python3"
+    folder: str = "~/.armature"
+
+    @property
+    def place(self) -> str:
+        """`user@address:port`, as a message says it."""
+        return f"{self.user + '@' if self.user else ''}{self.address}:{self.port}"
