@@ -26,6 +26,7 @@ from provisioning.base import (
     Slot,
     SpawnRefused,
 )
+from provisioning.changes import changes
 from provisioning.local import LocalProvider
 from provisioning.local_shell import LocalShell
 from provisioning.nvidia_smi import SmiDriver
@@ -54,6 +55,7 @@ class Agent:
             "stamp": self._shell.stamp,
             "write": self.write,
             "names": self._shell.names,
+            "look": self.look,
             "spawn": self.spawn,
             "is_alive": lambda identity: self._shell.is_alive(ProcessIdentity(**identity)),
             "can_see": lambda identity: self._shell.can_see(ProcessIdentity(**identity)),
@@ -88,6 +90,15 @@ class Agent:
     def write(self, path: str, data: str, is_durable: bool) -> None:
         """Replace a file with these bytes, base64."""
         self._shell.write(path, base64.b64decode(data), is_durable=is_durable)
+
+    def look(self, folders: Sequence[Sequence[Any]], pids: Sequence[Any], budget_bytes: int) -> dict[str, Any]:
+        """Everything that one round wants to know: what is new in each folder (path, what is known of it, endings of
+        paths that are not wanted), and which of these processes run."""
+        found = []
+        for folder, known, skipped in folders:
+            found.append(changes(folder, known, skipped, budget_bytes))
+            budget_bytes -= sum(len(piece[4]) for piece in found[-1]["files"].values())
+        return {"folders": found, "alive": [self._shell.is_alive(ProcessIdentity(**one)) for one in pids]}
 
     def spawn(self, launch_specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Fork one supervisor for each launch spec."""

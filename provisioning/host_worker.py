@@ -1,0 +1,185 @@
+"""One thread for one host: it alone talks to the host's agent, so a host that hangs makes nobody else wait.
+
+Commands go into a queue and are waited for with a deadline; between them the thread looks, again and again, at what is
+new there. After a failure it tries again, later and later; until then every question is answered at once: lost.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from provisioning.agent_channel import AgentChannel, Value
+from provisioning.base import HostLost, ProcessIdentity, ProvisioningError
+from provisioning.mirror import Changes, Mirror
+
+ROUND_BYTES = 4 * 2**20
+"""What one look may bring."""
+
+LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one look at a host gave."""
+
+    folders: tuple[Changes, ...]
+    alive: tuple[bool, ...]
+
+
+_ANSWER = TypeAdapter(Answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A run folder there that is copied here; `skipped` are endings of paths whose content is not wanted."""
+
+    folder: str
+    mirror: Mirror
+    skipped: tuple[str, ...] = ()
+    identities: tuple[ProcessIdentity, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is known of a host: when it last answered (seconds of our monotonic clock; None = never), why it does not
+    ('' = it does), which processes ran then, and whether the copies were complete then."""
+
+    answered_s: float | None = None
+    lost: str = ""
+    alive: Mapping[ProcessIdentity, bool] = field(default_factory=dict)
+    is_whole: bool = False
+
+
+class HostWorker:
+    """The thread of one host. `look_s` is the time between two looks, `pause_s` the first pause after a failure."""
+
+    def __init__(
+        self,
+        agent: AgentChannel,
+        *,
+        look_s: float = 2.0,
+        pause_s: float = 1.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._agent = agent
+        self._look_s = look_s
+        self._pause_s = pause_s
+        self._monotonic = monotonic
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._watched: dict[str, Watched] = {}
+        self._lock = threading.Lock()
+        self._sight = Sight()
+        self._failures = 0
+        self._again_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="host", daemon=True)
+        self._thread.start()
+
+    def ask(self, deadline_s: float, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Value:
+        """The answer to one question. Raises what the agent raises; HostLost when the host is known to be silent, or
+        has not answered within the deadline: then nobody knows whether it was done, unless it had not begun."""
+        future: Future[Value] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                self._refuse_while_lost()
+                future.set_result(self._try(lambda: self._agent.ask(kind, verb, *arguments)))
+            except ProvisioningError as error:
+                future.set_exception(error)
+
+        self._commands.put(work)
+        try:
+            return future.result(deadline_s)
+        except NotInTime:
+            future.cancel()
+            raise HostLost(f"no answer within {deadline_s:g} s") from None
+
+    def watch(self, key: str, watched: Watched | None) -> None:
+        """Copy a folder from the next look on; None ends that."""
+        with self._lock:
+            if watched is None:
+                self._watched.pop(key, None)
+            else:
+                self._watched[key] = watched
+
+    def sight(self) -> Sight:
+        """What the last look gave."""
+        with self._lock:
+            return self._sight
+
+    def close(self, patience_s: float = 5.0) -> None:
+        """End the thread and the connection; a thread that hangs is left to its deadline."""
+        self._commands.put(None)
+        self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        next_look_s = self._monotonic()
+        while True:
+            try:
+                command = self._commands.get(timeout=max(0.0, next_look_s - self._monotonic()))
+            except queue.Empty:
+                self._look()
+                next_look_s = self._monotonic() + self._look_s
+                continue
+            if command is None:
+                self._agent.close()
+                return
+            command()
+
+    def _refuse_while_lost(self) -> None:
+        if self._monotonic() < self._again_s:
+            raise HostLost(self._sight.lost)
+
+    def _try(self, question: Callable[[], Value]) -> Value:
+        """Ask, and remember whether the host answers."""
+        try:
+            value = question()
+        except HostLost as error:
+            self._failures += 1
+            pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2 ** min(self._failures - 1, 10))
+            self._again_s = self._monotonic() + pause_s
+            self._remember(lost=str(error))
+            raise
+        self._failures, self._again_s = 0, 0.0
+        return value
+
+    def _look(self) -> None:
+        with self._lock:
+            watched = list(self._watched.values())
+        identities = list(dict.fromkeys(one for each in watched for one in each.identities))
+        if not watched or self._monotonic() < self._again_s:
+            return
+        folders = [[one.folder, one.mirror.known(), [*one.skipped, *one.mirror.refused]] for one in watched]
+        question = ("look", folders, [asdict(one) for one in identities], ROUND_BYTES)
+        try:
+            answer = self._try(lambda: self._agent.ask(_ANSWER, *question))
+        except ProvisioningError as error:
+            self._remember(lost=str(error))
+            return
+        if len(answer.folders) != len(watched) or len(answer.alive) != len(identities):
+            self._remember(lost="it answered something else to look")
+            return
+        try:
+            for one, new in zip(watched, answer.folders, strict=True):
+                one.mirror.take(new)
+        except OSError as error:
+            self._remember(lost=f"this machine cannot keep its copy: {error}")
+            return
+        is_whole = all(new.is_whole for new in answer.folders)
+        alive = dict(zip(identities, answer.alive, strict=True))
+        with self._lock:
+            self._sight = Sight(self._monotonic(), "", alive, is_whole)
+
+    def _remember(self, *, lost: str) -> None:
+        with self._lock:
+            self._sight = Sight(self._sight.answered_s, lost, self._sight.alive, self._sight.is_whole)

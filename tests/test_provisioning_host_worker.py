@@ -1,0 +1,179 @@
+"""One thread for each host: what is there comes here, and a host that hangs makes nobody else wait."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from provisioning.agent_archive import agent_archive
+from provisioning.agent_channel import AgentChannel
+from provisioning.base import HostLost, Spawned
+from provisioning.host_keys import HostKeys
+from provisioning.host_worker import HostWorker, Watched
+from provisioning.mirror import NOTES, Mirror
+from provisioning.ssh_connection import Connection, Deadlines
+from tests.fakes.attempts import SUPERVISOR, until
+from tests.fakes.sshd import Sshd
+
+FLOAT = TypeAdapter(float)
+NOTHING = TypeAdapter(None)
+SPAWNED = TypeAdapter(tuple[Spawned, ...])
+QUICK = Deadlines(connect_s=1.0, answer_s=1.0)
+
+
+@pytest.fixture
+def cleanup() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def started(folder: Path, cleanup: ExitStack, name: str) -> Sshd:
+    found = Sshd(folder / name, name)
+    cleanup.callback(found.stop)
+    found.start()
+    return found
+
+
+def worker_of(folder: Path, cleanup: ExitStack, sshd: Sshd, deadlines: Deadlines = QUICK) -> HostWorker:
+    keys = HostKeys(folder / "known_hosts", lambda *_: True, also=None)
+    connect = partial(Connection.open, sshd.host, keys, deadlines)
+    agent = AgentChannel(sshd.host, connect, agent_archive(str(SUPERVISOR)), deadlines)
+    found = HostWorker(agent, look_s=0.02, pause_s=0.05)
+    cleanup.callback(found.close)
+    return found
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != NOTES]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def patiently(ask: Callable[[], object]) -> object:
+    """The answer of a host that may have to be found again first."""
+
+    def attempt() -> object:
+        try:
+            return (ask(),)
+        except HostLost:
+            return None
+
+    return until(attempt)
+
+
+def test_an_attempt_there_is_seen_here_to_its_end(tmp_path: Path, cleanup: ExitStack) -> None:
+    sshd = started(tmp_path, cleanup, "loop")
+    worker = worker_of(tmp_path, cleanup, sshd, Deadlines(5, 5))
+    there, here = sshd.home / "run", tmp_path / "here"
+    program = (
+        "import pathlib, time\n"
+        "for step in range(40):\n"
+        "    print('line', step, flush=True)\n"
+        "    time.sleep(0.01)\n"
+        "pathlib.Path('model.safetensors').write_bytes(bytes(10**6))\n"
+    )
+    spec = {
+        "attempt": "ab12/1", "argv": [sshd.host.python, "-I", "-S", "-c", program], "cwd": str(sshd.home), "env": {},
+        "run_dir": str(there), "attempt_dir": f"{there}/attempt-1", "cores": [], "deadline_s": None, "grace_s": 10,
+        "term_s": 1, "heartbeat_s": 0.05,
+    }  # fmt: skip
+    (spawned,) = worker.ask(10, SPAWNED, "spawn", [spec])
+    watched = Watched(str(there), Mirror(here), (".safetensors",), (spawned.identity,))
+    worker.watch("run", watched)
+    until(lambda: (here / "attempt-1/stdout.log").exists() and worker.sight().alive.get(spawned.identity))
+    until(lambda: (here / "attempt-1/exit.json").exists())
+    until(lambda: worker.sight().alive[spawned.identity] is False)
+    until(lambda: worker.sight().is_whole and tree(here) == tree(there))
+    assert tree(here)["attempt-1/stdout.log"].count(b"line") == 40
+    worker.watch("run", None)
+    assert worker.sight().lost == ""
+
+
+def test_a_host_that_hangs_makes_nobody_else_wait(tmp_path: Path, cleanup: ExitStack) -> None:
+    good, bad = (started(tmp_path, cleanup, name) for name in ("good", "bad"))
+    workers = {sshd: worker_of(tmp_path, cleanup, sshd) for sshd in (good, bad)}
+    for sshd, worker in workers.items():
+        patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+        (sshd.home / "run").mkdir()
+        (sshd.home / "run" / "log").write_bytes(b"first\n")
+        worker.watch("run", Watched(str(sshd.home / "run"), Mirror(tmp_path / "here" / sshd.host.name)))
+        until(lambda sshd=sshd: tree(tmp_path / "here" / sshd.host.name) == {"log": b"first\n"})
+    bad.signal_all(signal.SIGSTOP)
+    until(lambda: workers[bad].sight().lost)
+    began = time.monotonic()
+    for _ in range(5):
+        with pytest.raises(HostLost):
+            workers[bad].ask(0.05, FLOAT, "memory_mib")
+    assert workers[good].ask(5, FLOAT, "memory_mib") > 0
+    assert time.monotonic() - began < 5
+    for sshd in (good, bad):
+        with (sshd.home / "run" / "log").open("ab") as log:
+            log.write(b"second\n")
+    until(lambda: tree(tmp_path / "here" / "good") == {"log": b"first\nsecond\n"})
+    assert tree(tmp_path / "here" / "bad") == {"log": b"first\n"}
+    bad.signal_all(signal.SIGCONT)
+    until(lambda: tree(tmp_path / "here" / "bad") == {"log": b"first\nsecond\n"})
+    until(lambda: workers[bad].sight().lost == "")
+
+
+def test_a_network_that_was_away_is_caught_up_with(tmp_path: Path, cleanup: ExitStack) -> None:
+    sshd = started(tmp_path, cleanup, "loop")
+    worker = worker_of(tmp_path, cleanup, sshd)
+    run = sshd.home / "run"
+    run.mkdir()
+    (run / "log").write_bytes(b"before\n")
+    worker.watch("run", Watched(str(run), Mirror(tmp_path / "here")))
+    until(lambda: tree(tmp_path / "here") == tree(run))
+    sshd.stop()
+    (run / "log").write_bytes((run / "log").read_bytes() + b"while nobody looked\n" * 1000)
+    until(lambda: worker.sight().lost)
+    last = worker.sight().answered_s
+    assert last is not None
+    sshd.start()
+    until(lambda: tree(tmp_path / "here") == tree(run))
+    assert (worker.sight().answered_s or 0) > last
+
+
+def test_a_question_that_was_not_begun_in_time_is_never_asked(tmp_path: Path, cleanup: ExitStack) -> None:
+    sshd = started(tmp_path, cleanup, "loop")
+    worker = worker_of(tmp_path, cleanup, sshd, Deadlines(1.5, 1.5))
+    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    sshd.signal_all(signal.SIGSTOP)
+    target = tmp_path / "written"
+    with pytest.raises(HostLost):
+        worker.ask(0.05, FLOAT, "memory_mib")  # keeps the thread busy
+    with pytest.raises(HostLost, match=r"within 0\.05 s"):
+        worker.ask(0.05, NOTHING, "write", str(target), "", False)
+    sshd.signal_all(signal.SIGCONT)
+    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    assert not target.exists()
+
+
+def test_closing_ends_the_thread_and_leaves_what_runs(tmp_path: Path, cleanup: ExitStack) -> None:
+    sshd = started(tmp_path, cleanup, "loop")
+    worker = worker_of(tmp_path, cleanup, sshd)
+    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    worker.close()
+    with pytest.raises(HostLost):
+        worker.ask(0.05, FLOAT, "memory_mib")
+    until(lambda: sshd.connections() == [])
+
+
+def test_a_jump_host_that_dies_takes_the_way_and_not_the_answer(tmp_path: Path, cleanup: ExitStack) -> None:
+    outer, inner = (started(tmp_path, cleanup, name) for name in ("outer", "inner"))
+    behind = Sshd.__new__(Sshd)
+    behind.__dict__.update(inner.__dict__, host=replace(inner.host, jump=outer.host))
+    worker = worker_of(tmp_path, cleanup, behind)
+    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    outer.stop()
+    with pytest.raises(HostLost):
+        worker.ask(5, FLOAT, "memory_mib")
+    outer.start()
+    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
