@@ -93,12 +93,14 @@ class Agent:
 
     def look(self, folders: Sequence[Sequence[Any]], pids: Sequence[Any], budget_bytes: int) -> dict[str, Any]:
         """Everything that one round wants to know: what is new in each folder (path, what is known of it, endings of
-        paths that are not wanted), and which of these processes run."""
+        paths that are not wanted), and which of these processes run. Those are looked at first: what a process that
+        has ended left behind is then among what is new."""
+        alive = [self._shell.is_alive(ProcessIdentity(**one)) for one in pids]
         found = []
         for folder, known, skipped in folders:
             found.append(changes(folder, known, skipped, budget_bytes))
             budget_bytes -= sum(len(piece[4]) for piece in found[-1]["files"].values())
-        return {"folders": found, "alive": [self._shell.is_alive(ProcessIdentity(**one)) for one in pids]}
+        return {"folders": found, "alive": alive}
 
     def spawn(self, launch_specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Fork one supervisor for each launch spec."""

@@ -51,7 +51,8 @@ class Watched:
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What is known of a host: when it last answered (seconds of our monotonic clock; None = never), why it does not
-    ('' = it does), which processes ran then, and whether the copies were complete then."""
+    ('' = it does), which processes ran then, and whether the copies were complete then. A process that ended counts as
+    running until all that it left is here."""
 
     answered_s: float | None = None
     lost: str = ""
@@ -176,8 +177,10 @@ class HostWorker:
             self._remember(lost=f"this machine cannot keep its copy: {error}")
             return
         is_whole = all(new.is_whole for new in answer.folders)
-        alive = dict(zip(identities, answer.alive, strict=True))
+        told = dict(zip(identities, answer.alive, strict=True))
         with self._lock:
+            before = self._sight.alive
+            alive = {one: runs or (not is_whole and before.get(one, True)) for one, runs in told.items()}
             self._sight = Sight(self._monotonic(), "", alive, is_whole)
 
     def _remember(self, *, lost: str) -> None:

@@ -140,16 +140,24 @@ def _head_and_size(path: Path) -> tuple[bytes, int]:
 
 
 def _write(path: Path, piece: Piece) -> None:
-    """Append where bytes are there already, else put a new file in the place of the old one. The time of the last
-    change is that of the host: a file that was only touched there is touched here."""
+    """Append where bytes are there already, else put a new file in the place of the old one, unless it is the same. The
+    time of the last change is that of the host: a file that was only touched there is touched here."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if piece.offset == 0:
-        _replace(path, piece.data)
+        if not _holds(path, piece.data):
+            _replace(path, piece.data)
     elif piece.data:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
             file.seek(piece.offset)
             file.write(piece.data)
     os.utime(path, ns=(piece.modified_ns, piece.modified_ns), follow_symlinks=False)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether exactly these bytes stand in a file here: what we wrote on both sides need not be put here again."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != len(data):
+        return False
+    return path.read_bytes() == data
 
 
 def _replace(path: Path, data: bytes) -> None:

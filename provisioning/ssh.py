@@ -22,6 +22,7 @@ from provisioning.base import (
     Refused,
     Released,
     Request,
+    Shell,
     Slot,
     SlotProbe,
 )
@@ -101,7 +102,7 @@ class SshProvider:
         except ProvisioningError as error:
             return SlotProbe(problem=str(error))
 
-    def shell(self, handle: Handle) -> SshShell:
+    def shell(self, handle: Handle) -> Shell:
         """A shell with a connection of its own."""
         return SshShell(self._new_agent(handle.host))
 

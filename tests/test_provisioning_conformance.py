@@ -29,7 +29,10 @@ from provisioning.base import (
     SpawnRefused,
 )
 from provisioning.host_keys import HostKeys
+from provisioning.host_worker import HostWorker, Watched
 from provisioning.local import LocalProvider
+from provisioning.mirror import Mirror
+from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh import SshProvider
 from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
 from tests.fakes.sshd import Sshd
@@ -41,16 +44,21 @@ HOSTILE_NAMES = ["plain", "a b", "quo'te\"s", "new\nline", "$(touch pwned)", "-r
 
 @dataclass(frozen=True)
 class Rig:
-    """A provider to test, a folder on the hosts that it gives, and a Python there."""
+    """A provider to test, a folder as its shells name it and as its hosts do, and a Python there."""
 
     provider: Provider
     folder: str
     python: str
+    there: str
     attempt_dirs: list[str] = field(default_factory=list)
+
+    def attempt_dir(self, spec: dict[str, Any]) -> str:
+        """The folder of an attempt, as the shell names it."""
+        return f"{self.folder}/{str(spec['attempt_dir']).removeprefix(self.there + '/')}"
 
 
 def local_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
-    return Rig(LocalProvider(str(SUPERVISOR), {}), str(tmp_path), sys.executable)
+    return Rig(LocalProvider(str(SUPERVISOR), {}), str(tmp_path), sys.executable, str(tmp_path))
 
 
 def ssh_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
@@ -59,12 +67,36 @@ def ssh_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
     sshd.start()
     provider = SshProvider(str(SUPERVISOR), [sshd.host], HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None))
     cleanup.callback(provider.close)
-    return Rig(provider, str(tmp_path), sys.executable)
+    return Rig(provider, str(tmp_path), sys.executable, str(tmp_path))
+
+
+class Mirrored(SshProvider):
+    """Hosts whose shells read a copy that a thread keeps up to date."""
+
+    def __init__(self, sshd: Sshd, keys: HostKeys, here: Path, there: Path) -> None:
+        super().__init__(str(SUPERVISOR), [sshd.host], keys)
+        self._here, self._there = here, there
+
+    def shell(self, handle: Handle) -> Shell:
+        worker = HostWorker(self._new_agent(handle.host), look_s=0.02)
+        worker.watch("all", Watched(str(self._there), Mirror(self._here)))
+        return MirroredShell(worker, self._here, str(self._there), answer_s=20.0)
+
+
+def mirrored_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
+    sshd = Sshd(tmp_path / "sshd")
+    cleanup.callback(sshd.stop)
+    sshd.start()
+    keys = HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None)
+    provider = Mirrored(sshd, keys, tmp_path / "here", tmp_path / "there")
+    cleanup.callback(provider.close)
+    return Rig(provider, str(tmp_path / "here"), sys.executable, str(tmp_path / "there"))
 
 
 RIGS: dict[str, Callable[[Path, ExitStack], Rig]] = {
     "local": local_rig,
     "ssh": ssh_rig,
+    "ssh, mirrored": mirrored_rig,
 }
 
 
@@ -95,12 +127,12 @@ def shell(rig: Rig, handle: Handle) -> Iterator[Shell]:
 
 def launch_spec(rig: Rig, program: str, number: int = 1, **other: Any) -> dict[str, Any]:
     return {
-        "attempt": f"{rig.folder}/{number}",
+        "attempt": f"{rig.there}/{number}",
         "argv": [rig.python, "-I", "-S", "-c", program],
         "cwd": "/",
         "env": {"TOKEN": "s3cret"},
-        "run_dir": rig.folder,
-        "attempt_dir": f"{rig.folder}/attempt-{number}",
+        "run_dir": rig.there,
+        "attempt_dir": f"{rig.there}/attempt-{number}",
         "cores": [],
         "deadline_s": None,
         "grace_s": 10,
@@ -112,14 +144,14 @@ def launch_spec(rig: Rig, program: str, number: int = 1, **other: Any) -> dict[s
 
 def spawn(rig: Rig, shell: Shell, spec: dict[str, Any]) -> ProcessIdentity:
     (spawned,) = shell.spawn([spec])
-    rig.attempt_dirs.append(spec["attempt_dir"])
+    rig.attempt_dirs.append(rig.attempt_dir(spec))
     assert spawned.attempt == spec["attempt"]
     assert spawned.existing is False
     return spawned.identity
 
 
-def exit_record(shell: Shell, spec: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(until(lambda: shell.read(f"{spec['attempt_dir']}/exit.json")))
+def exit_record(rig: Rig, shell: Shell, spec: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(until(lambda: shell.read(f"{rig.attempt_dir(spec)}/exit.json")))
     return found
 
 
@@ -189,7 +221,7 @@ class TestProbe:
         (found,) = rig.provider.probe(handle, slot, [identity.pid]).leftovers
         assert found.identity == identity
         assert found.age_s >= 0
-        shell.write(f"{spec['attempt_dir']}/stop.json", b'{"reason": "enough", "grace_s": 0, "term_s": 0}')
+        shell.write(f"{rig.attempt_dir(spec)}/stop.json", b'{"reason": "enough", "grace_s": 0, "term_s": 0}')
         until(lambda: rig.provider.probe(handle, slot, [identity.pid]).leftovers == ())
 
 
@@ -227,12 +259,12 @@ class TestShellFiles:
 
     def test_new_folders_and_files_are_private(self, rig: Rig, shell: Shell) -> None:
         shell.write(f"{rig.folder}/a/b/file", b"")
-        paths = [f"{rig.folder}/{name}" for name in ("a", "a/b", "a/b/file")]
+        paths = [f"{rig.there}/{name}" for name in ("a", "a/b", "a/b/file")]
         program = f"import os; print(*(os.stat(path).st_mode for path in {paths}))"
         spec = launch_spec(rig, program)
         spawn(rig, shell, spec)
-        exit_record(shell, spec)
-        modes = (shell.read(f"{spec['attempt_dir']}/stdout.log") or b"").split()
+        exit_record(rig, shell, spec)
+        modes = (shell.read(f"{rig.attempt_dir(spec)}/stdout.log") or b"").split()
         assert [stat.S_IMODE(int(mode)) for mode in modes] == [0o700, 0o700, 0o600]
 
     def test_free_disk_is_that_of_the_nearest_folder(self, rig: Rig, shell: Shell) -> None:
@@ -246,18 +278,18 @@ class TestShellProcesses:
     def test_an_attempt_lives_and_leaves_its_record(self, rig: Rig, shell: Shell) -> None:
         spec = launch_spec(rig, "import sys; print('hello'); sys.exit(3)")
         identity = spawn(rig, shell, spec)
-        ended = exit_record(shell, spec)
+        ended = exit_record(rig, shell, spec)
         assert (ended["attempt"], ended["code"], ended["cause"]) == (spec["attempt"], 3, "exited")
-        assert shell.read(f"{spec['attempt_dir']}/stdout.log") == b"hello\n"
+        assert shell.read(f"{rig.attempt_dir(spec)}/stdout.log") == b"hello\n"
         until(lambda: not shell.is_alive(identity))
 
     def test_a_stop_file_stops_it(self, rig: Rig, shell: Shell) -> None:
         spec = launch_spec(rig, SAVES_ON_SIGTERM)
         identity = spawn(rig, shell, spec)
-        until(lambda: shell.read(f"{spec['attempt_dir']}/stdout.log"))
+        until(lambda: shell.read(f"{rig.attempt_dir(spec)}/stdout.log"))
         assert shell.is_alive(identity)
-        shell.write(f"{spec['attempt_dir']}/stop.json", b'{"reason": "enough", "grace_s": 10}')
-        assert exit_record(shell, spec)["code"] == 75
+        shell.write(f"{rig.attempt_dir(spec)}/stop.json", b'{"reason": "enough", "grace_s": 10}')
+        assert exit_record(rig, shell, spec)["code"] == 75
         until(lambda: not shell.is_alive(identity))
 
     def test_nothing_starts_twice(self, rig: Rig, shell: Shell) -> None:
@@ -269,7 +301,7 @@ class TestShellProcesses:
     def test_several_are_spawned_in_order(self, rig: Rig, shell: Shell) -> None:
         specs = [launch_spec(rig, "", number) for number in (1, 2, 3)]
         assert [spawned.attempt for spawned in shell.spawn(specs)] == [spec["attempt"] for spec in specs]
-        assert {exit_record(shell, spec)["code"] for spec in specs} == {0}
+        assert {exit_record(rig, shell, spec)["code"] for spec in specs} == {0}
 
     def test_a_refusal_names_the_attempt_and_no_value(self, rig: Rig, shell: Shell) -> None:
         spec = launch_spec(rig, "", grace_s="long")
@@ -277,7 +309,7 @@ class TestShellProcesses:
             shell.spawn([spec])
         assert refusal.value.attempt == spec["attempt"]
         assert "s3cret" not in str(refusal.value)
-        assert shell.names(spec["attempt_dir"]) == ()
+        assert shell.names(rig.attempt_dir(spec)) == ()
 
     def test_closing_leaves_the_processes_alone(self, rig: Rig, handle: Handle, shell: Shell) -> None:
         spec = launch_spec(rig, IGNORES_SIGTERM)
