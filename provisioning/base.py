@@ -67,7 +67,8 @@ class Slot:
     `name` is unique on its host and is what a table shows, for example `cpu0` or `gpu1`.
     `gpu_indices` are PCI bus order numbers, those that CUDA_VISIBLE_DEVICES takes under CUDA_DEVICE_ORDER=PCI_BUS_ID.
     `vram_mib` is the total memory of the smallest GPU of the slot.
-    `shares_cores` is true when the host has fewer cores than its slots hold together.
+    `shares_cores` is true when the host has fewer cores than its slots hold together. `host` is the name of that host,
+    '' for the machine that we run on.
     """
 
     name: str
@@ -76,6 +77,10 @@ class Slot:
     gpu_indices: tuple[int, ...] = ()
     vram_mib: int = 0
     shares_cores: bool = False
+    host: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.name}" if self.host else self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from pydantic import TypeAdapter
@@ -93,7 +93,8 @@ class SshProvider:
 
     def slots(self, handle: Handle, request: Request) -> tuple[Slot, ...]:
         """The host cut into slots. Raises NoCapacity when not even one fits, HostLost when it does not answer."""
-        return self._agent(handle.host).ask(_SLOTS, "slots", asdict(request))
+        found = self._agent(handle.host).ask(_SLOTS, "slots", asdict(request))
+        return tuple(replace(slot, host=handle.host) for slot in found)
 
     def probe(self, handle: Handle, slot: Slot, pids: Sequence[int] = ()) -> SlotProbe:
         """A look at a slot there; a host that does not answer is its `problem`."""

@@ -54,7 +54,12 @@ def schedule(
 
 
 def conflicts(one: Slot, other: Slot) -> bool:
-    """Whether two slots may not be used at once: a common GPU, one name, or common cores nobody agreed to share."""
+    """Whether two slots may not be used at once: a common GPU, one name, or common cores nobody agreed to share.
+
+    Slots of different hosts have nothing in common.
+    """
+    if one.host != other.host:
+        return False
     if one.gpu_uuids and other.gpu_uuids:
         return bool(set(one.gpu_uuids) & set(other.gpu_uuids))  # a number may have passed to another GPU since
     if one.name == other.name:
@@ -203,8 +208,11 @@ def _placements(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]],
     for group in _groups(runs):
         if not any(free.values()):
             break  # nothing can be placed, however long the queue is
-        placed = _fit(group, free)
-        possible = len(_fit(group, slots))
+        whole = _fit(group, slots)
+        possible = len(whole)
+        # A host that could hold all of them is waited for; where there is none, any room will do.
+        on_one = possible == len(group) and len({slot.host for slot in whole.values()}) == 1
+        placed = _fit(group, free, on_one=on_one)
         largest = len(group) if group[0].needs_whole_wave else possible
         if possible < largest:
             continue  # as it is now the host cannot hold it, so it keeps nothing back from others
@@ -254,10 +262,25 @@ def _beside(slots: Mapping[Shape, Sequence[Slot]], taken: Sequence[Slot]) -> dic
     }
 
 
-def _fit(group: Sequence[RunFacts], free: Mapping[Shape, Sequence[Slot]]) -> dict[str, Slot]:
-    """A slot for every run of a group that finds one beside those of the others."""
-    found = side_by_side([run.shape for run in group], free)
+def _fit(group: Sequence[RunFacts], free: Mapping[Shape, Sequence[Slot]], *, on_one: bool = False) -> dict[str, Slot]:
+    """A slot for every run of a group that finds one beside those of the others.
+
+    All of a group go to the first host that can hold them. Where none can, those that must be `on_one` host, or must
+    start together, go to the one that holds the most, others wherever there is room.
+    """
+    shapes = [run.shape for run in group]
+    found = side_by_side(shapes, free)
+    hosts = dict.fromkeys(slot.host for slots in free.values() for slot in slots)
+    if len(group) > 1 and len(hosts) > 1:
+        alone = [side_by_side(shapes, _on(host, free)) for host in hosts]
+        fullest = max(alone, key=lambda slots: sum(slot is not None for slot in slots))
+        if None not in fullest or on_one or group[0].needs_whole_wave:
+            found = fullest
     return {run.run: slot for run, slot in zip(group, found, strict=True) if slot is not None}
+
+
+def _on(host: str, free: Mapping[Shape, Sequence[Slot]]) -> dict[Shape, tuple[Slot, ...]]:
+    return {shape: tuple(slot for slot in slots if slot.host == host) for shape, slots in free.items()}
 
 
 def _start(run: RunFacts, slot: Slot) -> Start:

@@ -28,6 +28,7 @@ from runner.schedule import (
     Stop,
     conflicts,
     schedule,
+    waits_for_room,
 )
 
 SHAPE = (0, 1, 0.0)
@@ -320,6 +321,57 @@ def test_slots_conflict_by_gpu_and_by_cores_that_nobody_shares() -> None:
     assert not conflicts(gpu, CPU0)
     assert conflicts(CPU0, Slot("wide0", (0, 1)))
     assert not conflicts(Slot("cpu0", (0,), shares_cores=True), Slot("cpu2", (0,), shares_cores=True))
+
+
+def share(host: str, number: int) -> Slot:
+    return Slot(f"cpu{number}", (number,), host=host)
+
+
+TWO_HOSTS = {SHAPE: (share("a", 0), share("a", 1), share("b", 0), share("b", 1))}
+
+
+def wave_of(count: int, **changes: Any) -> list[RunFacts]:
+    return [queued(f"w{place}", (0, 2, 0, place), wave=0, **changes) for place in range(count)]
+
+
+def on(name: str, slot: Slot) -> RunFacts:
+    attempt = AttemptFacts(1, AttemptKind.TRAIN, Phase.LIVE, slot, reported=True)
+    return replace(on_slot(attempt=attempt), run=name)
+
+
+def hosts_of(actions: Any) -> list[str]:
+    return [start.slot.host for action in actions for start in getattr(action, "starts", (action,))]
+
+
+def test_slots_of_two_hosts_have_nothing_in_common() -> None:
+    assert not conflicts(share("a", 0), share("b", 0))
+    assert conflicts(share("a", 0), share("a", 0))
+    assert not conflicts(Slot("gpu0", (), ("GPU-1",), (0,), host="a"), Slot("gpu0", (), ("GPU-1",), (0,), host="b"))
+    assert (str(share("a", 0)), str(CPU0)) == ("a:cpu0", "cpu0")
+
+
+def test_a_wave_goes_to_one_host_that_can_hold_it() -> None:
+    assert hosts_of(schedule(wave_of(2), TWO_HOSTS)) == ["a", "a"]
+    assert hosts_of(schedule([on("x", share("a", 1)), *wave_of(2)], TWO_HOSTS)) == ["b", "b"]
+
+
+def test_a_wave_waits_for_a_host_that_could_hold_it_and_lets_others_use_the_rest() -> None:
+    busy = [on("x", share("a", 1)), on("y", share("b", 1))]
+    assert schedule([*busy, *wave_of(2)], TWO_HOSTS) == ()
+    (other,) = schedule([*busy, *wave_of(2), queued("later", (0, 3, 0, 0))], TWO_HOSTS)
+    assert isinstance(other, Start)
+    assert (other.run, other.slot.host) == ("later", "b")
+
+
+def test_a_wave_that_no_host_can_hold_is_spread_unless_it_must_be_whole() -> None:
+    assert sorted(hosts_of(schedule(wave_of(3), TWO_HOSTS))) == ["a", "a", "b"]
+    assert schedule(wave_of(3, needs_whole_wave=True), TWO_HOSTS) == ()
+    assert "room for 2" in waits_for_room(wave_of(3, needs_whole_wave=True), TWO_HOSTS)["w0"]
+
+
+def test_runs_alone_fill_one_host_after_the_other() -> None:
+    runs = [queued(f"r{place}", (0, 1, 0, place)) for place in range(5)]
+    assert hosts_of(schedule(runs, TWO_HOSTS)) == ["a", "a", "b", "b"]
 
 
 @st.composite
