@@ -36,7 +36,7 @@ from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_
 from runner.observe import checkpoints
 from runner.places import Places
 from runner.records import ENDED, AttemptKind, RunState
-from runner.rescue import Rescued, choose_step, rescued
+from runner.rescue import Rescued, began_at, choose_step, rescued
 from runner.run_facts import Phase
 from runner.spec.models import ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
@@ -367,7 +367,8 @@ class Perform:
         arm = from_json(run.arm_document)
         steps = checkpoints(self._places.by_lease(run.attempt.lease).shell, self._home.root / run.run)
         start = arm.policy.rescue.start
-        chosen = choose_step(start, self._best_step(run, arm, steps) if start == "best" else None, steps)
+        best = self._best_step(run, arm, steps) if start == "best" else None
+        chosen = choose_step(start, best, steps, began_at(run.verdict or {}))
         return None if chosen is None else rescued(arm, run.seed, run.id, run.snapshot["hash"], *chosen)
 
     def _end_autopsy(self, action: EndAutopsy) -> None:

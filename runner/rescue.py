@@ -6,8 +6,9 @@ run of its own, because its recipe and its first weights are others, and it is l
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from runner.records import Severity
 from runner.spec.identity import identity, run_id
@@ -35,19 +36,41 @@ def may_rescue(arm: ResolvedArm, rule: str) -> bool:
     return allowed and origin_of(arm.arm)[1] < arm.policy.rescue.max
 
 
-def choose_step(start: str, best: int | None, kept: Collection[int]) -> tuple[int, str] | None:
+def began_at(verdict: Mapping[str, Any]) -> int | None:
+    """The step at which what stopped a run began, where its verdict (as it is stored) shows one: weights from then on
+    are broken, whatever an average of them still scores."""
+    decisive = [
+        one for one in verdict.get("findings", ())
+        if (one["detector"], one["summary"]) == (verdict.get("rule"), verdict.get("reason"))
+    ]  # fmt: skip
+    if not decisive:
+        return None
+    found = {"explosion": decisive[0]["evidence"].get("first_step"), "non_finite": decisive[0]["step"]}
+    return found.get(decisive[0]["detector"])
+
+
+def choose_step(
+    start: str, best: int | None, kept: Collection[int], began: int | None = None
+) -> tuple[int, str] | None:
     """(step, how it is called) of the checkpoint that a rescue begins with; None when there is none.
 
     `start` is best or last; `best` the step of the best checkpoint, None when none is known to be; `kept` are the steps
-    of those that are there.
+    of those that are there; `began` is the step at which the run went wrong, where that is known: a best one is one
+    from before.
     """
     if not kept:
         return None
-    if start == "best" and best in kept:
-        assert best is not None
+    if start == "last":
+        return max(kept), "its last checkpoint"
+    sound = kept if began is None else [step for step in kept if step < began]
+    if best is not None and best in sound:
         return best, "its best checkpoint"
-    fallback = ", because no best one is kept" if start == "best" else ""
-    return max(kept), f"its last checkpoint{fallback}"
+    if began is not None and sound:
+        return max(sound), f"its last checkpoint from before step {began}, where it went wrong"
+    after = "" if began is None else f"; it went wrong at step {began}, before any that is kept"
+    if best is not None and best in kept:
+        return best, f"its best checkpoint{after}"
+    return max(kept), f"its last checkpoint, because no best one is kept{after}"
 
 
 def rescued(arm: ResolvedArm, seed: int, parent: str, code_hash: str, step: int, checkpoint: str) -> Rescued:

@@ -17,7 +17,7 @@ from runner.home import Home
 from runner.launching import Options, prepare
 from runner.plan import Intent
 from runner.records import Policy, Rescue
-from runner.rescue import choose_step, may_rescue, rescued
+from runner.rescue import began_at, choose_step, may_rescue, rescued
 from runner.spec.identity import identity
 from runner.store import tables
 from runner.store.database import reading
@@ -239,16 +239,48 @@ def test_who_may_be_rescued() -> None:
     assert not may_rescue(replace(command_arm(), policy=ARM.policy), "regress")
 
 
-@given(st.sampled_from(["best", "last"]), st.none() | st.integers(0, 9), st.sets(st.integers(0, 9)))
-def test_a_rescue_begins_only_with_a_checkpoint_that_is_there(start: str, best: int | None, kept: set[int]) -> None:
-    chosen = choose_step(start, best, kept)
+@given(
+    st.sampled_from(["best", "last"]), st.none() | st.integers(0, 9), st.sets(st.integers(0, 9)),
+    st.none() | st.integers(0, 9),
+)  # fmt: skip
+def test_a_rescue_begins_only_with_a_checkpoint_that_is_there(
+    start: str, best: int | None, kept: set[int], began: int | None
+) -> None:
+    chosen = choose_step(start, best, kept, began)
     if not kept:
         assert chosen is None
         return
     assert chosen is not None
     step, said = chosen
     assert step in kept
-    is_best = start == "best" and best in kept
-    assert step == (best if is_best else max(kept))
-    assert said.startswith("its best" if is_best else "its last")
-    assert ("because no best one is kept" in said) == (start == "best" and not is_best)
+    if start == "last":
+        assert chosen == (max(kept), "its last checkpoint")
+        return
+    sound = {one for one in kept if began is None or one < began}
+    assert step in sound or not sound
+    assert step == (best if best in (sound or kept) else max(sound or kept))
+    assert said.startswith("its best" if step == best and best in (sound or kept) else "its last")
+    assert ("went wrong" in said) == (began is not None and (step != best or not sound))
+
+
+def test_where_a_run_went_wrong_is_what_its_verdict_shows() -> None:
+    def verdict(rule: str, **evidence: object) -> dict[str, object]:
+        warning = {"detector": rule, "summary": "a little", "step": 5, "evidence": {"first_step": 1}}
+        stop = {"detector": rule, "summary": "much", "step": 9, "evidence": evidence}
+        return {"rule": rule, "reason": "much", "findings": [warning, stop]}
+
+    assert began_at(verdict("explosion", first_step=7)) == 7
+    assert began_at(verdict("non_finite")) == 9
+    assert began_at(verdict("regress", best_step=3)) is None
+    assert began_at(verdict("explosion")) is None
+    assert began_at({}) is None
+
+
+def test_a_rescue_prefers_what_was_kept_before_it_went_wrong() -> None:
+    assert choose_step("best", 50, {25, 50, 75}, 40) == (
+        25, "its last checkpoint from before step 40, where it went wrong",
+    )  # fmt: skip
+    assert choose_step("best", 25, {25, 50}, 40) == (25, "its best checkpoint")
+    assert choose_step("best", 50, {50, 75}, 7) == (
+        50, "its best checkpoint; it went wrong at step 7, before any that is kept",
+    )  # fmt: skip
