@@ -41,6 +41,14 @@ class Connects(Protocol):
         ...
 
 
+class Asks(Protocol):
+    """What puts questions to one host: a connection, or the thread that owns it."""
+
+    def ask(self, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Value:
+        """The value of a verb, of this kind. Raises what the verb raises there, AuthenticationFailed, or HostLost."""
+        ...
+
+
 class AgentChannel:
     """The agent of one host, started when first asked and started again after it was lost. For one thread."""
 

@@ -26,6 +26,9 @@ ROUND_BYTES = 4 * 2**20
 
 LONGEST_PAUSE_S = 60.0
 
+ANSWER_S = 2.0
+"""A round of the controller may wait so long for one host, once: after that the host counts as lost at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -61,17 +64,20 @@ class Sight:
 
 
 class HostWorker:
-    """The thread of one host. `look_s` is the time between two looks, `pause_s` the first pause after a failure."""
+    """The thread of one host. A question waits for `answer_s` at most; `look_s` is the time between two looks,
+    `pause_s` the first pause after a failure."""
 
     def __init__(
         self,
         agent: AgentChannel,
         *,
+        answer_s: float = ANSWER_S,
         look_s: float = 2.0,
         pause_s: float = 1.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
+        self._answer_s = answer_s
         self._look_s = look_s
         self._pause_s = pause_s
         self._monotonic = monotonic
@@ -84,9 +90,9 @@ class HostWorker:
         self._thread = threading.Thread(target=self._run, name="host", daemon=True)
         self._thread.start()
 
-    def ask(self, deadline_s: float, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Value:
+    def ask(self, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Value:
         """The answer to one question. Raises what the agent raises; HostLost when the host is known to be silent, or
-        has not answered within the deadline: then nobody knows whether it was done, unless it had not begun."""
+        has not answered in time: then nobody knows whether it was done, unless it had not begun."""
         future: Future[Value] = Future()
 
         def work() -> None:
@@ -100,10 +106,10 @@ class HostWorker:
 
         self._commands.put(work)
         try:
-            return future.result(deadline_s)
+            return future.result(self._answer_s)
         except NotInTime:
             future.cancel()
-            raise HostLost(f"no answer within {deadline_s:g} s") from None
+            raise HostLost(f"no answer within {self._answer_s:g} s") from None
 
     def watch(self, key: str, watched: Watched | None) -> None:
         """Copy a folder from the next look on; None ends that."""

@@ -105,7 +105,8 @@ class SshProvider:
 
     def shell(self, handle: Handle) -> Shell:
         """A shell with a connection of its own."""
-        return SshShell(self._new_agent(handle.host))
+        agent = self._new_agent(handle.host)
+        return SshShell(agent, agent.close)
 
     def close(self) -> None:
         """Close all connections that were made here."""

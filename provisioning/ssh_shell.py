@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import Base64Bytes, Field, NonNegativeInt, TypeAdapter
 
-from provisioning.agent_channel import AgentChannel
+from provisioning.agent_channel import Asks
 from provisioning.base import HostLost, ProcessIdentity, Spawned
 
 _NOTHING = TypeAdapter(None)
@@ -23,10 +23,12 @@ _MIB_EXACT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_
 
 
 class SshShell:
-    """Verbs on one host, for one thread. Each is one question; none is asked twice by itself."""
+    """Verbs on one host, for one thread. Each is one question; none is asked twice by itself. Whoever made what asks
+    closes it, with `close`."""
 
-    def __init__(self, agent: AgentChannel) -> None:
+    def __init__(self, agent: Asks, close: Callable[[], None]) -> None:
         self._agent = agent
+        self._close = close
         self._memory_mib: float | None = None
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> bytes | None:
@@ -80,4 +82,4 @@ class SshShell:
 
     def close(self) -> None:
         """Close the connection; what was spawned lives on."""
-        self._agent.close()
+        self._close()

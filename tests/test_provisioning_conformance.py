@@ -34,6 +34,7 @@ from provisioning.local import LocalProvider
 from provisioning.mirror import Mirror
 from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh import SshProvider
+from provisioning.ssh_shell import SshShell
 from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
 from tests.fakes.sshd import Sshd
 
@@ -78,9 +79,9 @@ class Mirrored(SshProvider):
         self._here, self._there = here, there
 
     def shell(self, handle: Handle) -> Shell:
-        worker = HostWorker(self._new_agent(handle.host), look_s=0.02)
+        worker = HostWorker(self._new_agent(handle.host), answer_s=20.0, look_s=0.02)
         worker.watch("all", Watched(str(self._there), Mirror(self._here)))
-        return MirroredShell(worker, self._here, str(self._there), answer_s=20.0)
+        return MirroredShell(SshShell(worker, worker.close), worker.sight, self._here, str(self._there))
 
 
 def mirrored_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:

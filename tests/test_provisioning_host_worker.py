@@ -42,11 +42,13 @@ def started(folder: Path, cleanup: ExitStack, name: str) -> Sshd:
     return found
 
 
-def worker_of(folder: Path, cleanup: ExitStack, sshd: Sshd, deadlines: Deadlines = QUICK) -> HostWorker:
+def worker_of(
+    folder: Path, cleanup: ExitStack, sshd: Sshd, deadlines: Deadlines = QUICK, answer_s: float = 5.0
+) -> HostWorker:
     keys = HostKeys(folder / "known_hosts", lambda *_: True, also=None)
     connect = partial(Connection.open, sshd.host, keys, deadlines)
     agent = AgentChannel(sshd.host, connect, agent_archive(str(SUPERVISOR)), deadlines)
-    found = HostWorker(agent, look_s=0.02, pause_s=0.05)
+    found = HostWorker(agent, answer_s=answer_s, look_s=0.02, pause_s=0.05)
     cleanup.callback(found.close)
     return found
 
@@ -84,7 +86,7 @@ def test_an_attempt_there_is_seen_here_to_its_end(tmp_path: Path, cleanup: ExitS
         "run_dir": str(there), "attempt_dir": f"{there}/attempt-1", "cores": [], "deadline_s": None, "grace_s": 10,
         "term_s": 1, "heartbeat_s": 0.05,
     }  # fmt: skip
-    (spawned,) = worker.ask(10, SPAWNED, "spawn", [spec])
+    (spawned,) = worker.ask(SPAWNED, "spawn", [spec])
     watched = Watched(str(there), Mirror(here), (".safetensors",), (spawned.identity,))
     worker.watch("run", watched)
     until(lambda: (here / "attempt-1/stdout.log").exists() and worker.sight().alive.get(spawned.identity))
@@ -100,7 +102,7 @@ def test_a_host_that_hangs_makes_nobody_else_wait(tmp_path: Path, cleanup: ExitS
     good, bad = (started(tmp_path, cleanup, name) for name in ("good", "bad"))
     workers = {sshd: worker_of(tmp_path, cleanup, sshd) for sshd in (good, bad)}
     for sshd, worker in workers.items():
-        patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+        patiently(partial(worker.ask, FLOAT, "memory_mib"))
         (sshd.home / "run").mkdir()
         (sshd.home / "run" / "log").write_bytes(b"first\n")
         worker.watch("run", Watched(str(sshd.home / "run"), Mirror(tmp_path / "here" / sshd.host.name)))
@@ -110,8 +112,8 @@ def test_a_host_that_hangs_makes_nobody_else_wait(tmp_path: Path, cleanup: ExitS
     began = time.monotonic()
     for _ in range(5):
         with pytest.raises(HostLost):
-            workers[bad].ask(0.05, FLOAT, "memory_mib")
-    assert workers[good].ask(5, FLOAT, "memory_mib") > 0
+            workers[bad].ask(FLOAT, "memory_mib")
+    assert workers[good].ask(FLOAT, "memory_mib") > 0
     assert time.monotonic() - began < 5
     for sshd in (good, bad):
         with (sshd.home / "run" / "log").open("ab") as log:
@@ -143,26 +145,26 @@ def test_a_network_that_was_away_is_caught_up_with(tmp_path: Path, cleanup: Exit
 
 def test_a_question_that_was_not_begun_in_time_is_never_asked(tmp_path: Path, cleanup: ExitStack) -> None:
     sshd = started(tmp_path, cleanup, "loop")
-    worker = worker_of(tmp_path, cleanup, sshd, Deadlines(1.5, 1.5))
-    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    worker = worker_of(tmp_path, cleanup, sshd, Deadlines(5, 5), answer_s=0.3)
+    patiently(partial(worker.ask, FLOAT, "memory_mib"))
     sshd.signal_all(signal.SIGSTOP)
     target = tmp_path / "written"
-    with pytest.raises(HostLost):
-        worker.ask(0.05, FLOAT, "memory_mib")  # keeps the thread busy
-    with pytest.raises(HostLost, match=r"within 0\.05 s"):
-        worker.ask(0.05, NOTHING, "write", str(target), "", False)
+    with pytest.raises(HostLost, match=r"within 0\.3 s"):
+        worker.ask(FLOAT, "memory_mib")  # keeps the thread busy
+    with pytest.raises(HostLost, match=r"within 0\.3 s"):
+        worker.ask(NOTHING, "write", str(target), "", False)
     sshd.signal_all(signal.SIGCONT)
-    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    patiently(partial(worker.ask, FLOAT, "memory_mib"))
     assert not target.exists()
 
 
 def test_closing_ends_the_thread_and_leaves_what_runs(tmp_path: Path, cleanup: ExitStack) -> None:
     sshd = started(tmp_path, cleanup, "loop")
-    worker = worker_of(tmp_path, cleanup, sshd)
-    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    worker = worker_of(tmp_path, cleanup, sshd, answer_s=1.0)
+    patiently(partial(worker.ask, FLOAT, "memory_mib"))
     worker.close()
     with pytest.raises(HostLost):
-        worker.ask(0.05, FLOAT, "memory_mib")
+        worker.ask(FLOAT, "memory_mib")
     until(lambda: sshd.connections() == [])
 
 
@@ -171,9 +173,9 @@ def test_a_jump_host_that_dies_takes_the_way_and_not_the_answer(tmp_path: Path, 
     behind = Sshd.__new__(Sshd)
     behind.__dict__.update(inner.__dict__, host=replace(inner.host, jump=outer.host))
     worker = worker_of(tmp_path, cleanup, behind)
-    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    patiently(partial(worker.ask, FLOAT, "memory_mib"))
     outer.stop()
     with pytest.raises(HostLost):
-        worker.ask(5, FLOAT, "memory_mib")
+        worker.ask(FLOAT, "memory_mib")
     outer.start()
-    patiently(partial(worker.ask, 5, FLOAT, "memory_mib"))
+    patiently(partial(worker.ask, FLOAT, "memory_mib"))
