@@ -272,6 +272,13 @@ class Shell(Protocol):
         """Whether `is_alive` would know: false for a process of another container on the same boot of this machine."""
         ...
 
+    def follow(self, folders: Mapping[str, Sequence[ProcessIdentity]]) -> None:
+        """The run folders that will be read from now on, all of them, and the processes that work in each.
+
+        Where reading is reading a copy, these are the folders that are copied.
+        """
+        ...
+
     def end_descriptor(self, identity: ProcessIdentity) -> int | None:
         """A new file descriptor that turns readable when the process ends, for the caller to close.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import asdict, dataclass, field
@@ -82,7 +82,7 @@ class HostWorker:
         self._pause_s = pause_s
         self._monotonic = monotonic
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._watched: dict[str, Watched] = {}
+        self._watched: tuple[Watched, ...] = ()
         self._lock = threading.Lock()
         self._sight = Sight()
         self._failures = 0
@@ -111,13 +111,10 @@ class HostWorker:
             future.cancel()
             raise HostLost(f"no answer within {self._answer_s:g} s") from None
 
-    def watch(self, key: str, watched: Watched | None) -> None:
-        """Copy a folder from the next look on; None ends that."""
+    def watch(self, watched: Sequence[Watched]) -> None:
+        """Copy these folders from the next look on, and no others."""
         with self._lock:
-            if watched is None:
-                self._watched.pop(key, None)
-            else:
-                self._watched[key] = watched
+            self._watched = tuple(watched)
 
     def sight(self) -> Sight:
         """What the last look gave."""
@@ -162,7 +159,7 @@ class HostWorker:
 
     def _look(self) -> None:
         with self._lock:
-            watched = list(self._watched.values())
+            watched = self._watched
         identities = list(dict.fromkeys(one for each in watched for one in each.identities))
         if not watched or self._monotonic() < self._again_s:
             return

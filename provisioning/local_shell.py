@@ -88,6 +88,9 @@ class LocalShell:
         """Whether `is_alive` would know: false for a process of another container on the same boot of this machine."""
         return can_see(identity)
 
+    def follow(self, folders: Mapping[str, Sequence[ProcessIdentity]]) -> None:
+        """Nothing to do: what is read is what there is."""
+
     def end_descriptor(self, identity: ProcessIdentity) -> int | None:
         """A file descriptor that turns readable when the process ends; None when it has ended already."""
         return end_descriptor(identity)

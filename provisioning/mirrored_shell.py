@@ -6,24 +6,32 @@ what is written is there, or HostLost says that nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from provisioning.base import ProcessIdentity, Spawned
-from provisioning.host_worker import Sight
+from provisioning.host_worker import HostWorker, Watched
 from provisioning.local_shell import LocalShell
+from provisioning.mirror import Mirror
 from provisioning.ssh_shell import SshShell
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npy")
 
 
 class MirroredShell:
-    """Verbs for everything below the folder `here`, which is `there` on the host that `far` reaches. For one thread."""
+    """Verbs for everything below the folder `here`, which is `there` on the host of a worker. For one thread.
 
-    def __init__(self, far: SshShell, sight: Callable[[], Sight], here: Path, there: str) -> None:
-        self._far = far
-        self._sight = sight
+    Files whose paths end as in `skipped` are not copied: weights come home when it is known which.
+    """
+
+    def __init__(self, worker: HostWorker, here: Path, there: str, skipped: Sequence[str] = WEIGHTS) -> None:
+        self._worker = worker
+        self._far = SshShell(worker, worker.close)
         self._here = here
         self._there = there
+        self._skipped = tuple(skipped)
+        self._mirrors: dict[str, Mirror] = {}
         self._copy = LocalShell("", "")  # its spawner is never asked
         self._visible: dict[ProcessIdentity, bool] = {}
 
@@ -53,9 +61,23 @@ class MirroredShell:
         """Fork one supervisor there for each launch spec, whose paths are those of the host."""
         return self._far.spawn(launch_specs)
 
+    def follow(self, folders: Mapping[str, Sequence[ProcessIdentity]]) -> None:
+        """Copy these run folders, and no others, from the next look on."""
+        self._mirrors = {path: self._mirrors.get(path) or Mirror(Path(path)) for path in folders}
+        self._worker.watch(
+            [
+                Watched(self.path_there(path), self._mirrors[path], self._skipped, tuple(identities))
+                for path, identities in folders.items()
+            ]
+        )
+
+    def refused(self) -> dict[str, str]:
+        """What the host has in the folders that are copied and that is not taken, by path, and why."""
+        return {f"{path}/{name}": why for path, mirror in self._mirrors.items() for name, why in mirror.refused.items()}
+
     def is_alive(self, identity: ProcessIdentity) -> bool:
         """Whether exactly this process ran at the last look, or had left something that is not here yet."""
-        seen = self._sight().alive.get(identity)
+        seen = self._worker.sight().alive.get(identity)
         return self._far.is_alive(identity) if seen is None else seen
 
     def can_see(self, identity: ProcessIdentity) -> bool:

@@ -66,6 +66,9 @@ class SshShell:
         """Whether `is_alive` would know: false for a process of another container on the same boot of that machine."""
         return self._agent.ask(_BOOL, "can_see", asdict(identity))
 
+    def follow(self, folders: Mapping[str, Sequence[ProcessIdentity]]) -> None:
+        """Nothing to do: each reading asks the host."""
+
     def end_descriptor(self, identity: ProcessIdentity) -> int | None:
         """None: no descriptor here turns readable when a process there ends."""
         return None

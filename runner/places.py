@@ -5,11 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from provisioning.base import Handle, NoCapacity, NotYetReleased, Provider, Request, Shell, Slot, SlotProbe
+from provisioning.base import (
+    Handle,
+    NoCapacity,
+    NotYetReleased,
+    ProcessIdentity,
+    Provider,
+    Request,
+    Shell,
+    Slot,
+    SlotProbe,
+)
 from runner.errors import InfrastructureError
 from runner.quarantine import Withheld, before_of, offered, withheld
 from runner.schedule import Phase, Shape, conflicts
@@ -59,6 +70,16 @@ class Places:
         if provider_name not in self._places:
             self._places[provider_name] = self._take(provider_name)
         return self._places[provider_name]
+
+    def follow(self, runs: Iterable[StoredRun], root: Path) -> None:
+        """Tell each host which of its run folders, below `root`, are of interest now."""
+        folders: dict[int, dict[str, tuple[ProcessIdentity, ...]]] = {}
+        for run in runs:
+            if run.attempt is not None:
+                alive = () if run.attempt.identity is None else (run.attempt.identity,)
+                folders.setdefault(run.attempt.lease, {})[str(root / run.run)] = alive
+        for place in self._places.values():
+            place.shell.follow(folders.get(place.lease, {}))
 
     def by_lease(self, lease: int) -> Place:
         """The place of a lease, taken up again after a restart of the controller."""

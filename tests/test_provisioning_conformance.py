@@ -29,12 +29,10 @@ from provisioning.base import (
     SpawnRefused,
 )
 from provisioning.host_keys import HostKeys
-from provisioning.host_worker import HostWorker, Watched
+from provisioning.host_worker import HostWorker
 from provisioning.local import LocalProvider
-from provisioning.mirror import Mirror
 from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh import SshProvider
-from provisioning.ssh_shell import SshShell
 from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
 from tests.fakes.sshd import Sshd
 
@@ -80,8 +78,9 @@ class Mirrored(SshProvider):
 
     def shell(self, handle: Handle) -> Shell:
         worker = HostWorker(self._new_agent(handle.host), answer_s=20.0, look_s=0.02)
-        worker.watch("all", Watched(str(self._there), Mirror(self._here)))
-        return MirroredShell(SshShell(worker, worker.close), worker.sight, self._here, str(self._there))
+        shell = MirroredShell(worker, self._here, str(self._there))
+        shell.follow({str(self._here): ()})
+        return shell
 
 
 def mirrored_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
@@ -283,6 +282,14 @@ class TestShellProcesses:
         assert (ended["attempt"], ended["code"], ended["cause"]) == (spec["attempt"], 3, "exited")
         assert shell.read(f"{rig.attempt_dir(spec)}/stdout.log") == b"hello\n"
         until(lambda: not shell.is_alive(identity))
+
+    def test_the_end_of_what_is_followed_comes_with_all_that_it_left(self, rig: Rig, shell: Shell) -> None:
+        spec = launch_spec(rig, "import time; print('x' * 50_000); time.sleep(0.2); print('last')")
+        identity = spawn(rig, shell, spec)
+        shell.follow({rig.folder: (identity,)})
+        until(lambda: not shell.is_alive(identity))
+        assert json.loads(shell.read(f"{rig.attempt_dir(spec)}/exit.json") or b"{}")["code"] == 0
+        assert (shell.read(f"{rig.attempt_dir(spec)}/stdout.log") or b"").endswith(b"last\n")
 
     def test_a_stop_file_stops_it(self, rig: Rig, shell: Shell) -> None:
         spec = launch_spec(rig, SAVES_ON_SIGTERM)

@@ -88,13 +88,13 @@ def test_an_attempt_there_is_seen_here_to_its_end(tmp_path: Path, cleanup: ExitS
     }  # fmt: skip
     (spawned,) = worker.ask(SPAWNED, "spawn", [spec])
     watched = Watched(str(there), Mirror(here), (".safetensors",), (spawned.identity,))
-    worker.watch("run", watched)
+    worker.watch([watched])
     until(lambda: (here / "attempt-1/stdout.log").exists() and worker.sight().alive.get(spawned.identity))
     until(lambda: (here / "attempt-1/exit.json").exists())
     until(lambda: worker.sight().alive[spawned.identity] is False)
     until(lambda: worker.sight().is_whole and tree(here) == tree(there))
     assert tree(here)["attempt-1/stdout.log"].count(b"line") == 40
-    worker.watch("run", None)
+    worker.watch(())
     assert worker.sight().lost == ""
 
 
@@ -105,7 +105,7 @@ def test_a_host_that_hangs_makes_nobody_else_wait(tmp_path: Path, cleanup: ExitS
         patiently(partial(worker.ask, FLOAT, "memory_mib"))
         (sshd.home / "run").mkdir()
         (sshd.home / "run" / "log").write_bytes(b"first\n")
-        worker.watch("run", Watched(str(sshd.home / "run"), Mirror(tmp_path / "here" / sshd.host.name)))
+        worker.watch([Watched(str(sshd.home / "run"), Mirror(tmp_path / "here" / sshd.host.name))])
         until(lambda sshd=sshd: tree(tmp_path / "here" / sshd.host.name) == {"log": b"first\n"})
     bad.signal_all(signal.SIGSTOP)
     until(lambda: workers[bad].sight().lost)
@@ -131,7 +131,7 @@ def test_a_network_that_was_away_is_caught_up_with(tmp_path: Path, cleanup: Exit
     run = sshd.home / "run"
     run.mkdir()
     (run / "log").write_bytes(b"before\n")
-    worker.watch("run", Watched(str(run), Mirror(tmp_path / "here")))
+    worker.watch([Watched(str(run), Mirror(tmp_path / "here"))])
     until(lambda: tree(tmp_path / "here") == tree(run))
     sshd.stop()
     (run / "log").write_bytes((run / "log").read_bytes() + b"while nobody looked\n" * 1000)
