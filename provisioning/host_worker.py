@@ -26,6 +26,7 @@ ROUND_BYTES = 4 * 2**20
 
 LONGEST_PAUSE_S = 60.0
 
+LOOK_S = 2.0
 ANSWER_S = 2.0
 """A round of the controller may wait so long for one host, once: after that the host counts as lost at once."""
 
@@ -72,7 +73,7 @@ class HostWorker:
         agent: AgentChannel,
         *,
         answer_s: float = ANSWER_S,
-        look_s: float = 2.0,
+        look_s: float = LOOK_S,
         pause_s: float = 1.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,6 +94,10 @@ class HostWorker:
     def ask(self, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Value:
         """The answer to one question. Raises what the agent raises; HostLost when the host is known to be silent, or
         has not answered in time: then nobody knows whether it was done, unless it had not begun."""
+        return self.wait(self.begin(kind, verb, *arguments), self._answer_s)
+
+    def begin(self, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Future[Value]:
+        """Put a question, to wait for it later: several hosts are asked at once."""
         future: Future[Value] = Future()
 
         def work() -> None:
@@ -105,11 +110,16 @@ class HostWorker:
                 future.set_exception(error)
 
         self._commands.put(work)
+        return future
+
+    @staticmethod
+    def wait(future: Future[Value], within_s: float) -> Value:
+        """The answer to a question that was begun. Raises as `ask` does."""
         try:
-            return future.result(self._answer_s)
+            return future.result(within_s)
         except NotInTime:
             future.cancel()
-            raise HostLost(f"no answer within {self._answer_s:g} s") from None
+            raise HostLost(f"no answer within {within_s:g} s") from None
 
     def watch(self, watched: Sequence[Watched]) -> None:
         """Copy these folders from the next look on, and no others."""

@@ -7,20 +7,26 @@ what is written is there, or HostLost says that nobody knows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from provisioning.base import ProcessIdentity, Spawned
+from pydantic import TypeAdapter
+
+from provisioning.base import HostLost, ProcessIdentity, Spawned
 from provisioning.host_worker import HostWorker, Watched
 from provisioning.local_shell import LocalShell
 from provisioning.mirror import Mirror
 from provisioning.ssh_shell import SshShell
 
+_ABOUT = TypeAdapter(dict[str, str])
+
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npy")
 
 
 class MirroredShell:
-    """Verbs for everything below the folder `here`, which is `there` on the host of a worker. For one thread.
+    """Verbs for everything below the folder `here`, which is `there` on the host of a worker; `~` is the home folder of
+    the user there. For one thread.
 
     Files whose paths end as in `skipped` are not copied: weights come home when it is known which.
     """
@@ -36,8 +42,11 @@ class MirroredShell:
         self._visible: dict[ProcessIdentity, bool] = {}
 
     def path_there(self, path: str) -> str:
-        """The same path on the host. Raises ValueError for one outside of the copy."""
+        """The same path on the host. Raises ValueError for one outside of the copy, HostLost while nobody has heard yet
+        where the home folder there is."""
         below = Path(path).relative_to(self._here)
+        if self._there.startswith("~/"):
+            self._there = self._worker.ask(_ABOUT, "about")["home"] + self._there[1:]
         return self._there if str(below) == "." else f"{self._there}/{below}"
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> bytes | None:
@@ -62,14 +71,15 @@ class MirroredShell:
         return self._far.spawn(launch_specs)
 
     def follow(self, folders: Mapping[str, Sequence[ProcessIdentity]]) -> None:
-        """Copy these run folders, and no others, from the next look on."""
+        """Copy these run folders, and no others, from the next look on; nothing while the host was never heard of."""
         self._mirrors = {path: self._mirrors.get(path) or Mirror(Path(path)) for path in folders}
-        self._worker.watch(
-            [
-                Watched(self.path_there(path), self._mirrors[path], self._skipped, tuple(identities))
-                for path, identities in folders.items()
-            ]
-        )
+        with suppress(HostLost):  # it is asked again in the next round
+            self._worker.watch(
+                [
+                    Watched(self.path_there(path), self._mirrors[path], self._skipped, tuple(identities))
+                    for path, identities in folders.items()
+                ]
+            )
 
     def refused(self) -> dict[str, str]:
         """What the host has in the folders that are copied and that is not taken, by path, and why."""
@@ -99,5 +109,5 @@ class MirroredShell:
         return self._far.memory_mib()
 
     def close(self) -> None:
-        """Let go of the host; what was spawned lives on."""
-        self._far.close()
+        """Copy nothing any more; the thread of the host belongs to its provider."""
+        self._worker.watch(())

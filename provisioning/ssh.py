@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from pydantic import TypeAdapter
 
@@ -27,9 +28,10 @@ from provisioning.base import (
     SlotProbe,
 )
 from provisioning.host_keys import HostKeys
+from provisioning.host_worker import ANSWER_S, LOOK_S, HostWorker
+from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh_connection import Connection, Deadlines
 from provisioning.ssh_host import SshHost
-from provisioning.ssh_shell import SshShell
 
 _SURVEY = TypeAdapter(Survey)
 _SLOTS = TypeAdapter(tuple[Slot, ...])
@@ -37,7 +39,12 @@ _PROBE = TypeAdapter(SlotProbe)
 
 
 class SshProvider:
-    """The hosts of a list. Taking and releasing one are formalities; what matters is that it answers."""
+    """The hosts of a list, each with one thread and one connection. Taking and releasing one are formalities; what
+    matters is that it answers.
+
+    Run folders below `here` are copies of those there. A verb waits `answer_s` for its host, a look at all of them as
+    long as a new connection may take.
+    """
 
     name = "ssh"
 
@@ -46,26 +53,34 @@ class SshProvider:
         supervisor_path: str,
         hosts: Sequence[SshHost],
         keys: HostKeys,
+        here: Path,
         deadlines: Deadlines = Deadlines(),  # noqa: B008 (frozen)
+        *,
+        answer_s: float = ANSWER_S,
+        look_s: float = LOOK_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._archive = agent_archive(supervisor_path)
         self._hosts = {host.name: host for host in hosts}
         self._keys = keys
+        self._here = here
         self._deadlines = deadlines
+        self._answer_s = answer_s
+        self._look_s = look_s
         self._monotonic = monotonic
-        self._agents: dict[str, AgentChannel] = {}
+        self._workers: dict[str, HostWorker] = {}
         self._released: set[str] = set()
         self.silent: dict[str, str] = {}
         """Why a host of the last offers is not among them, by name."""
 
     def offers(self, request: Request) -> tuple[Offer, ...]:
         """The hosts that answer and have the GPUs and cores that one run needs, in the order of the list."""
-        self.silent = {}
-        found = []
-        for name in self._hosts:
+        until = self._monotonic() + self._deadlines.connect_s + self._deadlines.answer_s
+        asked = {name: self._worker(name).begin(_SURVEY, "survey") for name in self._hosts}
+        self.silent, found = {}, []
+        for name, future in asked.items():
             try:
-                there = self._agent(name).ask(_SURVEY, "survey")
+                there = HostWorker.wait(future, max(0.0, until - self._monotonic()))
             except ProvisioningError as error:
                 self.silent[name] = str(error)
                 continue
@@ -76,9 +91,8 @@ class SshProvider:
     def create(self, offer: Offer, label: str) -> Handle | Refused:
         """Hold a host under a label."""
         if offer.offer_id not in self._hosts:
-            return Refused(
-                f"there is no host {offer.offer_id} in the list; there are {', '.join(self._hosts) or 'none'}"
-            )
+            known = ", ".join(self._hosts) or "none"
+            return Refused(f"there is no host {offer.offer_id} in the list; there are {known}")
         self._released.discard(label)
         return Handle(self.name, label, offer.offer_id)
 
@@ -93,32 +107,33 @@ class SshProvider:
 
     def slots(self, handle: Handle, request: Request) -> tuple[Slot, ...]:
         """The host cut into slots. Raises NoCapacity when not even one fits, HostLost when it does not answer."""
-        found = self._agent(handle.host).ask(_SLOTS, "slots", asdict(request))
+        found = self._worker(handle.host).ask(_SLOTS, "slots", asdict(request))
         return tuple(replace(slot, host=handle.host) for slot in found)
 
     def probe(self, handle: Handle, slot: Slot, pids: Sequence[int] = ()) -> SlotProbe:
         """A look at a slot there; a host that does not answer is its `problem`."""
         try:
-            return self._agent(handle.host).ask(_PROBE, "probe", handle.label, asdict(slot), list(pids))
+            return self._worker(handle.host).ask(_PROBE, "probe", handle.label, asdict(slot), list(pids))
         except ProvisioningError as error:
             return SlotProbe(problem=str(error))
 
     def shell(self, handle: Handle) -> Shell:
-        """A shell with a connection of its own."""
-        agent = self._new_agent(handle.host)
-        return SshShell(agent, agent.close)
+        """A shell for the run folders of the home that the handle's label names. Closing it closes no connection."""
+        home = handle.label.split("/")[1]
+        return MirroredShell(self._worker(handle.host), self._here, f"{self._hosts[handle.host].folder}/runs/{home}")
 
     def close(self) -> None:
-        """Close all connections that were made here."""
-        for agent in self._agents.values():
-            agent.close()
+        """Close all connections; what was spawned lives on."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
 
-    def _agent(self, name: str) -> AgentChannel:
-        if name not in self._agents:
-            self._agents[name] = self._new_agent(name)
-        return self._agents[name]
-
-    def _new_agent(self, name: str) -> AgentChannel:
-        host = self._hosts[name]
-        connect = partial(Connection.open, host, self._keys, self._deadlines)
-        return AgentChannel(host, connect, self._archive, self._deadlines, self._monotonic)
+    def _worker(self, name: str) -> HostWorker:
+        if name not in self._workers:
+            host = self._hosts[name]
+            connect = partial(Connection.open, host, self._keys, self._deadlines)
+            agent = AgentChannel(host, connect, self._archive, self._deadlines, self._monotonic)
+            self._workers[name] = HostWorker(
+                agent, answer_s=self._answer_s, look_s=self._look_s, monotonic=self._monotonic
+            )
+        return self._workers[name]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,7 @@ from provisioning.base import (
     SpawnRefused,
 )
 from provisioning.host_keys import HostKeys
-from provisioning.host_worker import HostWorker
 from provisioning.local import LocalProvider
-from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh import SshProvider
 from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
 from tests.fakes.sshd import Sshd
@@ -64,39 +63,25 @@ def ssh_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
     sshd = Sshd(tmp_path / "sshd")
     cleanup.callback(sshd.stop)
     sshd.start()
-    provider = SshProvider(str(SUPERVISOR), [sshd.host], HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None))
+    keys = HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None)
+    here = tmp_path / "here"
+    provider = Followed(str(SUPERVISOR), [sshd.host], keys, here, answer_s=20.0, look_s=0.02)
     cleanup.callback(provider.close)
-    return Rig(provider, str(tmp_path), sys.executable, str(tmp_path))
+    return Rig(provider, str(here), sys.executable, f"{sshd.home}/.armature/runs/test")
 
 
-class Mirrored(SshProvider):
-    """Hosts whose shells read a copy that a thread keeps up to date."""
-
-    def __init__(self, sshd: Sshd, keys: HostKeys, here: Path, there: Path) -> None:
-        super().__init__(str(SUPERVISOR), [sshd.host], keys)
-        self._here, self._there = here, there
+class Followed(SshProvider):
+    """Every shell copies the folder of the test from the start, as the loop has it done for the runs it reads."""
 
     def shell(self, handle: Handle) -> Shell:
-        worker = HostWorker(self._new_agent(handle.host), answer_s=20.0, look_s=0.02)
-        shell = MirroredShell(worker, self._here, str(self._there))
+        shell = super().shell(handle)
         shell.follow({str(self._here): ()})
         return shell
-
-
-def mirrored_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
-    sshd = Sshd(tmp_path / "sshd")
-    cleanup.callback(sshd.stop)
-    sshd.start()
-    keys = HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None)
-    provider = Mirrored(sshd, keys, tmp_path / "here", tmp_path / "there")
-    cleanup.callback(provider.close)
-    return Rig(provider, str(tmp_path / "here"), sys.executable, str(tmp_path / "there"))
 
 
 RIGS: dict[str, Callable[[Path, ExitStack], Rig]] = {
     "local": local_rig,
     "ssh": ssh_rig,
-    "ssh, mirrored": mirrored_rig,
 }
 
 
@@ -121,7 +106,7 @@ def shell(rig: Rig, handle: Handle) -> Iterator[Shell]:
     last = rig.provider.shell(handle)
     for folder in rig.attempt_dirs:
         last.write(f"{folder}/stop.json", b'{"reason": "the test is over", "grace_s": 0, "term_s": 0}')
-        until(lambda folder=folder: last.read(f"{folder}/exit.json"))
+        until(partial(last.read, f"{folder}/exit.json"))
     last.close()
 
 
@@ -151,7 +136,8 @@ def spawn(rig: Rig, shell: Shell, spec: dict[str, Any]) -> ProcessIdentity:
 
 
 def exit_record(rig: Rig, shell: Shell, spec: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(until(lambda: shell.read(f"{rig.attempt_dir(spec)}/exit.json")))
+    path = f"{rig.attempt_dir(spec)}/exit.json"
+    found: dict[str, Any] = json.loads(until(lambda: shell.read(path)) or b"")
     return found
 
 

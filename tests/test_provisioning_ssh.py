@@ -11,16 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from provisioning.agent_archive import agent_archive
+from provisioning.agent_channel import AgentChannel
 from provisioning.base import AuthenticationFailed, HostLost, Offer, Refused, Request
 from provisioning.host_keys import ChangedHostKey, HostKeys, UnknownHostKey
 from provisioning.ssh import SshProvider
-from provisioning.ssh_connection import Deadlines
+from provisioning.ssh_connection import Connection, Deadlines
 from provisioning.ssh_host import SshHost
 from provisioning.ssh_shell import SshShell
 from tests.fakes.attempts import SUPERVISOR, until
@@ -43,21 +45,22 @@ def sshd(tmp_path: Path, cleanup: ExitStack) -> Sshd:
     return found
 
 
-def provider_of(
-    cleanup: ExitStack, folder: Path, *hosts: SshHost, accept: bool = True, **seconds: float
-) -> SshProvider:
-    keys = HostKeys(folder / "known_hosts", lambda *_: accept, also=None)
-    found = SshProvider(str(SUPERVISOR), hosts, keys, Deadlines(**{"connect_s": 10.0, "answer_s": 20.0, **seconds}))
+def keys_of(folder: Path, *, accept: bool = True) -> HostKeys:
+    return HostKeys(folder / "known_hosts", lambda *_: accept, also=None)
+
+
+def provider_of(cleanup: ExitStack, folder: Path, *hosts: SshHost, keys: HostKeys | None = None) -> SshProvider:
+    found = SshProvider(str(SUPERVISOR), hosts, keys or keys_of(folder), folder / "runs", Deadlines(10, 20))
     cleanup.callback(found.close)
     return found
 
 
-def shell_of(cleanup: ExitStack, provider: SshProvider, host: str = "loop") -> SshShell:
-    held = provider.create(Offer("ssh", host, 0, 1), "armature/test/1")
-    assert not isinstance(held, Refused)
-    shell = provider.shell(held)
-    cleanup.callback(shell.close)
-    return shell
+def shell_of(cleanup: ExitStack, folder: Path, host: SshHost, *, accept: bool = True, **seconds: float) -> SshShell:
+    deadlines = Deadlines(**{"connect_s": 10.0, "answer_s": 20.0, **seconds})
+    connect = partial(Connection.open, host, keys_of(folder, accept=accept), deadlines)
+    agent = AgentChannel(host, connect, agent_archive(str(SUPERVISOR)), deadlines)
+    cleanup.callback(agent.close)
+    return SshShell(agent, agent.close)
 
 
 @contextmanager
@@ -72,18 +75,21 @@ def takes_at_most(seconds: float) -> Iterator[None]:
 
 def test_an_unknown_host_is_only_met_with_a_yes(tmp_path: Path, cleanup: ExitStack, sshd: Sshd) -> None:
     with pytest.raises(UnknownHostKey, match="--accept-new") as refusal:
-        shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host, accept=False)).memory_mib()
+        shell_of(cleanup, tmp_path, sshd.host, accept=False).memory_mib()
     listed = subprocess.run(
         ["ssh-keygen", "-l", "-f", sshd.folder / "hostkey.pub"], capture_output=True, text=True, check=True
     )
     assert refusal.value.fingerprint == f"ssh-ed25519 {listed.stdout.split()[1]}"
     assert not (tmp_path / "known_hosts").exists()
     asked = []
-    keys = HostKeys(tmp_path / "known_hosts", lambda *told: bool(asked.append(told)) or True, also=None)
+
+    def accepts(place: str, fingerprint: str) -> bool:
+        asked.append((place, fingerprint))
+        return True
+
+    keys = HostKeys(tmp_path / "known_hosts", accepts, also=None)
     for _ in range(2):
-        provider = SshProvider(str(SUPERVISOR), [sshd.host], keys)
-        cleanup.callback(provider.close)
-        assert provider.offers(SMALL)
+        assert provider_of(cleanup, tmp_path, sshd.host, keys=keys).offers(SMALL)
     assert asked == [(f"[127.0.0.1]:{sshd.port}", refusal.value.fingerprint)]
     assert (tmp_path / "known_hosts").stat().st_mode & 0o777 == 0o600
 
@@ -94,9 +100,7 @@ def test_a_host_that_the_persons_own_ssh_knows_is_not_asked_about(
     key = (sshd.folder / "hostkey.pub").read_text()
     (tmp_path / "theirs").write_text(f"[127.0.0.1]:{sshd.port} {key}")
     keys = HostKeys(tmp_path / "known_hosts", lambda *_: False, also=tmp_path / "theirs")
-    provider = SshProvider(str(SUPERVISOR), [sshd.host], keys)
-    cleanup.callback(provider.close)
-    assert provider.offers(SMALL)
+    assert provider_of(cleanup, tmp_path, sshd.host, keys=keys).offers(SMALL)
 
 
 def test_a_changed_key_stops_with_both_fingerprints(tmp_path: Path, cleanup: ExitStack, sshd: Sshd) -> None:
@@ -106,7 +110,7 @@ def test_a_changed_key_stops_with_both_fingerprints(tmp_path: Path, cleanup: Exi
     sshd.make_key("hostkey")
     sshd.start()
     with pytest.raises(ChangedHostKey) as refusal:
-        shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host)).memory_mib()
+        shell_of(cleanup, tmp_path, sshd.host).memory_mib()
     assert str(refusal.value).count("SHA256:") == 2
     assert (tmp_path / "known_hosts").read_text() == pinned
 
@@ -118,21 +122,21 @@ def test_a_key_that_the_host_does_not_know_is_refused_and_named(tmp_path: Path, 
     sshd.make_key("other")
     stranger = replace(sshd.host, keys=(str(sshd.folder / "other"),))
     with pytest.raises(AuthenticationFailed, match=f"keys tried: {stranger.keys[0]}"):
-        shell_of(cleanup, provider_of(cleanup, tmp_path, stranger)).memory_mib()
+        shell_of(cleanup, tmp_path, stranger).memory_mib()
 
 
 def test_a_key_file_must_be_there_and_be_private(tmp_path: Path, cleanup: ExitStack, sshd: Sshd) -> None:
     (key,) = sshd.host.keys
     Path(key).chmod(0o644)
     with pytest.raises(AuthenticationFailed, match=f"chmod 600 {key}"):
-        shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host)).memory_mib()
+        shell_of(cleanup, tmp_path, sshd.host).memory_mib()
     missing = replace(sshd.host, keys=(f"{key}-not-there",))
     with pytest.raises(AuthenticationFailed, match="not-there: No such file"):
-        shell_of(cleanup, provider_of(cleanup, tmp_path, missing)).memory_mib()
+        shell_of(cleanup, tmp_path, missing).memory_mib()
 
 
 def test_nothing_secret_stands_in_a_command_line(tmp_path: Path, cleanup: ExitStack, sshd: Sshd) -> None:
-    shell = shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host))
+    shell = shell_of(cleanup, tmp_path, sshd.host)
     program = "import time; print('up', flush=True); time.sleep(60)"
     spec = launch_spec(sshd, tmp_path, program)
     shell.spawn([spec])
@@ -166,7 +170,8 @@ def test_a_host_that_is_not_there_is_lost_at_once_and_left_out_of_the_offers(
         assert [offer.offer_id for offer in provider.offers(SMALL)] == ["loop"]
     assert f"127.0.0.1:{gone.port}" in provider.silent["gone"]
     with pytest.raises(HostLost, match="Connection refused"):
-        shell_of(cleanup, provider, "gone").memory_mib()
+        shell_of(cleanup, tmp_path, gone).memory_mib()
+    assert isinstance(provider.create(Offer("ssh", "elsewhere", 0, 1), "armature/test/1"), Refused)
 
 
 def test_a_port_that_accepts_and_says_nothing_is_lost_within_the_deadline(
@@ -175,13 +180,13 @@ def test_a_port_that_accepts_and_says_nothing_is_lost_within_the_deadline(
     silent = cleanup.enter_context(socket.create_server(("127.0.0.1", 0)))
     mute = replace(sshd.host, port=silent.getsockname()[1])
     with takes_at_most(6), pytest.raises(HostLost):
-        shell_of(cleanup, provider_of(cleanup, tmp_path, mute, connect_s=1.0)).memory_mib()
+        shell_of(cleanup, tmp_path, mute, connect_s=1.0).memory_mib()
 
 
 def test_a_host_that_hangs_is_lost_within_the_deadline_and_found_again(
     tmp_path: Path, cleanup: ExitStack, sshd: Sshd
 ) -> None:
-    shell = shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host, answer_s=1.0, connect_s=1.0))
+    shell = shell_of(cleanup, tmp_path, sshd.host, answer_s=1.0, connect_s=1.0)
     shell.write(f"{tmp_path}/file", b"before")
     sshd.signal_all(signal.SIGSTOP)
     for _ in range(2):  # first the connection that stood, then a new one
@@ -199,7 +204,7 @@ def test_a_host_that_hangs_is_lost_within_the_deadline_and_found_again(
 
 
 def test_a_cut_connection_is_lost_once_and_made_anew(tmp_path: Path, cleanup: ExitStack, sshd: Sshd) -> None:
-    shell = shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host))
+    shell = shell_of(cleanup, tmp_path, sshd.host)
     spec = launch_spec(sshd, tmp_path, "import time; time.sleep(60)")
     (spawned,) = shell.spawn([spec])
     sshd.stop()
@@ -221,14 +226,14 @@ def agent_files(sshd: Sshd) -> list[Path]:
 
 def test_the_agent_is_sent_once_and_again_when_it_is_torn(tmp_path: Path, cleanup: ExitStack, sshd: Sshd) -> None:
     for _ in range(2):
-        shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host)).memory_mib()
+        shell_of(cleanup, tmp_path, sshd.host).memory_mib()
     (path,) = agent_files(sshd)
     assert path.stem == agent_archive(str(SUPERVISOR)).hash
     sent = path.stat().st_mtime_ns
-    shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host)).memory_mib()
+    shell_of(cleanup, tmp_path, sshd.host).memory_mib()
     assert path.stat().st_mtime_ns == sent
     path.write_bytes(path.read_bytes()[:1000])
-    shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host)).memory_mib()
+    shell_of(cleanup, tmp_path, sshd.host).memory_mib()
     assert path.read_bytes() == agent_archive(str(SUPERVISOR)).data
 
 
@@ -238,7 +243,7 @@ def test_what_a_login_shell_says_is_no_answer(tmp_path: Path, cleanup: ExitStack
     (sshd.folder / "loud.sh").chmod(0o755)
     sshd.stop()
     sshd.start(f"ForceCommand {sshd.folder}/loud.sh")
-    assert shell_of(cleanup, provider_of(cleanup, tmp_path, sshd.host)).memory_mib() > 64
+    assert shell_of(cleanup, tmp_path, sshd.host).memory_mib() > 64
 
 
 @pytest.mark.parametrize(
@@ -260,7 +265,7 @@ def test_a_python_that_is_none_or_too_old_is_told(
     path.chmod(0o755)
     odd = replace(sshd.host, python=str(path))
     with takes_at_most(20), pytest.raises(HostLost, match=told):
-        shell_of(cleanup, provider_of(cleanup, tmp_path, odd)).memory_mib()
+        shell_of(cleanup, tmp_path, odd).memory_mib()
 
 
 HOSTILE = """#!{python}
@@ -287,7 +292,7 @@ def test_a_host_that_answers_something_else_is_lost_and_nothing_worse(
     path = tmp_path / "python"
     path.write_text(HOSTILE.format(python=sshd.host.python, answer=answer))
     path.chmod(0o755)
-    shell = shell_of(cleanup, provider_of(cleanup, tmp_path, replace(sshd.host, python=str(path))))
+    shell = shell_of(cleanup, tmp_path, replace(sshd.host, python=str(path)))
     for ask in (
         lambda: shell.read("/etc/hostname", 0, 10), lambda: shell.stamp("/etc/hostname"), shell.memory_mib,
         lambda: shell.spawn([launch_spec(sshd, tmp_path, "")]),
@@ -301,7 +306,7 @@ def test_names_that_are_paths_are_no_names(tmp_path: Path, cleanup: ExitStack, s
     answer = json.dumps({"value": ["b", "../../etc/passwd", "a", "/etc/shadow", "..", ".", ""]})
     path.write_text(HOSTILE.format(python=sshd.host.python, answer=answer))
     path.chmod(0o755)
-    shell = shell_of(cleanup, provider_of(cleanup, tmp_path, replace(sshd.host, python=str(path))))
+    shell = shell_of(cleanup, tmp_path, replace(sshd.host, python=str(path)))
     assert shell.names("/anywhere") == ("a", "b")
 
 
@@ -313,7 +318,7 @@ def test_a_host_behind_another_is_reached_through_it(tmp_path: Path, cleanup: Ex
     cleanup.callback(inner.stop)
     inner.start()
     behind = replace(inner.host, jump=sshd.host)
-    shell = shell_of(cleanup, provider_of(cleanup, tmp_path, behind), "inner")
+    shell = shell_of(cleanup, tmp_path, behind)
     assert shell.memory_mib() > 64
     assert len((tmp_path / "known_hosts").read_text().splitlines()) == 2
     sshd.stop()
@@ -322,11 +327,10 @@ def test_a_host_behind_another_is_reached_through_it(tmp_path: Path, cleanup: Ex
 
 
 def test_many_threads_of_one_process_do_not_mix_their_hosts(tmp_path: Path, cleanup: ExitStack, sshd: Sshd) -> None:
-    provider = provider_of(cleanup, tmp_path, sshd.host)
     found: dict[int, bytes | None] = {}
 
     def work(number: int) -> None:
-        shell = shell_of(cleanup, provider)
+        shell = shell_of(cleanup, tmp_path, sshd.host)
         shell.write(f"{tmp_path}/{number}", str(number).encode())
         found[number] = shell.read(f"{tmp_path}/{number}")
 
