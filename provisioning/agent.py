@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from provisioning.agent_code import code_piece, code_state, code_unpack
+from provisioning.agent_files import digests, files, pieces
 from provisioning.base import (
     Handle,
     HostLost,
@@ -64,6 +66,12 @@ class Agent:
             "survey": self.survey,
             "slots": self.slots,
             "probe": self.probe,
+            "code_state": code_state,
+            "code_piece": code_piece,
+            "code_unpack": code_unpack,
+            "files": files,
+            "digests": digests,
+            "pieces": pieces,
         }
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:

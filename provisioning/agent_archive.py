@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 MODULES = (
-    "agent", "base", "changes", "control_groups", "cpus", "gpu_watch", "gpus", "local", "local_shell", "memory",
-    "nvidia_smi", "processes", "slots", "spawner",
+    "agent", "agent_code", "agent_files", "base", "changes", "control_groups", "cpus", "gpu_watch", "gpus", "local",
+    "local_shell", "memory", "nvidia_smi", "processes", "slots", "spawner",
 )  # fmt: skip
 """The modules that the agent imports, itself included."""
 

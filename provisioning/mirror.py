@@ -17,13 +17,12 @@ from typing import Annotated
 from pydantic import Base64Bytes, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from provisioning.changes import HEAD_BYTES
+from provisioning.run_paths import path_problem, shown
 
 NOTES = ".mirror.json"
 """What we have of which file of the host; ours alone."""
 
 MOST_RUN_BYTES = 4 * 2**30
-LONGEST_NAME = 200
-DEEPEST = 9
 
 Size = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -87,7 +86,7 @@ class Mirror:
         for name, parts in changes.files.items():
             piece = Piece(*parts)
             have = known[name][1] if name in known else 0
-            problem = _problem(name) or self._problem_of(piece, have, held)
+            problem = path_problem(name) or self._problem_of(piece, have, held)
             if problem:
                 self._refuse(name, problem)
                 continue
@@ -112,19 +111,7 @@ class Mirror:
         return ""
 
     def _refuse(self, name: str, why: str) -> None:
-        self.refused.setdefault(name if name.isprintable() else repr(name), why)
-
-
-def _problem(name: str) -> str:
-    """Why a path of a host cannot be one inside a run folder; '' when it can."""
-    parts = name.split("/")
-    if len(parts) > DEEPEST or len(name) > LONGEST_NAME:
-        return "its path is too long"
-    if not name.isprintable() or "\\" in name:
-        return "its name holds what no name may hold"
-    if any(part in ("", ".", "..") or part.startswith(".") for part in parts):
-        return "its path could lead out of the folder, or to what is ours"
-    return ""
+        self.refused.setdefault(shown(name), why)
 
 
 def _head_and_size(path: Path) -> tuple[bytes, int]:
