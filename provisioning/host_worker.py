@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from provisioning.agent_channel import AgentChannel, Value
-from provisioning.base import HostLost, ProcessIdentity, ProvisioningError
+from provisioning.base import AuthenticationFailed, HostLost, ProcessIdentity, ProvisioningError
 from provisioning.mirror import Changes, Mirror
 
 ROUND_BYTES = 4 * 2**20
@@ -158,9 +158,11 @@ class HostWorker:
         """Ask, and remember whether the host answers."""
         try:
             value = question()
-        except HostLost as error:
+        except (HostLost, AuthenticationFailed) as error:
             self._failures += 1
             pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2 ** min(self._failures - 1, 10))
+            # Whoever is refused and knocks again and again is shut out for good.
+            pause_s = LONGEST_PAUSE_S if isinstance(error, AuthenticationFailed) else pause_s
             self._again_s = self._monotonic() + pause_s
             self._remember(lost=str(error))
             raise

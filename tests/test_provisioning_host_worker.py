@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from provisioning.agent_archive import agent_archive
 from provisioning.agent_channel import AgentChannel
-from provisioning.base import HostLost, Spawned
+from provisioning.base import AuthenticationFailed, HostLost, Spawned
 from provisioning.host_keys import HostKeys
 from provisioning.host_worker import HostWorker, Watched
 from provisioning.mirror import NOTES, Mirror
@@ -156,6 +156,19 @@ def test_a_question_that_was_not_begun_in_time_is_never_asked(tmp_path: Path, cl
     sshd.signal_all(signal.SIGCONT)
     patiently(partial(worker.ask, FLOAT, "memory_mib"))
     assert not target.exists()
+
+
+def test_a_host_that_refuses_us_is_not_asked_again_and_again(tmp_path: Path, cleanup: ExitStack) -> None:
+    sshd = started(tmp_path, cleanup, "loop")
+    sshd.make_key("clientkey")  # another one than the host knows
+    worker = worker_of(tmp_path, cleanup, sshd, Deadlines(5, 5))
+    worker.watch([Watched(str(sshd.home), Mirror(tmp_path / "here"))])
+    with pytest.raises((AuthenticationFailed, HostLost), match="refused us"):  # by the question, or by the look before
+        worker.ask(FLOAT, "memory_mib")
+    for _ in range(20):
+        with pytest.raises(HostLost, match="refused us"):
+            worker.ask(FLOAT, "memory_mib")
+    assert (sshd.folder / "sshd.log").read_text().count("Connection closed by authenticating user") <= 1
 
 
 def test_closing_ends_the_thread_and_leaves_what_runs(tmp_path: Path, cleanup: ExitStack) -> None:
