@@ -109,6 +109,8 @@ class HostWorker:
             except ProvisioningError as error:
                 future.set_exception(error)
 
+        if not self._thread.is_alive():
+            raise HostLost(self.sight().lost)
         self._commands.put(work)
         return future
 
@@ -137,6 +139,12 @@ class HostWorker:
         self._thread.join(patience_s)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._remember(lost="nobody asks it any more")
+
+    def _serve(self) -> None:
         next_look_s = self._monotonic()
         while True:
             try:

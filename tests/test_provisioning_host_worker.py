@@ -176,7 +176,7 @@ def test_closing_ends_the_thread_and_leaves_what_runs(tmp_path: Path, cleanup: E
     worker = worker_of(tmp_path, cleanup, sshd, answer_s=1.0)
     patiently(partial(worker.ask, FLOAT, "memory_mib"))
     worker.close()
-    with pytest.raises(HostLost):
+    with pytest.raises(HostLost, match="nobody asks it any more"):
         worker.ask(FLOAT, "memory_mib")
     until(lambda: sshd.connections() == [])
 
