@@ -138,7 +138,6 @@ class Follow:
         first = self._turn % max(1, len(runs))  # one that writes a lot must not hide the others for ever
         self._turn += 1
         runs = [*list(runs)[first:], *list(runs)[:first]]
-        self._places.follow(runs, self._home.root)
         looks: dict[str, _Look] = {}
 
         def look_at(run: StoredRun) -> None:
