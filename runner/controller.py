@@ -47,7 +47,6 @@ from runner.wake import Wake
 ROUND_S = 0.5
 BUSY_ROUND_S = 0.1
 
-
 _FOLLOWED = frozenset({Phase.INTENDED, Phase.LIVE, Phase.SILENT})
 _NOT_STARTED = frozenset({RunState.QUEUED, RunState.PLACED, RunState.STAGING, RunState.STARTING})
 
