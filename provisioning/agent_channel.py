@@ -48,6 +48,10 @@ class Asks(Protocol):
         """The value of a verb, of this kind. Raises what the verb raises there, AuthenticationFailed, or HostLost."""
         ...
 
+    def close(self) -> None:
+        """Let go of the host; what was spawned there lives on."""
+        ...
+
 
 class AgentChannel:
     """The agent of one host, started when first asked and started again after it was lost. For one thread."""

@@ -31,20 +31,18 @@ Known = Mapping[str, Sequence[int]]
 def changes(folder: str, known: Known, skipped: Sequence[str], budget_bytes: int) -> dict[str, Any]:
     """The files below `folder` whose bytes the other side lacks, with at most so many bytes of them.
 
-    `skipped` are endings of paths whose content is not wanted; such files are only listed with their sizes.
-    `files`: path -> (inode, size, modification time in ns, offset, bytes in base64); `is_whole` is false when the
-    budget cut something off; `odd` names what is neither file nor folder; `there` are all paths with their sizes. A
-    small file that is new comes whole or not at all, for it may be one that is replaced at once and read as such.
+    `skipped` are endings of paths that are not wanted. `files`: path -> (inode, size, modification time in ns, offset,
+    bytes in base64); `is_whole` is false when the budget cut something off; `odd` names what is neither file nor
+    folder. A small file that is new comes whole or not at all, for it may be one that is replaced at once and read as
+    such.
     """
     files: dict[str, list[Any]] = {}
-    there: dict[str, int] = {}
     odd: list[str] = []
     left, is_whole = budget_bytes, True
-    for path, found in _below(folder, "", 0, odd):
-        if len(there) >= MOST_FILES:
+    for count, (path, found) in enumerate(_below(folder, "", 0, odd)):
+        if count >= MOST_FILES:
             odd.append(f"more than {MOST_FILES} files")
             break
-        there[path] = found.st_size
         if path.endswith((*UNFINISHED, *skipped)):
             continue
         offset = _have(known.get(path), os.path.join(folder, path), found)
@@ -60,7 +58,7 @@ def changes(folder: str, known: Known, skipped: Sequence[str], budget_bytes: int
         is_whole = is_whole and offset + len(data) >= found.st_size
         encoded = base64.b64encode(data).decode()
         files[path] = [found.st_ino, found.st_size, found.st_mtime_ns, offset, encoded]
-    return {"files": files, "there": there, "odd": odd[:100], "is_whole": is_whole}
+    return {"files": files, "odd": odd[:100], "is_whole": is_whole}
 
 
 def _have(known: Sequence[int] | None, path: str, found: os.stat_result) -> int | None:

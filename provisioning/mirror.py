@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from pydantic import Base64Bytes, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import Base64Bytes, Field, TypeAdapter, ValidationError
 
 from provisioning.changes import HEAD_BYTES
 from provisioning.run_paths import path_problem, shown
@@ -27,8 +27,7 @@ MOST_RUN_BYTES = 4 * 2**30
 Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """New bytes of one file: they follow `offset` bytes that are there already; 0 begins the file anew."""
 
     inode: Size
@@ -40,10 +39,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """An answer of a host: pieces by path, sizes of all that is there, and names of what is neither file nor folder."""
+    """An answer of a host: pieces by path, and names of what is neither file nor folder."""
 
-    files: Mapping[str, tuple[Size, Size, Size, Size, Base64Bytes]]
-    there: Mapping[str, NonNegativeInt]
+    files: Mapping[str, Piece]
     odd: tuple[str, ...] = ()
     is_whole: bool = True
 
@@ -83,8 +81,7 @@ class Mirror:
         held = sum(size for _, size, _, _ in known.values())
         for name in changes.odd:
             self._refuse(name, "it is neither a file nor a folder")
-        for name, parts in changes.files.items():
-            piece = Piece(*parts)
+        for name, piece in changes.files.items():
             have = known[name][1] if name in known else 0
             problem = path_problem(name) or self._problem_of(piece, have, held)
             if problem:

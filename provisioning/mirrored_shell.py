@@ -33,7 +33,7 @@ class MirroredShell:
 
     def __init__(self, worker: HostWorker, here: Path, there: str, skipped: Sequence[str] = WEIGHTS) -> None:
         self._worker = worker
-        self._far = SshShell(worker, worker.close)
+        self._far = SshShell(worker)
         self._here = here
         self._there = there
         self._skipped = tuple(skipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -23,12 +23,10 @@ _MIB_EXACT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_
 
 
 class SshShell:
-    """Verbs on one host, for one thread. Each is one question; none is asked twice by itself. Whoever made what asks
-    closes it, with `close`."""
+    """Verbs on one host, for one thread. Each is one question; none is asked twice by itself."""
 
-    def __init__(self, agent: Asks, close: Callable[[], None]) -> None:
+    def __init__(self, agent: Asks) -> None:
         self._agent = agent
-        self._close = close
         self._memory_mib: float | None = None
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> bytes | None:
@@ -85,4 +83,4 @@ class SshShell:
 
     def close(self) -> None:
         """Close the connection; what was spawned lives on."""
-        self._close()
+        self._agent.close()

@@ -16,16 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from provisioning import agent_files, evacuation, incoming
-from provisioning.agent_archive import agent_archive
-from provisioning.agent_channel import AgentChannel
 from provisioning.base import HostLost
 from provisioning.evacuation import Evacuated, Evacuation
-from provisioning.host_keys import HostKeys
 from provisioning.questions import PIECE_BYTES, carry_out
 from provisioning.run_checkpoints import importance, kept_checkpoints, left_behind
-from provisioning.ssh_connection import Connection, Deadlines
+from provisioning.ssh_connection import Deadlines
 from tests.fakes.asked_agent import AskedAgent, files_of_at_most, often_cut, tree
-from tests.fakes.attempts import SUPERVISOR
 from tests.fakes.sshd import Sshd
 
 NAMES = st.sampled_from(
@@ -114,11 +110,7 @@ def test_a_real_connection_that_is_cut_again_and_again(tmp_path: Path, cleanup: 
     sshd = Sshd(tmp_path / "sshd")
     cleanup.callback(sshd.stop)
     sshd.start()
-    deadlines = Deadlines(connect_s=10.0, answer_s=20.0)
-    keys = HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None)
-    channel = AgentChannel(
-        sshd.host, lambda: Connection.open(sshd.host, keys, deadlines), agent_archive(str(SUPERVISOR)), deadlines
-    )
+    channel = sshd.agent(tmp_path / "known_hosts", Deadlines(connect_s=10.0, answer_s=20.0))
     cleanup.callback(channel.close)
     there = run_folder(tmp_path / "there", 3 * 2**20)
     cutting, lost = often_cut(channel.ask, sshd, SEED, share=0.3)

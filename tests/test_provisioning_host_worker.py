@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from provisioning.agent_archive import agent_archive
-from provisioning.agent_channel import AgentChannel
 from provisioning.base import AuthenticationFailed, HostLost, Spawned
-from provisioning.host_keys import HostKeys
 from provisioning.host_worker import HostWorker, Watched
 from provisioning.mirror import NOTES, Mirror
-from provisioning.ssh_connection import Connection, Deadlines
-from tests.fakes.attempts import SUPERVISOR, until
+from provisioning.ssh_connection import Deadlines
+from provisioning.ssh_host import SshHost
+from tests.fakes.attempts import until
 from tests.fakes.sshd import Sshd
 
 FLOAT = TypeAdapter(float)
@@ -43,11 +41,14 @@ def started(folder: Path, cleanup: ExitStack, name: str) -> Sshd:
 
 
 def worker_of(
-    folder: Path, cleanup: ExitStack, sshd: Sshd, deadlines: Deadlines = QUICK, answer_s: float = 5.0
+    folder: Path,
+    cleanup: ExitStack,
+    sshd: Sshd,
+    deadlines: Deadlines = QUICK,
+    answer_s: float = 5.0,
+    host: SshHost | None = None,
 ) -> HostWorker:
-    keys = HostKeys(folder / "known_hosts", lambda *_: True, also=None)
-    connect = partial(Connection.open, sshd.host, keys, deadlines)
-    agent = AgentChannel(sshd.host, connect, agent_archive(str(SUPERVISOR)), deadlines)
+    agent = sshd.agent(folder / "known_hosts", deadlines, host)
     found = HostWorker(agent, answer_s=answer_s, look_s=0.02, pause_s=0.05)
     cleanup.callback(found.close)
     return found
@@ -183,9 +184,7 @@ def test_closing_ends_the_thread_and_leaves_what_runs(tmp_path: Path, cleanup: E
 
 def test_a_jump_host_that_dies_takes_the_way_and_not_the_answer(tmp_path: Path, cleanup: ExitStack) -> None:
     outer, inner = (started(tmp_path, cleanup, name) for name in ("outer", "inner"))
-    behind = Sshd.__new__(Sshd)
-    behind.__dict__.update(inner.__dict__, host=replace(inner.host, jump=outer.host))
-    worker = worker_of(tmp_path, cleanup, behind)
+    worker = worker_of(tmp_path, cleanup, inner, host=replace(inner.host, jump=outer.host))
     patiently(partial(worker.ask, FLOAT, "memory_mib"))
     outer.stop()
     with pytest.raises(HostLost):

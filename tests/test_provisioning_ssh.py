@@ -60,7 +60,7 @@ def shell_of(cleanup: ExitStack, folder: Path, host: SshHost, *, accept: bool = 
     connect = partial(Connection.open, host, keys_of(folder, accept=accept), deadlines)
     agent = AgentChannel(host, connect, agent_archive(str(SUPERVISOR)), deadlines)
     cleanup.callback(agent.close)
-    return SshShell(agent, agent.close)
+    return SshShell(agent)
 
 
 @contextmanager

@@ -18,15 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from provisioning import agent_code, staging
-from provisioning.agent_archive import agent_archive
-from provisioning.agent_channel import AgentChannel
 from provisioning.base import HostLost
-from provisioning.host_keys import HostKeys
 from provisioning.questions import PIECE_BYTES, carry_out
-from provisioning.ssh_connection import Connection, Deadlines
+from provisioning.ssh_connection import Deadlines
 from provisioning.staging import CodeArchive, Staged, StagingFailed, code_archive, staging_steps
 from tests.fakes.asked_agent import AskedAgent, files_of_at_most, often_cut, tree
-from tests.fakes.attempts import SUPERVISOR
 from tests.fakes.sshd import Sshd
 
 HASH = "0123456789abcdef" * 4
@@ -101,11 +97,7 @@ def test_a_real_connection_that_is_cut_again_and_again(tmp_path: Path, cleanup: 
     sshd = Sshd(tmp_path / "sshd")
     cleanup.callback(sshd.stop)
     sshd.start()
-    deadlines = Deadlines(connect_s=10.0, answer_s=20.0)
-    keys = HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None)
-    channel = AgentChannel(
-        sshd.host, lambda: Connection.open(sshd.host, keys, deadlines), agent_archive(str(SUPERVISOR)), deadlines
-    )
+    channel = sshd.agent(tmp_path / "known_hosts", Deadlines(connect_s=10.0, answer_s=20.0))
     cleanup.callback(channel.close)
     root = large(tmp_path)
     archive = code_archive(root)

@@ -11,9 +11,15 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from provisioning.agent_archive import agent_archive
+from provisioning.agent_channel import AgentChannel
+from provisioning.host_keys import HostKeys
+from provisioning.ssh_connection import Connection, Deadlines
 from provisioning.ssh_host import SshHost
+from tests.fakes.attempts import SUPERVISOR
 
 INSTALL = "apt-get install openssh-server"
 
@@ -68,6 +74,13 @@ class Sshd:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
+
+    def agent(self, known_hosts: Path, deadlines: Deadlines, host: SshHost | None = None) -> AgentChannel:
+        """The agent of this host, or of another one, over a connection of its own; a new host's key is accepted."""
+        to = host or self.host
+        keys = HostKeys(known_hosts, lambda *_: True, also=None)
+        connect = partial(Connection.open, to, keys, deadlines)
+        return AgentChannel(to, connect, agent_archive(str(SUPERVISOR)), deadlines)
 
     def connections(self) -> list[int]:
         """Process numbers of the sessions that are open."""
