@@ -85,23 +85,33 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A host that could be had, and what an hour of it costs (0 for a machine we own)."""
+    """A host that could be had, and what an hour of it costs (0 for a machine we own).
+
+    `machine` names the physical machine where several offers may be parts of one. `order` is what the provider must
+    know to create it, as JSON: it is stored before anything is paid, so nothing of it is secret.
+    """
 
     provider: str
     offer_id: str
     gpus: int
     cores: int
     price_usd_per_h: float = 0.0
+    machine: str = ""
+    order: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a wave of runs needs from one host: number of slots, GPUs and cores for each, GiB of GPU memory."""
+    """What a wave of runs needs from one host: number of slots, GPUs and cores for each, GiB of GPU memory.
+
+    `wanted` is what else a rented machine must be like, in the provider's own words, as JSON.
+    """
 
     slots: int | None
     gpus: int
     cpus: int
     min_vram_gib: float = 0.0
+    wanted: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +125,10 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The provider said no; nothing was created."""
+    """The provider said no. `left` is what it made all the same, which must be released; None = nothing."""
 
     reason: str
+    left: Handle | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +140,14 @@ class Ambiguous:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """The provider confirms that the label exists, at this stage of its life."""
+    """The provider confirms that the label exists, at this stage of its life.
+
+    `host` is the provider's own name of it (an instance's number), `why` what the provider says about the stage.
+    """
 
     stage: str
+    host: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from runner.errors import HomeError, StoreTooNew
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-REVISION = "0003"
-KNOWN_REVISIONS = ("0001", "0002", "0003")  # oldest first
+REVISION = "0004"
+KNOWN_REVISIONS = ("0001", "0002", "0003", "0004")  # oldest first
 BUSY_TIMEOUT_S = 5.0
 
 KNOWN_DOCUMENTS = 4096

@@ -9,6 +9,7 @@ infinities are stored as they are. Only the controller writes here, except `requ
                 runs 1─n verdicts
     requests 1─0..1 answers
     leases   1─n attempts
+    hosts                                       machines that are reached over ssh
     leases   1─n quarantines                    slots that may not be used, and why
     events   1─n notifications                  every state change with its reason; who was told of it
 """
@@ -71,6 +72,17 @@ leases = Table(
     Column("slots_requested", Integer),
     Column("created", Float, nullable=False),
     Column("released", Float),
+    Column("document", JSON),  # of what is paid for: what was ordered, its stage, its limits; NULL = it is free
+    Column("proof", Text),  # what the provider said when it was given back
+    Column("charged_usd", Float),  # what the provider billed; NULL = not known (yet)
+)
+
+hosts = Table(
+    "hosts",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("document", JSON, nullable=False),  # how it is reached; keys by the paths of their files
+    Column("listed", Boolean, nullable=False),  # stands in the newest list: runs may be placed on it
 )
 
 runs = Table(
@@ -85,6 +97,8 @@ runs = Table(
     Column("arm_order", Integer, nullable=False),  # place of the arm in its launch: the queue is (launch, seed, arm)
     Column("launch", Integer, nullable=False),
     Column("priority", Integer, nullable=False, server_default="0"),  # higher goes first; nothing running makes way
+    Column("provider", String, nullable=False, server_default="local"),  # where its attempts are placed
+    Column("wanted", JSON),  # what a machine that is rented for it must be like; NULL = none is rented
     Column("wave", Integer),  # runs of one launch and one wave start together; NULL = as soon as a slot is free
     Column("identity", String, nullable=False),
     Column("arm_document", JSON, nullable=False),
