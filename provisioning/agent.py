@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,11 +30,15 @@ from provisioning.base import (
     SpawnRefused,
 )
 from provisioning.changes import changes
+from provisioning.gpus import MASK
 from provisioning.local import LocalProvider
 from provisioning.local_shell import LocalShell
 from provisioning.nvidia_smi import SmiDriver
 
 GREETING = "armature agent "
+
+_OF_THE_CONNECTION = re.compile(r"SSH_|RUNNER_ATTEMPT$|SHLVL$|PWD$|OLDPWD$|_$")
+"""Variables that say something about this connection, and nothing about the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,24 @@ class Survey:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """Who and where the agent is: the name of the host, the home folder of its user, and the mask of GPUs that holds
+    for it (None = all)."""
+
+    host: str
+    home: str
+    python: str
+    mask: str | None
+
+
 class Agent:
     """The verbs, by name. Every argument and value is plain JSON."""
 
     def __init__(self, supervisor_path: str, python: str, environment: Mapping[str, str]) -> None:
         self._shell = LocalShell(supervisor_path, python)
+        self._mask = environment.get(MASK)
+        self._variables = {name: value for name, value in environment.items() if not _OF_THE_CONNECTION.match(name)}
         self._provider = LocalProvider(supervisor_path, environment, driver=SmiDriver(), python=python)
         self._verbs: Mapping[str, Callable[..., Any]] = {
             "about": self.about,
@@ -86,9 +104,9 @@ class Agent:
         except (HostLost, NoCapacity) as error:
             return {"error": [type(error).__name__, str(error)]}
 
-    def about(self) -> dict[str, str]:
+    def about(self) -> dict[str, Any]:
         """Who and where the agent is."""
-        return {"host": platform.node(), "home": os.path.expanduser("~"), "python": platform.python_version()}
+        return asdict(About(platform.node(), os.path.expanduser("~"), platform.python_version(), self._mask))
 
     def read(self, path: str, offset: int, limit: int | None) -> str | None:
         """Bytes of a file, base64."""
@@ -111,8 +129,9 @@ class Agent:
         return {"folders": found, "alive": alive}
 
     def spawn(self, launch_specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Fork one supervisor for each launch spec."""
-        return [asdict(spawned) for spawned in self._shell.spawn(launch_specs)]
+        """Fork one supervisor for each launch spec. What it does not say of the environment is as it is here."""
+        specs = [{**spec, "env": {**self._variables, **spec["env"]}} for spec in launch_specs]
+        return [asdict(spawned) for spawned in self._shell.spawn(specs)]
 
     def survey(self) -> dict[str, Any]:
         """What an offer may name."""

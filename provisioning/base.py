@@ -250,8 +250,30 @@ class Spawned:
 
 
 class Shell(Protocol):
-    """Verbs on one host. Paths are absolute paths on that host. A verb that cannot be carried out raises HostLost;
-    a file that is not there is None."""
+    """Verbs on one host. Paths are absolute paths on this machine; what lies on another one has its copy there, and
+    `path_there` says where it is in truth. A verb that cannot be carried out raises HostLost; a file that is not there
+    is None.
+
+    `is_here`: the host is the machine that we run on. `python` is the interpreter there, unless an arm names another
+    one, and `mask` names the GPUs that are visible to us there (None = all).
+    """
+
+    @property
+    def is_here(self) -> bool: ...
+
+    @property
+    def python(self) -> str: ...
+
+    @property
+    def mask(self) -> str | None: ...
+
+    def path_there(self, path: str) -> str:
+        """The path on the host of what has this path here."""
+        ...
+
+    def names_there(self, folder: str) -> tuple[str, ...]:
+        """Sorted names in a folder as the host has it now; `names` may be a moment old."""
+        ...
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> bytes | None:
         """Bytes of a file from `offset`, at most `limit`; None when there is no such file."""
@@ -273,7 +295,8 @@ class Shell(Protocol):
         ...
 
     def spawn(self, launch_specs: Sequence[Mapping[str, Any]]) -> tuple[Spawned, ...]:
-        """Fork one supervisor for each launch spec. Environment values travel through a pipe only.
+        """Fork one supervisor for each launch spec, whose paths are those of the host. Environment values travel
+        through a pipe only; on another machine they are added to those that hold there.
 
         An attempt that was spawned before is not started again: its first supervisor is answered, marked `existing`.
         After HostLost it is unknown whether something started, and the same call answers that too. Raises SpawnRefused.
@@ -320,6 +343,10 @@ class Provider(Protocol):
 
     name: str
 
+    def hosts(self) -> tuple[Offer, ...]:
+        """The hosts that are ours anyway, known without asking anybody; none where each must be rented first."""
+        ...
+
     def offers(self, request: Request) -> tuple[Offer, ...]:
         """Hosts that could serve the request, best first."""
         ...
@@ -344,7 +371,8 @@ class Provider(Protocol):
         """Who uses the GPUs of a slot, whether its cores are still ours, and which of the processes still run.
 
         Ours is what carries the mark of an attempt of the home that the handle's label names. What was seen a moment
-        ago may be answered again. Never raises for a GPU or a driver that does not answer: that is its `problem`.
+        ago may be answered again. Never raises for a GPU or a driver that does not answer: that is its `problem`. Raises
+        HostLost when the host does not answer: that says nothing about the slot.
         """
         ...
 

@@ -6,10 +6,13 @@ new there. After a failure it tries again, later and later; until then every que
 
 from __future__ import annotations
 
+import json
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import asdict, dataclass, field
@@ -20,11 +23,15 @@ from pydantic import TypeAdapter
 from provisioning.agent_channel import AgentChannel, Value
 from provisioning.base import AuthenticationFailed, HostLost, ProcessIdentity, ProvisioningError
 from provisioning.mirror import Changes, Mirror
+from provisioning.questions import Result, Steps
 
 ROUND_BYTES = 4 * 2**20
 """What one look may bring."""
 
 LONGEST_PAUSE_S = 60.0
+
+AGAIN_S = 1.0
+"""How soon what was answered with an error is asked again."""
 
 LOOK_S = 2.0
 ANSWER_S = 2.0
@@ -64,6 +71,21 @@ class Sight:
     is_whole: bool = False
 
 
+@dataclass(slots=True)
+class _Latest:
+    """A question that is asked again and again: the newest answer or error, when it came, and the question that is
+    under way."""
+
+    value: Any = None
+    error: ProvisioningError | None = None
+    told_s: float = -math.inf
+    asked: Future[Any] | None = None
+
+    def lasts_s(self, max_age_s: float) -> float:
+        """How long it holds: an error is looked into sooner."""
+        return max_age_s if self.error is None else min(max_age_s, AGAIN_S)
+
+
 class HostWorker:
     """The thread of one host. A question waits for `answer_s` at most; `look_s` is the time between two looks,
     `pause_s` the first pause after a failure."""
@@ -88,13 +110,44 @@ class HostWorker:
         self._sight = Sight()
         self._failures = 0
         self._again_s = 0.0
+        self._latest: dict[tuple[str, str], _Latest] = {}
+        self._busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="host", daemon=True)
         self._thread.start()
 
     def ask(self, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Value:
         """The answer to one question. Raises what the agent raises; HostLost when the host is known to be silent, or
-        has not answered in time: then nobody knows whether it was done, unless it had not begun."""
+        has not answered in time: then nobody knows whether it was done, unless it had not begun. While an answer is
+        late nobody waits for another one."""
+        busy_since_s = self._busy_since_s
+        if busy_since_s is not None and self._monotonic() - busy_since_s > self._answer_s:
+            raise HostLost(f"no answer within {self._answer_s:g} s")
         return self.wait(self.begin(kind, verb, *arguments), self._answer_s)
+
+    def latest(self, kind: TypeAdapter[Value], verb: str, *arguments: Any, max_age_s: float) -> Value:
+        """What the host answered at most `max_age_s` ago. It is put again in good time, so that nobody waits but for
+        the first answer, and not even for that while the host is silent. For one thread. Raises as `ask` does."""
+        known = self._latest.setdefault((verb, json.dumps(arguments, sort_keys=True)), _Latest())
+        if known.asked is None and self._monotonic() - known.told_s >= known.lasts_s(max_age_s) / 2:
+            known.asked = self.begin(kind, verb, *arguments)
+        is_old = self._monotonic() - known.told_s >= known.lasts_s(max_age_s)
+        if known.asked is not None and is_old and not self._is_silent():
+            futures.wait([known.asked], self._answer_s)
+        if known.asked is not None and known.asked.done():
+            error = known.asked.exception()
+            known.value, known.error = (known.asked.result(), None) if error is None else (None, _ours(error))
+            known.told_s, known.asked = self._monotonic(), None
+        elif is_old:
+            raise HostLost(self.sight().lost or f"no answer within {self._answer_s:g} s")
+        if known.error is not None:
+            raise known.error
+        value: Value = known.value
+        return value
+
+    def _is_silent(self) -> bool:
+        """Whether waiting for an answer would be in vain, as far as we know."""
+        since_s = self._busy_since_s
+        return bool(self.sight().lost) or (since_s is not None and self._monotonic() - since_s > self._answer_s)
 
     def begin(self, kind: TypeAdapter[Value], verb: str, *arguments: Any) -> Future[Value]:
         """Put a question, to wait for it later: several hosts are asked at once."""
@@ -112,6 +165,32 @@ class HostWorker:
         if not self._thread.is_alive():
             raise HostLost(self.sight().lost)
         self._commands.put(work)
+        return future
+
+    def carry_out(self, steps: Steps[Result]) -> Future[Result]:
+        """Work of many questions, one after the other; what others ask, and looks, go in between. It ends with its
+        result, or with the first error: whether to begin again is for the caller to say."""
+        future: Future[Result] = Future()
+
+        def go_on(answer: Any) -> None:
+            try:
+                if future.cancelled():
+                    steps.close()
+                    return
+                question = steps.send(answer)
+                self._refuse_while_lost()
+                told = self._try(lambda: self._agent.ask(question.kind, question.verb, *question.arguments))
+            except StopIteration as end:
+                future.set_result(end.value)
+            except ProvisioningError as error:
+                steps.close()
+                future.set_exception(error)
+            else:
+                self._commands.put(lambda: go_on(told))
+
+        if not self._thread.is_alive():
+            raise HostLost(self.sight().lost)
+        self._commands.put(lambda: go_on(None))
         return future
 
     @staticmethod
@@ -142,21 +221,30 @@ class HostWorker:
         try:
             self._serve()
         finally:
+            self._again_s = math.inf
             self._remember(lost="nobody asks it any more")
+            while not self._commands.empty():
+                if (command := self._commands.get()) is not None:
+                    command()  # whoever waits hears that it is lost
 
     def _serve(self) -> None:
         next_look_s = self._monotonic()
         while True:
+            left_s = next_look_s - self._monotonic()
             try:
-                command = self._commands.get(timeout=max(0.0, next_look_s - self._monotonic()))
+                command = self._commands.get(timeout=left_s) if left_s > 0.0 else None
             except queue.Empty:
+                continue
+            self._busy_since_s = self._monotonic()
+            if left_s <= 0.0:  # its turn comes however long the queue is
                 self._look()
                 next_look_s = self._monotonic() + self._look_s
-                continue
-            if command is None:
+            elif command is None:
                 self._agent.close()
                 return
-            command()
+            else:
+                command()
+            self._busy_since_s = None
 
     def _refuse_while_lost(self) -> None:
         if self._monotonic() < self._again_s:
@@ -209,3 +297,8 @@ class HostWorker:
     def _remember(self, *, lost: str) -> None:
         with self._lock:
             self._sight = Sight(self._sight.answered_s, lost, self._sight.alive, self._sight.is_whole)
+
+
+def _ours(error: BaseException) -> ProvisioningError:
+    """What a question can end with."""
+    return error if isinstance(error, ProvisioningError) else HostLost("nobody asks it any more")

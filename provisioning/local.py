@@ -66,6 +66,10 @@ class LocalProvider:
             self._survey = (now, usable_gpus(self._driver, self._mask))
         return self._survey[1]
 
+    def hosts(self) -> tuple[Offer, ...]:
+        """This machine."""
+        return (Offer(self.name, "this-machine", 0, 0),)
+
     def offers(self, request: Request) -> tuple[Offer, ...]:
         """This machine, when it has the GPUs and cores that one run needs."""
         gpus, cores = len(self.survey().gpus), len(self._cores())
@@ -116,7 +120,7 @@ class LocalProvider:
 
     def shell(self, handle: Handle) -> LocalShell:
         """A shell of its own for the caller; it starts its spawner when it is first needed."""
-        return LocalShell(self._supervisor_path, self._python)
+        return LocalShell(self._supervisor_path, self._python, mask=self._mask)
 
 
 def _owners(readings: Mapping[str, GpuReading | str]) -> dict[int, ProcessOwner]:

@@ -19,9 +19,20 @@ _IDENTITY = ("boot_id", "init_start_ticks", "pid", "start_ticks")
 
 
 class LocalShell:
-    """Verbs on this machine, for one thread. `answer_s` bounds the wait for the answer to one launch spec."""
+    """Verbs on this machine, for one thread. `answer_s` bounds the wait for the answer to one launch spec, `mask` names
+    the GPUs that are visible to us (None = all)."""
 
-    def __init__(self, supervisor_path: str, python: str = sys.executable, answer_s: float = ANSWER_S) -> None:
+    is_here = True
+
+    def __init__(
+        self,
+        supervisor_path: str,
+        python: str = sys.executable,
+        answer_s: float = ANSWER_S,
+        mask: str | None = None,
+    ) -> None:
+        self.python = python
+        self.mask = mask
         self._spawner = Spawner([python, "-I", "-S", supervisor_path, "spawn"], answer_s)
         self._memory_mib: float | None = None
 
@@ -67,6 +78,14 @@ class LocalShell:
                 raise
             if is_durable:
                 _sync_folder(Path(folder))
+
+    def path_there(self, path: str) -> str:
+        """The path itself: there is here."""
+        return path
+
+    def names_there(self, folder: str) -> tuple[str, ...]:
+        """Sorted names in a folder; empty when there is no such folder."""
+        return self.names(folder)
 
     def names(self, folder: str) -> tuple[str, ...]:
         """Sorted names in a folder; empty when there is no such folder."""

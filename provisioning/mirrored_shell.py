@@ -6,20 +6,29 @@ what is written is there, or HostLost says that nobody knows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import NonNegativeInt, TypeAdapter
 
+from provisioning.agent import About
 from provisioning.base import HostLost, ProcessIdentity, Spawned
 from provisioning.host_worker import HostWorker, Watched
 from provisioning.local_shell import LocalShell
 from provisioning.mirror import Mirror
 from provisioning.ssh_shell import SshShell
 
-_ABOUT = TypeAdapter(dict[str, str])
+_ABOUT = TypeAdapter(About)
+_BOOL = TypeAdapter(bool)
+_MIB: TypeAdapter[int] = TypeAdapter(NonNegativeInt)
+
+ALIVE_S = 2.0
+DISK_S = 30.0
+"""How old an answer may be that is looked at again and again."""
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npy")
 
@@ -31,8 +40,13 @@ class MirroredShell:
     Files whose paths end as in `skipped` are not copied: weights come home when it is known which.
     """
 
-    def __init__(self, worker: HostWorker, here: Path, there: str, skipped: Sequence[str] = WEIGHTS) -> None:
+    is_here = False
+
+    def __init__(
+        self, worker: HostWorker, here: Path, there: str, python: str = "python3", skipped: Sequence[str] = WEIGHTS
+    ) -> None:
         self._worker = worker
+        self._python = python
         self._far = SshShell(worker)
         self._here = here
         self._there = there
@@ -41,13 +55,34 @@ class MirroredShell:
         self._copy = LocalShell("", "")  # its spawner is never asked
         self._visible: dict[ProcessIdentity, bool] = {}
 
+    @property
+    def worker(self) -> HostWorker:
+        """The thread of the host, for work of many questions."""
+        return self._worker
+
+    def about(self) -> About:
+        """Who answers there. Raises HostLost while nobody has."""
+        return self._worker.latest(_ABOUT, "about", max_age_s=math.inf)
+
     def path_there(self, path: str) -> str:
         """The same path on the host. Raises ValueError for one outside of the copy, HostLost while nobody has heard yet
         where the home folder there is."""
         below = Path(path).relative_to(self._here)
-        if self._there.startswith("~/"):
-            self._there = self._worker.ask(_ABOUT, "about")["home"] + self._there[1:]
+        self._there = self._expanded(self._there)
         return self._there if str(below) == "." else f"{self._there}/{below}"
+
+    @property
+    def python(self) -> str:
+        """The interpreter there, unless an arm names another one. Raises HostLost as `path_there` does."""
+        return self._expanded(self._python)
+
+    @property
+    def mask(self) -> str | None:
+        """The GPUs that are visible there, None for all. Raises HostLost as `path_there` does."""
+        return self.about().mask
+
+    def _expanded(self, path: str) -> str:
+        return f"{self.about().home}{path[1:]}" if path.startswith("~/") else path
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> bytes | None:
         """Bytes of the copy of a file from `offset`, at most `limit`; None when there is none."""
@@ -60,6 +95,10 @@ class MirroredShell:
     def names(self, folder: str) -> tuple[str, ...]:
         """Sorted names in the copy of a folder; our own notes are none of them."""
         return tuple(name for name in self._copy.names(folder) if not name.startswith("."))
+
+    def names_there(self, folder: str) -> tuple[str, ...]:
+        """Sorted names in a folder of the host as it is now."""
+        return self._far.names(self.path_there(folder))
 
     def write(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
         """Replace a file there, then its copy here."""
@@ -88,7 +127,9 @@ class MirroredShell:
     def is_alive(self, identity: ProcessIdentity) -> bool:
         """Whether exactly this process ran at the last look, or had left something that is not here yet."""
         seen = self._worker.sight().alive.get(identity)
-        return self._far.is_alive(identity) if seen is None else seen
+        if seen is not None:
+            return seen
+        return self._worker.latest(_BOOL, "is_alive", asdict(identity), max_age_s=ALIVE_S)
 
     def can_see(self, identity: ProcessIdentity) -> bool:
         """Whether `is_alive` would know: false for a process of another container on the same boot of that machine."""
@@ -102,7 +143,7 @@ class MirroredShell:
 
     def free_disk_mib(self, path: str) -> int:
         """MiB free for us there, on the file system that holds the path."""
-        return self._far.free_disk_mib(self.path_there(path))
+        return self._worker.latest(_MIB, "free_disk_mib", self.path_there(path), max_age_s=DISK_S)
 
     def memory_mib(self) -> float:
         """MiB of main memory of that machine, or of our part of it."""

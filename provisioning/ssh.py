@@ -29,9 +29,13 @@ from provisioning.base import (
 )
 from provisioning.host_keys import HostKeys
 from provisioning.host_worker import ANSWER_S, LOOK_S, HostWorker
+from provisioning.local import READING_S
 from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh_connection import Connection, Deadlines
 from provisioning.ssh_host import SshHost
+
+CUT_S = 10.0
+"""How long it holds how a host is cut into slots."""
 
 _SURVEY = TypeAdapter(Survey)
 _SLOTS = TypeAdapter(tuple[Slot, ...])
@@ -73,6 +77,17 @@ class SshProvider:
         self.silent: dict[str, str] = {}
         """Why a host of the last offers is not among them, by name."""
 
+    def know(self, hosts: Sequence[SshHost]) -> None:
+        """Add these hosts, or take the newer word on how they are reached."""
+        for host in hosts:
+            if self._hosts.get(host.name) != host and (worker := self._workers.pop(host.name, None)) is not None:
+                worker.close(0.0)
+            self._hosts[host.name] = host
+
+    def hosts(self) -> tuple[Offer, ...]:
+        """All hosts that are known."""
+        return tuple(Offer(self.name, name, 0, 0) for name in self._hosts)
+
     def offers(self, request: Request) -> tuple[Offer, ...]:
         """The hosts that answer and have the GPUs and cores that one run needs, in the order of the list."""
         until = self._monotonic() + self._deadlines.connect_s + self._deadlines.answer_s
@@ -106,21 +121,21 @@ class SshProvider:
         return Released(f"{handle.host} stays; nothing is paid for it")
 
     def slots(self, handle: Handle, request: Request) -> tuple[Slot, ...]:
-        """The host cut into slots. Raises NoCapacity when not even one fits, HostLost when it does not answer."""
-        found = self._worker(handle.host).ask(_SLOTS, "slots", asdict(request))
+        """The host cut into slots, as it was a moment ago. Raises NoCapacity when not even one fits, HostLost when it
+        does not answer."""
+        question = {**asdict(request), "wanted": {}}
+        found = self._worker(handle.host).latest(_SLOTS, "slots", question, max_age_s=CUT_S)
         return tuple(replace(slot, host=handle.host) for slot in found)
 
     def probe(self, handle: Handle, slot: Slot, pids: Sequence[int] = ()) -> SlotProbe:
-        """A look at a slot there; a host that does not answer is its `problem`."""
-        try:
-            return self._worker(handle.host).ask(_PROBE, "probe", handle.label, asdict(slot), list(pids))
-        except ProvisioningError as error:
-            return SlotProbe(problem=str(error))
+        """A look at a slot there. Raises HostLost when the host does not answer."""
+        arguments = (handle.label, asdict(slot), list(pids))
+        return self._worker(handle.host).latest(_PROBE, "probe", *arguments, max_age_s=READING_S)
 
     def shell(self, handle: Handle) -> Shell:
         """A shell for the run folders of the home that the handle's label names. Closing it closes no connection."""
-        home = handle.label.split("/")[1]
-        return MirroredShell(self._worker(handle.host), self._here, f"{self._hosts[handle.host].folder}/runs/{home}")
+        home, host = handle.label.split("/")[1], self._hosts[handle.host]
+        return MirroredShell(self._worker(handle.host), self._here, f"{host.folder}/runs/{home}", host.python)
 
     def close(self) -> None:
         """Close all connections; what was spawned lives on."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,13 @@ class SshHost:
     jump: SshHost | None = None
     python: str = "python3"
     folder: str = "~/.armature"
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> SshHost:
+        """A host as `dataclasses.asdict` and JSON have left it."""
+        jump = document["jump"]
+        values = {**document, "keys": tuple(document["keys"]), "jump": None if jump is None else cls.from_json(jump)}
+        return cls(**values)
 
     @property
     def place(self) -> str:
