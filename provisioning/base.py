@@ -371,11 +371,15 @@ class Provider(Protocol):
         """Who uses the GPUs of a slot, whether its cores are still ours, and which of the processes still run.
 
         Ours is what carries the mark of an attempt of the home that the handle's label names. What was seen a moment
-        ago may be answered again. Never raises for a GPU or a driver that does not answer: that is its `problem`. Raises
-        HostLost when the host does not answer: that says nothing about the slot.
+        ago may be answered again. Never raises for a GPU or a driver that does not answer: that is its `problem`.
+        Raises HostLost when the host does not answer: that says nothing about the slot.
         """
         ...
 
     def shell(self, handle: Handle) -> Shell:
-        """The shell of a held host."""
+        """The shell of a held host; the host is not asked anything."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all connections; what was spawned lives on."""
         ...

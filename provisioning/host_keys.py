@@ -11,17 +11,7 @@ from pathlib import Path
 import paramiko
 
 from provisioning.base import AuthenticationFailed
-
-
-class UnknownHostKey(AuthenticationFailed):
-    """Nobody has said yet that this key is the host's."""
-
-    def __init__(self, place: str, fingerprint: str) -> None:
-        self.place = place
-        self.fingerprint = fingerprint
-        super().__init__(
-            f"{place} is not known yet; its key is {fingerprint}. Compare it with the host's own and use --accept-new"
-        )
+from provisioning.ssh_host import UnknownHostKey
 
 
 class ChangedHostKey(AuthenticationFailed):

@@ -33,6 +33,9 @@ LONGEST_PAUSE_S = 60.0
 AGAIN_S = 1.0
 """How soon what was answered with an error is asked again."""
 
+SILENT_S = 10.0
+"""A connection that breaks is no news while the next one stands soon."""
+
 LOOK_S = 2.0
 ANSWER_S = 2.0
 """A round of the controller may wait so long for one host, once: after that the host counts as lost at once."""
@@ -88,7 +91,7 @@ class _Latest:
 
 class HostWorker:
     """The thread of one host. A question waits for `answer_s` at most; `look_s` is the time between two looks,
-    `pause_s` the first pause after a failure."""
+    `pause_s` the first pause after a failure, and `silent_s` how long a host may give no answer before that is said."""
 
     def __init__(
         self,
@@ -97,12 +100,14 @@ class HostWorker:
         answer_s: float = ANSWER_S,
         look_s: float = LOOK_S,
         pause_s: float = 1.0,
+        silent_s: float = SILENT_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._answer_s = answer_s
         self._look_s = look_s
         self._pause_s = pause_s
+        self._silent_s = silent_s
         self._monotonic = monotonic
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._watched: tuple[Watched, ...] = ()
@@ -211,6 +216,12 @@ class HostWorker:
         """What the last look gave."""
         with self._lock:
             return self._sight
+
+    def silence(self) -> str:
+        """Why the host does not answer, once it has not for `silent_s`; '' before and while it does."""
+        sight = self.sight()
+        is_long = sight.answered_s is None or self._monotonic() - sight.answered_s > self._silent_s
+        return sight.lost if is_long else ""
 
     def close(self, patience_s: float = 5.0) -> None:
         """End the thread and the connection; a thread that hangs is left to its deadline."""

@@ -68,7 +68,7 @@ class LocalProvider:
 
     def hosts(self) -> tuple[Offer, ...]:
         """This machine."""
-        return (Offer(self.name, "this-machine", 0, 0),)
+        return (Offer(self.name, socket.gethostname(), 0, 0),)
 
     def offers(self, request: Request) -> tuple[Offer, ...]:
         """This machine, when it has the GPUs and cores that one run needs."""
@@ -117,6 +117,9 @@ class LocalProvider:
 
     def _has_read(self, slot: Slot) -> bool:
         return self._readings is not None and set(slot.gpu_uuids) <= set(self._readings[1])
+
+    def close(self) -> None:
+        """Nothing is held: each shell belongs to its caller."""
 
     def shell(self, handle: Handle) -> LocalShell:
         """A shell of its own for the caller; it starts its spawner when it is first needed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from provisioning.base import HostLost, ProcessIdentity, Spawned
 from provisioning.host_worker import HostWorker, Watched
 from provisioning.local_shell import LocalShell
 from provisioning.mirror import Mirror
+from provisioning.questions import Result, Steps
 from provisioning.ssh_shell import SshShell
 
 _ABOUT = TypeAdapter(About)
@@ -52,13 +54,13 @@ class MirroredShell:
         self._there = there
         self._skipped = tuple(skipped)
         self._mirrors: dict[str, Mirror] = {}
+        self._followed: frozenset[ProcessIdentity] = frozenset()
         self._copy = LocalShell("", "")  # its spawner is never asked
         self._visible: dict[ProcessIdentity, bool] = {}
 
-    @property
-    def worker(self) -> HostWorker:
-        """The thread of the host, for work of many questions."""
-        return self._worker
+    def carry_out(self, steps: Steps[Result]) -> Future[Result]:
+        """Work of many questions, in the background: what others ask goes in between."""
+        return self._worker.carry_out(steps)
 
     def about(self) -> About:
         """Who answers there. Raises HostLost while nobody has."""
@@ -112,6 +114,7 @@ class MirroredShell:
     def follow(self, folders: Mapping[str, Sequence[ProcessIdentity]]) -> None:
         """Copy these run folders, and no others, from the next look on; nothing while the host was never heard of."""
         self._mirrors = {path: self._mirrors.get(path) or Mirror(Path(path)) for path in folders}
+        self._followed = frozenset(one for identities in folders.values() for one in identities)
         with suppress(HostLost):  # it is asked again in the next round
             self._worker.watch(
                 [
@@ -125,10 +128,14 @@ class MirroredShell:
         return {f"{path}/{name}": why for path, mirror in self._mirrors.items() for name, why in mirror.refused.items()}
 
     def is_alive(self, identity: ProcessIdentity) -> bool:
-        """Whether exactly this process ran at the last look, or had left something that is not here yet."""
+        """Whether exactly this process ran at the last look, or has left something that is not here yet. One whose
+        folder is copied counts as running until the first look at it: nobody knows before what it left. Raises
+        HostLost when the host has been silent for a while."""
         seen = self._worker.sight().alive.get(identity)
-        if seen is not None:
-            return seen
+        if seen is not None or identity in self._followed:
+            if seen is not False and (silence := self._worker.silence()):
+                raise HostLost(silence)
+            return seen is None or seen
         return self._worker.latest(_BOOL, "is_alive", asdict(identity), max_age_s=ALIVE_S)
 
     def can_see(self, identity: ProcessIdentity) -> bool:

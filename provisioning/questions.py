@@ -7,8 +7,9 @@ again, goes on from there.
 from __future__ import annotations
 
 from collections.abc import Generator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter
 
@@ -36,6 +37,15 @@ class Ask(Protocol):
 
     def __call__(self, kind: TypeAdapter[Any], verb: str, *arguments: Any) -> Any:
         """The validated answer. Raises what the host raises; HostLost when there is none."""
+        ...
+
+
+@runtime_checkable
+class CarriesOut(Protocol):
+    """A shell of another machine: work of many questions is done there in the background."""
+
+    def carry_out(self, steps: Steps[Result]) -> Future[Result]:
+        """Begin it. The future ends with its result, or with the first error; begun again, it goes on from there."""
         ...
 
 

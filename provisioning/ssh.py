@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,9 @@ class SshProvider:
     """The hosts of a list, each with one thread and one connection. Taking and releasing one are formalities; what
     matters is that it answers.
 
-    Run folders below `here` are copies of those there. A verb waits `answer_s` for its host, a look at all of them as
-    long as a new connection may take.
+    Run folders below `here` are copies of those there. `listed` are the names of the hosts that runs may be placed on
+    (None = all); the others are those that something may still run on. A verb waits `answer_s` for its host, a look at
+    all of them as long as a new connection may take.
     """
 
     name = "ssh"
@@ -60,12 +61,14 @@ class SshProvider:
         here: Path,
         deadlines: Deadlines = Deadlines(),  # noqa: B008 (frozen)
         *,
+        listed: Collection[str] | None = None,
         answer_s: float = ANSWER_S,
         look_s: float = LOOK_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._archive = agent_archive(supervisor_path)
         self._hosts = {host.name: host for host in hosts}
+        self._listed = set(self._hosts) if listed is None else set(listed)
         self._keys = keys
         self._here = here
         self._deadlines = deadlines
@@ -74,30 +77,31 @@ class SshProvider:
         self._monotonic = monotonic
         self._workers: dict[str, HostWorker] = {}
         self._released: set[str] = set()
-        self.silent: dict[str, str] = {}
+        self.silent: dict[str, ProvisioningError] = {}
         """Why a host of the last offers is not among them, by name."""
 
     def know(self, hosts: Sequence[SshHost]) -> None:
-        """Add these hosts, or take the newer word on how they are reached."""
+        """Runs are placed on these hosts from now on, and reached as they say; what runs on others goes on."""
+        self._listed = {host.name for host in hosts}
         for host in hosts:
             if self._hosts.get(host.name) != host and (worker := self._workers.pop(host.name, None)) is not None:
                 worker.close(0.0)
             self._hosts[host.name] = host
 
     def hosts(self) -> tuple[Offer, ...]:
-        """All hosts that are known."""
-        return tuple(Offer(self.name, name, 0, 0) for name in self._hosts)
+        """The hosts that runs are placed on."""
+        return tuple(Offer(self.name, name, 0, 0) for name in self._hosts if name in self._listed)
 
     def offers(self, request: Request) -> tuple[Offer, ...]:
         """The hosts that answer and have the GPUs and cores that one run needs, in the order of the list."""
         until = self._monotonic() + self._deadlines.connect_s + self._deadlines.answer_s
-        asked = {name: self._worker(name).begin(_SURVEY, "survey") for name in self._hosts}
+        asked = {name: self._worker(name).begin(_SURVEY, "survey") for name in self._hosts if name in self._listed}
         self.silent, found = {}, []
         for name, future in asked.items():
             try:
                 there = HostWorker.wait(future, max(0.0, until - self._monotonic()))
             except ProvisioningError as error:
-                self.silent[name] = str(error)
+                self.silent[name] = error
                 continue
             if there.gpus >= request.gpus and there.cores >= request.cpus:
                 found.append(Offer(self.name, name, there.gpus, there.cores))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+from provisioning.base import AuthenticationFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +38,26 @@ class SshHost:
     def place(self) -> str:
         """`user@address:port`, as a message says it."""
         return f"{self.user + '@' if self.user else ''}{self.address}:{self.port}"
+
+
+class UnknownHostKey(AuthenticationFailed):
+    """Nobody has said yet that this key is the host's."""
+
+    def __init__(self, place: str, fingerprint: str) -> None:
+        self.place = place
+        self.fingerprint = fingerprint
+        super().__init__(
+            f"{place} is not known yet; its key is {fingerprint}. Compare it with the host's own and use --accept-new"
+        )
+
+
+@runtime_checkable
+class ListsHosts(Protocol):
+    """A provider that is told which hosts there are; `silent` says why one is not among the last offers, by name."""
+
+    @property
+    def silent(self) -> Mapping[str, Exception]: ...
+
+    def know(self, hosts: Sequence[SshHost]) -> None:
+        """Runs are placed on these hosts from now on, and reached as they say; what runs on others goes on."""
+        ...

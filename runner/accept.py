@@ -5,12 +5,14 @@ Each answer stands in the same transaction as what it promises, so a request is 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
 from provisioning.base import ProvisioningError, Slot
+from provisioning.ssh_host import SshHost
 from runner.autopsies import refuse_autopsy
 from runner.errors import ArmatureError, Fenced, HomeError, UsageError
 from runner.extending import EXTENDED, Way, extension, keep_extension, with_steps
@@ -19,26 +21,39 @@ from runner.observe import checkpoints
 from runner.places import Places
 from runner.plan import Capacity, Intent, KnownRun, Plan, PlannedRun, make_plan
 from runner.records import ENDED, Health, RunState
-from runner.schedule import BUDGET, Shape
+from runner.schedule import BUDGET, Shape, shape_of
 from runner.spec.command import takes_steps
 from runner.spec.models import TRAINER, ResolvedArm, from_json, study_document
 from runner.store import changes, tables
 from runner.store.best import find_best
 from runner.store.facts import StoredRun, read_run
 from runner.store.history import last_step
+from runner.store.hosts import store_hosts
 from runner.store.requests import Request
 from runner.store.rescues import supersede
 from runner.store.session import Session
+
+HOSTS_ANSWER_WITHIN_S = 20.0
+"""So long a launch waits for hosts that its command has reached: the command gives up after 30 s."""
 
 
 class Accept:
     """The controller's side of `requests`: launch, stop, resume, extend, autopsy."""
 
-    def __init__(self, session: Session, home: Home, places: Places, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        home: Home,
+        places: Places,
+        now: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._session = session
         self._home = home
         self._places = places
         self._now = now
+        self._monotonic = monotonic
+        self._first_seen_s: dict[int, float] = {}
 
     def __call__(self, request: Request) -> None:
         """Carry out one request and answer it; a wrong one is refused and changes nothing."""
@@ -62,10 +77,14 @@ class Accept:
             changes.answer(connection, request.id, False, reason, self._now())
 
     def _launch(self, request: Request) -> None:
-        payload = request.payload
-        self._places.request_slots(payload["provider"], payload["slots"], payload.get("share_gpus", False))
+        payload, provider = request.payload, request.payload["provider"]
+        if payload.get("hosts"):
+            self._list_hosts(payload["hosts"])
+        self._places.request_slots(provider, payload["slots"], payload.get("share_gpus", False))
         arms = [from_json(entry["document"]) for entry in payload["arms"]]
-        capacity = self._capacity(arms)
+        capacity = self._capacity(arms, provider)
+        if set(payload.get("answering", ())) & self._places.silent().keys() and self._may_wait(request):
+            return  # whoever asked has reached these hosts: we shall in a moment
         with self._session.transaction() as connection:
             plan = make_plan(
                 arms,
@@ -81,9 +100,19 @@ class Accept:
                 self._carry_out(connection, request, planned, arm, entry)
             changes.answer(connection, request.id, True, summary(plan), self._now())
 
-    def _capacity(self, arms: Sequence[ResolvedArm]) -> Capacity:
-        shapes = {(arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib) for arm in arms}
-        return capacity_of(self._places.cut(shapes))
+    def _may_wait(self, request: Request) -> bool:
+        since_s = self._first_seen_s.setdefault(request.id, self._monotonic())
+        return self._monotonic() - since_s < HOSTS_ANSWER_WITHIN_S
+
+    def _list_hosts(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Runs are placed on these hosts from now on. Raises UsageError when one of the same name is in use."""
+        with self._session.transaction() as connection:
+            store_hosts(connection, documents)
+        self._places.list_hosts([SshHost.from_json(one) for one in documents])
+
+    def _capacity(self, arms: Sequence[ResolvedArm], provider: str) -> Capacity:
+        shapes = {shape_of(arm.resources, provider) for arm in arms}
+        return capacity_of(self._places.cut(shapes), provider)
 
     def _store_studies(self, connection: Connection, arms: Sequence[ResolvedArm], payload: Mapping[str, Any]) -> None:
         for arm in {arm.study: arm for arm in reversed(arms)}.values():
@@ -117,7 +146,10 @@ class Accept:
         if planned.intent is Intent.RESTART:
             run = read_run(connection, planned.folder)
             document = keep_extension(entry["document"], run.steps_total)
-            changes.set_run(connection, run.run, arm_document=document, launch=launch, priority=priority)
+            provider = request.payload["provider"]
+            changes.set_run(
+                connection, run.run, arm_document=document, launch=launch, priority=priority, provider=provider
+            )
             _requeue(connection, run, "launched again", "last", self._now())
         if planned.intent is not Intent.START:
             return
@@ -126,7 +158,8 @@ class Accept:
             insert(tables.runs).values(
                 run=planned.folder, id=planned.id, study=planned.study, arm=planned.arm, seed=planned.seed,
                 generation=planned.generation, arm_order=planned.arm_order, launch=launch, identity=planned.identity,
-                priority=priority, wave=barrier(planned, arm.resources.colocate),
+                priority=priority, provider=request.payload["provider"],
+                wave=barrier(planned, arm.resources.colocate),
                 arm_document=entry["document"], snapshot=entry["snapshot"], provenance=entry["provenance"],
                 steps_total=planned.steps, state=RunState.QUEUED, health=Health.UNKNOWN, overridden=[],
                 created=now, changed=now,
@@ -229,12 +262,13 @@ def barrier(planned: PlannedRun, colocate: str) -> int | None:
     return planned.wave if starts_together else None
 
 
-def capacity_of(slots: Mapping[Shape, Sequence[Slot]]) -> Capacity:
-    """How many runs the host can hold at once, from the slots cut for each shape."""
+def capacity_of(slots: Mapping[Shape, Sequence[Slot]], provider: str) -> Capacity:
+    """How many runs the hosts can hold at once, from the slots cut for each shape."""
     return Capacity(
         cpu_slots=max((len(found) for shape, found in slots.items() if not shape[0]), default=0),
         gpu_slots=max((len(found) for shape, found in slots.items() if shape[0]), default=0),
         cut=slots,
+        provider=provider,
     )
 
 

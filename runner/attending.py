@@ -11,6 +11,7 @@ from typing import Any
 from provisioning.base import Shell
 from runner.ingest import Taken
 from runner.liveness import HUNG, NEW_WORK, SILENT, Concern, Limits, Signs, Watch, gap_to_expect, health, observe
+from runner.observe import read_json
 from runner.records import STOPS, AttemptKind, Health, Policy, Severity
 from runner.spec.models import ResolvedArm, from_json
 from runner.store import changes
@@ -202,8 +203,7 @@ def _standing(run: StoredRun, attempt: StoredAttempt) -> tuple[str, ...]:
 
 def _seq(shell: Shell, path: Path, attempt: int, *, is_control: bool) -> int | None:
     """The seq of a file of ours; a control.json that was written for another attempt has none."""
-    data = shell.read(str(path))
-    document = json.loads(data) if data else {}
+    document = read_json(shell, str(path))
     if is_control and document.get("attempt") != attempt:
         return None
     seq = document.get("seq")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from runner import renting_options as options
 from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ArmatureError
 
-LATER = ("gc", "offers")
+LATER = ("gc",)
 """Commands of the format whose behaviour this version does not have."""
 
 
@@ -31,11 +33,14 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: change
 Seeds = Annotated[str | None, typer.Option("--seeds", help="0-5 or 0,2,4: instead of the arms' own seeds.")]
 Arms = Annotated[str | None, typer.Option("--arms", help="A,C: only these arms of the files.")]
 Slots = Annotated[int | None, typer.Option("--slots", help="How many runs at once (default: as many as fit the host).")]
-ProviderOption = Annotated[str, typer.Option("--provider", help="Where to run: local.")]
+ProviderOption = Annotated[str, typer.Option("--provider", help="Where to run: local or ssh.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", help="RULE=reason: accept a fairness error; the report says why.")
 ]
 
+HostsOption = Annotated[
+    str | None, typer.Option("--hosts", help="With --provider ssh: the list of your machines (hosts.yaml).")
+]
 ShareGpus = Annotated[
     bool, typer.Option("--share-gpus", help="Start on GPUs that somebody else computes on, in what memory is left.")
 ]
@@ -63,14 +68,21 @@ def launch(
         int, typer.Option("--priority", help="Higher goes first among what waits; nothing that runs makes way.")
     ] = 0,
     share_gpus: ShareGpus = False,
+    hosts: HostsOption = None,
+    accept_new: Annotated[
+        bool, typer.Option("--accept-new", help="Trust the keys of hosts that are met for the first time.")
+    ] = False,
 ) -> None:
     """Train the arms: one run for each arm and seed, one slot for each run."""
     from runner.commands import launch as launch_command
     from runner.launching import Options
 
     allowed = tuple(allow or ())
-    options = Options(tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, allowed, priority, share_gpus)
-    raise typer.Exit(launch_command.launch(arm_files, options, home, dry_run=dry_run, detach=detach, as_json=as_json))
+    chosen = Options(
+        tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, allowed, priority, share_gpus, hosts,
+        lambda _place, _fingerprint: accept_new and not dry_run,
+    )  # fmt: skip
+    raise typer.Exit(launch_command.launch(arm_files, chosen, home, dry_run=dry_run, detach=detach, as_json=as_json))
 
 
 @app.command()
@@ -87,13 +99,15 @@ def check(
     arms: Arms = None,
     amend: Annotated[bool, typer.Option("--amend", help="Plan as `launch --amend` would.")] = False,
     allow: Allow = None,
+    hosts: HostsOption = None,
 ) -> None:
     """Say what a launch would do and whether the comparison is fair. Touches nothing."""
     from runner.commands import check as check_command
     from runner.launching import Options
 
-    options = Options(tuple(sets or ()), seeds, arms, slots, provider, False, amend, tuple(allow or ()))
-    raise typer.Exit(check_command.check(arm_files, options, home, resolve=resolve, strict=strict, as_json=as_json))
+    allowed = tuple(allow or ())
+    chosen = Options(tuple(sets or ()), seeds, arms, slots, provider, False, amend, allowed, hosts=hosts)
+    raise typer.Exit(check_command.check(arm_files, chosen, home, resolve=resolve, strict=strict, as_json=as_json))
 
 
 @app.command()
@@ -239,6 +253,42 @@ def backtest(
     from runner.commands import backtest as backtest_command
 
     raise typer.Exit(backtest_command.backtest(home, curves, policy, tuple(scale or ()), usd_per_hour, as_json=as_json))
+
+
+@app.command()
+def offers(
+    gpu: options.GpuNames = None,
+    gpus: options.GpuCount = None,
+    vram: options.Vram = None,
+    max_usd: options.MaxUsdPerHour = None,
+    hours: options.Hours = None,
+    disk: options.Disk = None,
+    up: options.TrafficUp = None,
+    down: options.TrafficDown = None,
+    reliability: options.Reliability = None,
+    cuda: options.Cuda = None,
+    inet_down: options.InetDown = None,
+    inet_up: options.InetUp = None,
+    unverified: options.Unverified = False,
+    datacenter: options.Datacenter = False,
+    interruptible: options.Interruptible = False,
+    bid: options.Bid = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Show at most so many.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what could be rented at Vast.ai now and what your plan would cost there. Rents nothing."""
+    from runner.commands import offers as offers_command
+
+    wanted = offers_command.wanted_of(
+        {
+            "gpu_names": gpu or None, "gpus": gpus, "min_vram_gib": vram, "max_usd_per_h": max_usd, "hours": hours,
+            "disk_gb": disk, "traffic_up_gb": up, "traffic_down_gb": down, "min_reliability": reliability,
+            "min_cuda": cuda, "min_inet_down_mbit_per_s": inet_down, "min_inet_up_mbit_per_s": inet_up,
+            "is_verified": not unverified, "is_datacenter": datacenter, "is_interruptible": interruptible,
+            "bid_usd_per_h": bid,
+        }
+    )  # fmt: skip
+    raise typer.Exit(offers_command.offers(wanted, os.environ, as_json=as_json, limit=limit))
 
 
 @app.command()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 import traceback
@@ -17,31 +16,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from provisioning import PROVIDERS
 from provisioning.base import HostLost, Provider, Slot, SpawnRefused
+from provisioning.staging import StagingFailed
 from runner.accept import Accept
 from runner.actions import Action, Settle, Start, StartTogether
 from runner.clock import Clock, SystemClock
-from runner.detach import SUPERVISOR, shell_environment, start_report
+from runner.detach import shell_environment, start_report
 from runner.disk_watch import DiskWatch
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, ArmatureError, Fenced, HomeError
 from runner.follow import Follow
 from runner.home import Home, create_home
+from runner.homecoming import Homecoming
 from runner.lock import HomeLock
 from runner.notify import Notifier
-from runner.perform import Perform, Staged
+from runner.perform import Perform
 from runner.places import Places
+from runner.providers import Providers
 from runner.records import ON_A_SLOT, AttemptKind, RunState
 from runner.reporting import Report, Reporting
 from runner.schedule import Phase, RunFacts, schedule, waits_for_autopsy, waits_for_room
 from runner.situation import Situation
 from runner.spec.models import TRAINER
 from runner.spending import Spending
+from runner.stage import Staged
 from runner.store import changes, requests
 from runner.store.database import create_or_upgrade, reading
 from runner.store.facts import StoredAttempt, StoredRun, open_runs, read_run
 from runner.store.requests import Request
 from runner.store.session import Session
+from runner.waiting import Waiting
 from runner.wake import Wake
 
 ROUND_S = 0.5
@@ -79,19 +82,21 @@ class Controller:
         self._spending = Spending(session, clock.now, clock.monotonic)
         self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
+        self._homecoming = Homecoming(session, home, self._places, clock.now, clock.monotonic)
         self._situation = Situation(
-            session, home, self._places, self._spending.reason, self._follow.is_orphaned, self._spending.left_s
-        )
+            session, home, self._places, self._spending.reason, self._follow.is_orphaned, self._spending.left_s,
+            self._homecoming.host_of,
+        )  # fmt: skip
         self._reporting = Reporting(session, home, clock.now, clock.monotonic, report)
-        self._accept = Accept(session, home, self._places, clock.now)
+        self._accept = Accept(session, home, self._places, clock.now, clock.monotonic)
         self._disk = DiskWatch(session, home, self._places, clock.now)
+        self._waiting = Waiting(session, self._places, clock.now)
         self._wake = Wake()
         self._live: tuple[StoredAttempt, ...] = ()
         # Nobody else writes to the home (a second controller would fence us off at our next write), so what was read of
         # the open runs stays true until we write: then those runs are read again, and all after a request.
         self._runs: tuple[StoredRun, ...] | None = None
         self._noted: set[str] = set()
-        self._waits: dict[str, str] = {}
         self._troubles: set[tuple[str, str]] = set()
 
     def step(self) -> Round:
@@ -103,13 +108,14 @@ class Controller:
         self._repeat_orders(runs)
         if runs:
             self._spending.look(runs)
+        is_coming_home = self._homecoming.step()
         held = self._places.prove_released(runs)
         facts, unread = self._facts(runs)
         held = (*held, *unread)
         by_id = {run.run: run for run in runs}
         waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED or waits_for_autopsy(fact)}
         slots = self._places.slots(waiting) if waiting else {}
-        self._say_why_they_wait(facts, waits_for_room(facts, slots))
+        self._noted.update(self._waiting.tell(facts, waits_for_room(facts, slots)))
         actions = schedule(facts, slots, held)
         for action in actions:
             self._carry_out(action, by_id)
@@ -124,7 +130,8 @@ class Controller:
             self._forget_ended(after)
         self._disk.look(runs)
         reporting = self._reporting.step()
-        is_open = bool(asked or reporting or held or any(run.state is not RunState.LOST for run in (*runs, *after)))
+        is_busy = any(run.state is not RunState.LOST for run in (*runs, *after))
+        is_open = bool(asked or reporting or held or is_coming_home or is_busy)
         telling = self._notifier.step(must_look=not is_open)
         return Round(open=is_open or telling, acted=bool(asked or actions or behind))
 
@@ -134,7 +141,7 @@ class Controller:
         self._follow.forget(names)
         self._situation.forget(names)
         self._perform.forget(names)
-        self._waits = {run: gist for run, gist in self._waits.items() if run in names}
+        self._waiting.forget(names)
         self._troubles = {(run, reason) for run, reason in self._troubles if run in names}
 
     def _observe(self, runs: tuple[StoredRun, ...]) -> tuple[tuple[StoredRun, ...], bool]:
@@ -170,7 +177,7 @@ class Controller:
         if not isinstance(action, StartTogether):
             self._guarded(runs[action.run], lambda _run: self._perform(action))
             return
-        staged: list[Staged] = []
+        staged: list[Staged | None] = []
 
         def prepare(start: Start) -> Callable[[StoredRun], None]:
             return lambda _run: staged.append(self._perform.prepare(start))
@@ -195,6 +202,7 @@ class Controller:
     def close(self) -> None:
         """Leave everything running and let go of connections."""
         self._notifier.close()
+        self._homecoming.close()
         self._wake.close()
         self._places.close()
         self._session.close()
@@ -231,7 +239,7 @@ class Controller:
             _served(lambda: act(run), note)
         except HostLost as error:
             self._record_trouble(run, str(error), "")
-        except SpawnRefused as error:
+        except (SpawnRefused, StagingFailed) as error:
             self._record_trouble(run, str(error), "")
             self._give_up_if_stuck(run, error)
 
@@ -281,26 +289,6 @@ class Controller:
             elif _takes_probes(run, attempt) and not self._perform.was_asked(run.run, attempt):
                 self._guarded(run, self._perform.send_probe)
 
-    def _say_why_they_wait(self, facts: Sequence[RunFacts], room: Mapping[str, str]) -> None:
-        """A waiting run names the slots that are withheld from it, and by whom, or the room that its wave lacks; told
-        again when that changes."""
-        if not (self._places.withheld() or room or any(self._waits.values())):
-            return
-        for fact in facts:
-            if fact.state is not RunState.QUEUED:
-                continue
-            reasons = [str(one) for one in self._places.withheld(fact.shape)]
-            reason = "; ".join([*reasons, room[fact.run]] if fact.run in room else reasons)
-            gist = re.sub(r"[\d,]+ MiB", "MiB", reason) if reason else ""  # amounts that change are no news
-            if gist == self._waits.get(fact.run, ""):
-                continue
-            self._waits[fact.run] = gist
-            self._noted.add(fact.run)
-            said = f"waits: {reason}" if reason else "every slot of its kind may be used again"
-            with self._session.transaction() as connection:
-                changes.set_run(connection, fact.run, reason=said)
-                changes.add_event(connection, self._clock.now(), "waiting", said, run=fact.run)
-
 
 def _served(act: Callable[[], None], on_mistake: Callable[[Exception, str], None]) -> None:
     """Do one thing for one run or one request: what nobody foresaw is told with its traceback, and others are served.
@@ -309,7 +297,7 @@ def _served(act: Callable[[], None], on_mistake: Callable[[Exception, str], None
     """
     try:
         act()
-    except (HostLost, SpawnRefused, HomeError, Fenced):
+    except (HostLost, SpawnRefused, StagingFailed, HomeError, Fenced):
         raise
     except Exception as error:  # the one broad except: see above
         on_mistake(error, traceback.format_exc())
@@ -371,8 +359,7 @@ def _serve(home: Home, lock: HomeLock, stop: Callable[[], bool]) -> None:
     create_or_upgrade(home, lock)
     session = Session(home.database, pid=os.getpid(), now=clock.now())
     environment = shell_environment(os.environ)
-    providers = {name: make(str(SUPERVISOR), environment) for name, make in PROVIDERS.items()}
-    controller = Controller(home, session, providers, clock, environment)
+    controller = Controller(home, session, Providers(home, session, environment), clock, environment)
     try:
         run_rounds(controller, home, clock, stop)
     finally:

@@ -4,6 +4,7 @@
     ├── UsageError            2  the command line asks for something that does not exist
     ├── SpecError             2  an arm file says something that is not allowed (file, line, key)
     │   └── NotInThisVersion  2  a known key or value whose behaviour this version does not have
+    ├── UnmetHosts            2  nobody has said yet that the keys which hosts show are theirs
     ├── InfrastructureError   3  a disk, a database, a host or a file stands in the way
     │   ├── HomeError         3  the home cannot be used: unwritable, full, on a network file system
     │   └── StoreTooNew       3  the database was written by a newer version
@@ -84,6 +85,20 @@ class SpecError(ArmatureError):
 
 class NotInThisVersion(SpecError):
     """A key or value that is part of the format but whose behaviour this version does not have."""
+
+
+class UnmetHosts(ArmatureError):
+    """Hosts show keys that nobody has said yes to: (place, fingerprint) of each."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, hosts: Sequence[tuple[str, str]]) -> None:
+        self.hosts = tuple(hosts)
+        shown = "; ".join(f"{place} shows {fingerprint}" for place, fingerprint in hosts)
+        super().__init__(
+            f"not known yet: {shown}. Compare with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub) and "
+            "launch with --accept-new (nothing was started)"
+        )
 
 
 class InfrastructureError(ArmatureError):

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from provisioning.base import Shell
+from provisioning.base import HostLost, Shell
 from runner.attending import Attend
 from runner.comparing import Comparing
 from runner.home import Home
@@ -25,7 +25,8 @@ from runner.judge import judge
 from runner.launch_spec import attempt_dir
 from runner.memory import CurveMemory
 from runner.metric_formats import Format, format_for
-from runner.observe import Seen, look
+from runner.observe import Seen, look, metric_files
+from runner.out_of_sight import OutOfSight
 from runner.pace import Pace
 from runner.places import Places
 from runner.records import AttemptKind, DeclaredEvent, Health, Verdict
@@ -96,6 +97,7 @@ class Follow:
         self._comparing = Comparing(home)
         self._tails = Tails()
         self._attend = Attend(session, now, monotonic)
+        self._out_of_sight = OutOfSight(session, now)
         self._pace = Pace(monotonic)
         self._known: dict[tuple[str, int], _Known] = {}
         self._first_seen: dict[tuple[str, int], float] = {}
@@ -115,6 +117,7 @@ class Follow:
 
     def forget(self, names: Collection[str]) -> None:
         """Keep in memory only what belongs to these runs: an attempt may also end unseen, silent or before it began."""
+        self._out_of_sight.forget(names)
         for run, attempt in [key for key in self._known if key[0] not in names]:
             self._forget_attempt(run, attempt)
 
@@ -141,7 +144,8 @@ class Follow:
         looks: dict[str, _Look] = {}
 
         def look_at(run: StoredRun) -> None:
-            looks[run.run] = self._look(run)
+            if (found := self._look(run)) is not None:
+                looks[run.run] = found
 
         def store(run: StoredRun) -> None:
             with self._session.transaction() as connection:
@@ -162,14 +166,22 @@ class Follow:
                 guarded(run, lambda one: self._conclude(one, looks[one.run], len(runs)))
         return any(one.behind for one in looks.values())
 
-    def _look(self, run: StoredRun) -> _Look:
-        """Look at processes and files. Nothing is stored but large reads of what has piled up."""
+    def _look(self, run: StoredRun) -> _Look | None:
+        """Look at processes and files; None while its machine does not answer. Nothing is stored but large reads of
+        what has piled up."""
         attempt = run.attempt
         assert attempt is not None
         shell = self._places.by_lease(attempt.lease).shell
         self._first_seen.setdefault((run.run, attempt.number), self._monotonic())
         known = self._of(run, attempt)
-        found = _Look(attempt, known.arm, look(shell, known.folder, Phase(attempt.phase), attempt.identity))
+        try:
+            found = _Look(attempt, known.arm, look(shell, known.folder, Phase(attempt.phase), attempt.identity))
+        except HostLost as error:
+            if shell.is_here:
+                raise
+            self._out_of_sight.lost(run, attempt, str(error))
+            return None
+        self._out_of_sight.seen(run, attempt)
         self._attend.begin(run, attempt, known.arm)
         for path in metric_files(shell, known.run_dir, known.folder, known.arm.metrics):
             self._read(shell, run, found, path, known.parse)
@@ -350,7 +362,8 @@ class Follow:
         if seen.phase in (Phase.ENDED, Phase.GONE):
             values["exit"] = None if seen.exit is None else changes.json_ready(seen.exit)
             values["ended"] = self._now()
-            values["sync"] = "done"  # a local run folder is where it belongs already
+            if self._places.by_lease(attempt.lease).shell.is_here:
+                values["sync"] = "done"  # a local run folder is where it belongs already
         if seen.phase is Phase.SILENT and attempt.phase != Phase.SILENT:
             values["ended"] = self._now()  # its slot is not charged while nobody knows; a revival takes it back
         if seen.orphaned:
@@ -360,18 +373,6 @@ class Follow:
         if values:
             with self._session.transaction() as connection:
                 changes.set_attempt(connection, run.run, attempt.number, **values)
-
-
-def metric_files(shell: Shell, run_dir: Path, folder: Path, metrics: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The files that an attempt's metrics are read from; `folder` is the attempt's own."""
-    if metrics is None:
-        return (f"{folder}/metrics.jsonl",)
-    if metrics["source"] == "regex":
-        return (f"{folder}/stdout.log", f"{folder}/stderr.log")
-    path = str(run_dir / metrics["path"])
-    if metrics["source"] == "tensorboard":
-        return tuple(f"{path}/{name}" for name in shell.names(path) if "tfevents" in name)
-    return (path,)
 
 
 def _end_of(seen: Seen) -> End | None:

@@ -14,28 +14,31 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from provisioning import PROVIDERS
-from provisioning.base import Handle, NoCapacity, Request, Slot
+from provisioning import PROVIDERS, Setting
+from provisioning.base import Handle, NoCapacity, Provider, ProvisioningError, Request, Slot
 from provisioning.gpus import MASK, NvmlDriver, usable_gpus
+from provisioning.ssh_host import ListsHosts, SshHost, UnknownHostKey
 from reports.study import LintView
 from runner.accept import capacity_of, known_runs
 from runner.budgets import budget_notes
 from runner.detach import SUPERVISOR, start_controller
-from runner.errors import HomeError, InfrastructureError, NotInThisVersion, UsageError, Where
+from runner.errors import HomeError, InfrastructureError, NotInThisVersion, UnmetHosts, UsageError, Where
 from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock, is_held
 from runner.places import left_out, live_slots, refuse_occupied
 from runner.plan import KnownRun, Plan, make_plan
 from runner.provenance import Provenance
 from runner.quarantine import Withheld
-from runner.schedule import Shape
+from runner.schedule import Shape, shape_of
 from runner.snapshot import Seen, Snapshot, preview, take
 from runner.spec import ResolvedArm, StoredStudy, from_json, read_study_arms, to_json
+from runner.spec.hosts import read_hosts
 from runner.spec.lint import blocking, lint, parse_allow
 from runner.spec.notices import notice_problems
 from runner.store import requests, tables
 from runner.store.database import check_revision, create_or_upgrade, reading
 from runner.store.history import seconds_per_step
+from runner.store.hosts import host_document
 
 ANSWER_WITHIN_S = 30.0
 START_AGAIN_S = 3.0
@@ -44,7 +47,8 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says beside the arm files."""
+    """What the command line says beside the arm files. `hosts` is the file that lists machines reached over ssh;
+    `accepts` says whether the key of one that is met for the first time is right (place, fingerprint)."""
 
     sets: tuple[str, ...] = ()
     seeds: str | None = None
@@ -56,6 +60,8 @@ class Options:
     allow: tuple[str, ...] = ()
     priority: int = 0
     share_gpus: bool = False
+    hosts: str | None = None
+    accepts: Callable[[str, str], bool] = lambda _place, _fingerprint: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class Prepared:
     budget_notes: tuple[str, ...] = ()
     left_out: Mapping[Shape, tuple[Withheld, ...]] = field(default_factory=dict)
     notice_notes: tuple[str, ...] = ()
+    hosts: tuple[SshHost, ...] = ()
+    silent: Mapping[str, Exception] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +102,39 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
         )
     if options.slots is not None and options.slots < 1:
         raise UsageError(f"--slots {options.slots}: at least one slot is needed")
+    hosts = _hosts(options)
     allow = parse_allow(options.allow)
     past = _read_past(home)
     arms = read_study_arms(paths, options.sets, options.seeds, options.arms, stored=past.studies, amend=options.amend)
     seen = Seen()
     snapshots = {arm.name: preview(arm, home, seen) for arm in arms}
-    slots = _slots(arms, options)
-    kept = _left_out(slots, options, past)
+    setting = Setting(str(SUPERVISOR), os.environ, home.root, hosts, None, options.accepts)
+    provider = PROVIDERS[options.provider](setting)
+    slots, silent = _slots(provider, arms, options)
+    kept = _left_out(provider, slots, options, past)
+    provider.close()
+    refuse_silence(slots, silent)
     plan = make_plan(
         arms,
         {name: snapshot.hash for name, snapshot in snapshots.items()},
         past.runs,
-        capacity=capacity_of(slots),
+        capacity=capacity_of(slots, options.provider),
         fresh=options.fresh,
         seconds_per_step=past.seconds_per_step,
     )
     studies = dict.fromkeys(arm.study for arm in arms)
     remarks = {study: lint(_members(study, arms, past.arms), allow) for study in studies}
     notes = budget_notes(arms, plan, past.seconds_per_step or {})
-    return Prepared(home, arms, snapshots, plan, slots, remarks, options, notes, kept, _notice_notes(arms, home))
+    told = _notice_notes(arms, home)
+    return Prepared(home, arms, snapshots, plan, slots, remarks, options, notes, kept, told, hosts, silent)
+
+
+def _hosts(options: Options) -> tuple[SshHost, ...]:
+    """The machines of the list that was named; each place of runs needs its own options."""
+    if (options.provider == "ssh") != (options.hosts is not None):
+        missing = "--provider ssh" if options.hosts is not None else "--hosts FILE (a list of your machines)"
+        raise UsageError(f"--provider {options.provider}: {missing} is missing; see README, `Your own machines`")
+    return () if options.hosts is None else read_hosts(options.hosts)
 
 
 def _notice_notes(arms: Sequence[ResolvedArm], home: Home) -> tuple[str, ...]:
@@ -165,6 +187,8 @@ def commit(prepared: Prepared) -> int:
         "fresh": prepared.options.fresh,
         "priority": prepared.options.priority,
         "share_gpus": prepared.options.share_gpus,
+        "hosts": [host_document(host) for host in prepared.hosts],
+        "answering": sorted({host.name for host in prepared.hosts} - prepared.silent.keys()),
         "lint": {study: [asdict(remark) for remark in found] for study, found in prepared.remarks.items()},
     }
     return requests.ask(home, "launch", payload)
@@ -262,28 +286,44 @@ def _stored_studies(connection: Connection) -> tuple[StoredStudy, ...]:
     )
 
 
-def _slots(arms: Sequence[ResolvedArm], options: Options) -> dict[Shape, tuple[Slot, ...]]:
-    """The host cut for each shape that the arms ask for; looking takes nothing."""
-    provider = PROVIDERS[options.provider](str(SUPERVISOR), os.environ)
+def _slots(
+    provider: Provider, arms: Sequence[ResolvedArm], options: Options
+) -> tuple[dict[Shape, tuple[Slot, ...]], dict[str, Exception]]:
+    """The hosts cut for each shape that the arms ask for, and why some of them do not answer; looking takes nothing."""
+    provider.offers(Request(options.slots, 0, 1))  # all are asked at once, so that none is waited for alone
+    silent: dict[str, Exception] = dict(provider.silent) if isinstance(provider, ListsHosts) else {}
     found: dict[Shape, tuple[Slot, ...]] = {}
     for arm in arms:
         needs = arm.resources
         request = Request(options.slots, needs.gpus, needs.cpus, needs.min_vram_gib)
-        offers = provider.offers(request)
-        host = offers[0].offer_id if offers else ""
-        try:
-            slots = provider.slots(Handle(provider.name, "plan", host), request) if offers else ()
-        except NoCapacity:
-            slots = ()
-        found[needs.gpus, needs.cpus, needs.min_vram_gib] = slots
-    return found
+        cut: list[Slot] = []
+        for host in provider.hosts():
+            try:
+                cut += provider.slots(Handle(provider.name, "armature//plan", host.offer_id), request)
+            except NoCapacity:
+                continue
+            except ProvisioningError as error:
+                silent.setdefault(host.offer_id, error)
+        found[shape_of(needs, options.provider)] = tuple(cut)
+    return found, silent
 
 
-def _left_out(cut: Mapping[Shape, Sequence[Slot]], options: Options, past: _Past) -> dict[Shape, tuple[Withheld, ...]]:
+def refuse_silence(slots: Mapping[Shape, Sequence[Slot]], silent: Mapping[str, Exception]) -> None:
+    """Raises UnmetHosts when there are hosts that nobody has said yes to, InfrastructureError when none answers."""
+    unmet = [error for error in silent.values() if isinstance(error, UnknownHostKey)]
+    if unmet:
+        raise UnmetHosts([(error.place, error.fingerprint) for error in unmet])
+    if silent and not any(slots.values()):
+        said = "; ".join(f"{host}: {error}" for host, error in silent.items())
+        raise InfrastructureError(f"no host answers: {said} (nothing was started)")
+
+
+def _left_out(
+    provider: Provider, cut: Mapping[Shape, Sequence[Slot]], options: Options, past: _Past
+) -> dict[Shape, tuple[Withheld, ...]]:
     """Who keeps runs off GPUs now; the runs of this home do not count."""
-    provider = PROVIDERS[options.provider](str(SUPERVISOR), os.environ)
-    handle = Handle(provider.name, f"armature/{past.home_id}/plan", "")
-    return left_out(provider, handle, cut, past.live, share_gpus=options.share_gpus)
+    label = f"armature/{past.home_id}/plan"
+    return left_out(provider, label, cut, past.live, share_gpus=options.share_gpus)
 
 
 def _require_disk(prepared: Prepared) -> None:

@@ -101,7 +101,7 @@ def _table(study: Mapping[str, Any], width: int) -> Table:
     table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=24 if wide else 14)
     seed_cells = max((len(str(run["seed"])) for run in study["runs"]), default=1)
     table.add_column("s", justify="right", no_wrap=True, min_width=seed_cells)
-    table.add_column("slot", no_wrap=True, max_width=6)
+    table.add_column("slot", no_wrap=True, max_width=14)
     table.add_column("state", no_wrap=True, max_width=20 if wide else 11 if has_speed else 18)
     if wide:
         table.add_column("health", no_wrap=True)

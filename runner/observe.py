@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def look(shell: Shell, attempt_dir: Path, phase: Phase, identity: ProcessIdentit
     ended = _exit_record(shell, attempt_dir)
     if ended is None and phase is Phase.LIVE and identity is not None and shell.is_alive(identity):
         return Seen(Phase.LIVE, identity, True)  # the usual case, many times a second: nothing more is to be read
-    written = _json(shell, f"{attempt_dir}/supervisor.json")
+    written = read_json(shell, f"{attempt_dir}/supervisor.json")
     identity = identity or _identity(written.get("supervisor"))
     child = _identity(written.get("child"))
     if ended is not None:
@@ -60,14 +60,34 @@ def look(shell: Shell, attempt_dir: Path, phase: Phase, identity: ProcessIdentit
     return Seen(Phase.GONE if ended is None else Phase.ENDED, identity, True, ended)
 
 
+def metric_files(shell: Shell, run_dir: Path, folder: Path, metrics: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The files that an attempt's metrics are read from; `folder` is the attempt's own."""
+    if metrics is None:
+        return (f"{folder}/metrics.jsonl",)
+    if metrics["source"] == "regex":
+        return (f"{folder}/stdout.log", f"{folder}/stderr.log")
+    path = str(run_dir / metrics["path"])
+    if metrics["source"] == "tensorboard":
+        return tuple(f"{path}/{name}" for name in shell.names(path) if "tfevents" in name)
+    return (path,)
+
+
 def checkpoints(shell: Shell, run_dir: Path) -> tuple[int, ...]:
     """Steps of the complete checkpoints of a run (a folder gets its name only when it is complete)."""
-    names = shell.names(str(run_dir / "checkpoints"))
+    return _steps(shell.names(str(run_dir / "checkpoints")))
+
+
+def checkpoints_there(shell: Shell, run_dir: Path) -> tuple[int, ...]:
+    """The same as the host has it now: what was pruned there may still have its name here."""
+    return _steps(shell.names_there(str(run_dir / "checkpoints")))
+
+
+def _steps(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(sorted(int(name[5:]) for name in names if _CHECKPOINT.fullmatch(name)))
 
 
 def _exit_record(shell: Shell, attempt_dir: Path) -> Mapping[str, Any] | None:
-    record = _json(shell, f"{attempt_dir}/exit.json")
+    record = read_json(shell, f"{attempt_dir}/exit.json")
     return {**record, "tail": log_tail(shell, attempt_dir)} if record else None
 
 
@@ -82,7 +102,7 @@ def log_tail(shell: Shell, attempt_dir: Path) -> str:
     return ""
 
 
-def _json(shell: Shell, path: str) -> dict[str, Any]:
+def read_json(shell: Shell, path: str) -> dict[str, Any]:
     """A JSON object that its writer replaces atomically; {} when it is not there."""
     data = shell.read(path)
     if not data:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from provisioning.base import Shell, SpawnRefused
-from provisioning.gpus import slot_environment
+from provisioning.base import SpawnRefused
 from runner.actions import (
     Action,
     EndAutopsy,
@@ -28,42 +27,27 @@ from runner.actions import (
     StartTogether,
     Stop,
 )
-from runner.autopsies import AUTOPSY_ENDED, limit_s
+from runner.autopsies import AUTOPSY_ENDED
 from runner.control_file import read_control, write_control
 from runner.home import Home
-from runner.judge.best import best_point
-from runner.launch_spec import GRACE_S, TERM_S, Launchable, attempt_dir, launch_spec, reap_spec
+from runner.launch_spec import GRACE_S, TERM_S, attempt_dir, reap_spec
 from runner.observe import checkpoints
 from runner.places import Places
 from runner.records import ENDED, AttemptKind, RunState
 from runner.rescue import Rescued, began_at, choose_step, rescued
 from runner.run_facts import Phase
-from runner.spec.models import ResolvedArm, document, environment_values, from_json
-from runner.spec.yaml12 import dump
+from runner.spec.models import from_json
+from runner.stage import Stage, Staged
 from runner.store import changes
-from runner.store.curves import as_series, read_curves
 from runner.store.facts import StoredAttempt, StoredRun, read_run
 from runner.store.history import last_step
 from runner.store.rescues import RESCUED, add_rescue
 from runner.store.session import Session
 
-EVALUATION_S = 900.0
-"""What the final evaluation after an abort may take."""
-
 _PURPOSES = {
     AttemptKind.EVALUATE: "full validation of the last and the best checkpoint",
     AttemptKind.AUTOPSY: "what became worse between the best checkpoint and the last",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """An attempt whose row and files are in place: what is left is to spawn it. The launch spec may hold secrets."""
-
-    run: str
-    attempt: int
-    shell: Shell
-    launch_spec: Mapping[str, Any]
 
 
 class Perform:
@@ -82,8 +66,7 @@ class Perform:
         self._home = home
         self._places = places
         self._now = now
-        self._environment = environment
-        self._left_s = left_s
+        self._stage = Stage(session, home, places, now, environment, left_s)
         self._told: set[tuple[str, int]] = set()
         self._asked: dict[tuple[str, int], int | None] = {}
 
@@ -95,7 +78,7 @@ class Perform:
             case StartTogether():
                 self.spawn([self.prepare(start) for start in action.starts])
             case Spawn():
-                self.spawn([self._stage(action.run)])
+                self.spawn([self._staged(action.run)])
             case MarkRunning():
                 with self._session.transaction() as connection:
                     changes.move_run(connection, action.run, RunState.RUNNING, "its process is alive", self._now())
@@ -114,14 +97,15 @@ class Perform:
             case EndAutopsy():
                 self._end_autopsy(action)
 
-    def prepare(self, action: Start) -> Staged:
-        """Everything of a start but its process: the intent row first, then the files."""
-        place = self._places.hold("local")
+    def prepare(self, action: Start) -> Staged | None:
+        """Everything of a start but its process: the intent row first, then the files. None while something is on its
+        way to the host."""
+        place = self._places.of_slot(action.slot)
         now = self._now()
         before = self._places.before(action.slot)
         with self._session.transaction() as connection:
             if action.kind is AttemptKind.TRAIN:
-                on_slot = f"attempt {action.attempt} on {action.slot.name}"
+                on_slot = f"attempt {action.attempt} on {action.slot}"
                 changes.move_run(connection, action.run, RunState.PLACED, on_slot, now, attempt=action.attempt)
                 changes.move_run(connection, action.run, RunState.STAGING, on_slot, now, attempt=action.attempt)
             else:
@@ -132,14 +116,21 @@ class Perform:
             )
             if before is not None:
                 changes.set_attempt(connection, action.run, action.attempt, before=before)
-        return self._stage(action.run)
+        return self._staged(action.run)
 
-    def spawn(self, staged: Sequence[Staged]) -> None:
+    def _staged(self, run_id: str) -> Staged | None:
+        staged = self._stage(run_id)
+        if staged is not None:
+            self._asked[staged.run, staged.attempt] = None  # its control.json is new
+        return staged
+
+    def spawn(self, ready: Sequence[Staged | None]) -> None:
         """Start what is staged, in one call for each host, and confirm it.
 
         Raises SpawnRefused for a single attempt. Of several nothing is confirmed then: the next round asks for each
         alone, and those that are alive already answer with who they are.
         """
+        staged = [one for one in ready if one is not None]
         for shell in dict.fromkeys(one.shell for one in staged):
             group = [one for one in staged if one.shell is shell]
             try:
@@ -154,86 +145,6 @@ class Perform:
                         connection, one.run, one.attempt,
                         phase="live", identity=asdict(answer.identity), started=self._now(),
                     )  # fmt: skip
-
-    def _stage(self, run_id: str) -> Staged:
-        """The files of an intended attempt; every part may be repeated."""
-        with self._session.reading() as connection:
-            run = read_run(connection, run_id)
-        assert run.attempt is not None
-        place = self._places.by_lease(run.attempt.lease)
-        arm = from_json(run.arm_document)
-        run_dir = self._home.root / run.run
-        self._write_files(place.shell, run, arm, run_dir)
-        spec = self._launch_spec(place.shell, run, arm, run_dir)
-        if run.state is RunState.STAGING:
-            with self._session.transaction() as connection:
-                changes.move_run(connection, run.run, RunState.STARTING, "staged", self._now())
-        return Staged(run.run, run.attempt.number, place.shell, spec)
-
-    def _write_files(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> None:
-        assert run.attempt is not None
-        config = dump(document(arm, run.seed, run.id))
-        # None of them waits for the disk: after a power failure an intended attempt is staged again.
-        shell.write(str(run_dir / "config.yaml"), config.encode(), is_durable=False)
-        provenance = {**run.provenance, "snapshot": run.snapshot["hash"], "slot": asdict(run.attempt.slot)}
-        shell.write(str(run_dir / "provenance.json"), _json(provenance), is_durable=False)
-        write_control(shell, run_dir, run.attempt.number)
-        self._asked[run.run, run.attempt.number] = None
-
-    def _launch_spec(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> dict[str, Any]:
-        assert run.attempt is not None
-        steps = checkpoints(shell, run_dir)
-        resume = run.attempt.kind == AttemptKind.TRAIN and arm.command is None and bool(steps)
-        from_step = self._best_step(run, arm, steps) if resume and run.resume_from == "best" else None
-        from_run = None
-        if run.initial_checkpoint is not None and not resume and run.attempt.kind == AttemptKind.TRAIN:
-            from_run = self._home.root / run.initial_checkpoint["run"]
-            from_step = run.initial_checkpoint["step"]
-        return launch_spec(
-            self._launchable(run, arm, run_dir),
-            run.attempt.number,
-            AttemptKind(run.attempt.kind),
-            run.attempt.slot,
-            slot_environment(run.attempt.slot, arm.resources.gpu_ids, self._environment.get("CUDA_VISIBLE_DEVICES")),
-            {name: value for name, value in self._environment.items() if name != "RUNNER_ATTEMPT"},
-            resume=resume,
-            from_step=from_step,
-            from_run=from_run,
-            grace_s=GRACE_S,
-        )
-
-    def _launchable(self, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> Launchable:
-        snapshot = self._home.root / run.snapshot["root"]
-        return Launchable(
-            home_id=self._session.home_id,
-            run=run.run,
-            seed=run.seed,
-            run_dir=run_dir,
-            code_root=snapshot,
-            arm_dir=snapshot / run.snapshot["arm_dir"],
-            python=arm.python,
-            command=arm.command,
-            env=environment_values(arm, self._environment),
-            evaluation_limit_s=self._evaluation_limit_s(run),
-            autopsy_limit_s=limit_s(arm.policy, self._left_s(run)),
-            steps=arm.steps,
-        )
-
-    def _evaluation_limit_s(self, run: StoredRun) -> float:
-        """What the last validation may take: no more than the budget has left, and never no time at all."""
-        left_s = self._left_s(run)
-        return EVALUATION_S if left_s is None else max(1.0, min(EVALUATION_S, left_s))
-
-    def _best_step(self, run: StoredRun, arm: ResolvedArm, steps: tuple[int, ...]) -> int | None:
-        """The kept checkpoint with the best primary; None when the primary says nothing about any of them."""
-        if arm.primary is None:
-            return None
-        with self._session.reading() as connection:
-            # The attempt that is being staged has its row already; an earlier one may have ended before it had begun.
-            curves = as_series(read_curves(connection, run.run, [arm.primary.metric], begun_only=True))
-        series = curves.get(arm.primary.metric)
-        best = None if series is None else best_point(series, arm.primary.direction, run.steps_total)
-        return best[0] if best is not None and best[0] in steps else None
 
     def _stop(self, action: Stop) -> None:
         now = self._now()
@@ -323,9 +234,8 @@ class Perform:
             run = read_run(connection, run_id)
         assert run.attempt is not None
         shell = self._places.by_lease(run.attempt.lease).shell
-        (answer,) = shell.spawn(
-            [reap_spec(self._session.home_id, run.run, self._home.root / run.run, run.attempt.number)]
-        )
+        run_dir = Path(shell.path_there(str(self._home.root / run.run)))
+        (answer,) = shell.spawn([reap_spec(self._session.home_id, run.run, run_dir, run.attempt.number)])
         with self._session.transaction() as connection:
             changes.set_attempt(connection, run.run, run.attempt.number, identity=asdict(answer.identity))
             reason = "its supervisor was lost; another one lets the training save and ends it"
@@ -367,7 +277,7 @@ class Perform:
         arm = from_json(run.arm_document)
         steps = checkpoints(self._places.by_lease(run.attempt.lease).shell, self._home.root / run.run)
         start = arm.policy.rescue.start
-        best = self._best_step(run, arm, steps) if start == "best" else None
+        best = self._stage.best_step(run, arm, steps) if start == "best" else None
         chosen = choose_step(start, best, steps, began_at(run.verdict or {}))
         return None if chosen is None else rescued(arm, run.seed, run.id, run.snapshot["hash"], *chosen)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select
 
 from provisioning.base import (
     Handle,
+    HostLost,
     NoCapacity,
     NotYetReleased,
+    Offer,
     ProcessIdentity,
     Provider,
     Request,
@@ -21,13 +23,13 @@ from provisioning.base import (
     Slot,
     SlotProbe,
 )
+from provisioning.ssh_host import ListsHosts, SshHost
 from runner.errors import InfrastructureError
 from runner.quarantine import Withheld, before_of, offered, withheld
 from runner.schedule import Phase, Shape, conflicts
 from runner.slot_watch import SlotWatch
-from runner.store import changes, tables
+from runner.store import changes, leases, tables
 from runner.store.facts import StoredRun, slot_from_json
-from runner.store.opening import driver_of
 from runner.store.session import Session
 
 SHARE = "share_gpus"
@@ -36,16 +38,17 @@ SHARE = "share_gpus"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One held host."""
+    """One held host. `host` is what its slots call it, '' for the machine that we run on."""
 
     lease: int
     handle: Handle
     provider: Provider
     shell: Shell
+    host: str
 
 
 class Places:
-    """Takes a host when runs need one, cuts it into slots, gives it back when nothing does.
+    """Holds the hosts that runs need, cuts them into slots, gives them back when nothing does.
 
     Every lease has a row, written before the provider is asked; a row leaves `owned` only on the provider's proof.
     """
@@ -60,16 +63,28 @@ class Places:
         self._session = session
         self._providers = providers
         self._now = now
-        self._places: dict[str, Place] = {}
+        self._places: dict[int, Place] = {}
+        self._held: dict[tuple[str, str], int] = {}
         self._watch = SlotWatch(session, self._probe, now, monotonic)
         self._withheld: dict[Shape, tuple[Withheld, ...]] = {}
+        self._silent: dict[str, str] = {}
         self._shares: bool | None = None
 
-    def hold(self, provider_name: str) -> Place:
-        """Our place at a provider, taken now if we have none. Raises NoCapacity or InfrastructureError."""
-        if provider_name not in self._places:
-            self._places[provider_name] = self._take(provider_name)
-        return self._places[provider_name]
+    def provider(self, name: str) -> Provider:
+        """The provider of this name."""
+        return self._providers[name]
+
+    def list_hosts(self, hosts: Sequence[SshHost]) -> None:
+        """Runs for hosts of our own are placed on these from now on."""
+        provider = self._providers["ssh"]
+        assert isinstance(provider, ListsHosts)
+        provider.know(hosts)
+
+    def hold(self, provider_name: str) -> tuple[Place, ...]:
+        """The hosts of a provider that are ours anyway, each under a lease that is taken now if we have none; none of
+        them is asked anything. Raises InfrastructureError."""
+        provider = self._providers[provider_name]
+        return tuple(self._take(provider, offer) for offer in provider.hosts())
 
     def follow(self, runs: Iterable[StoredRun], root: Path) -> None:
         """Tell each host which of its run folders, below `root`, are of interest now."""
@@ -78,27 +93,34 @@ class Places:
             if run.attempt is not None:
                 alive = () if run.attempt.identity is None else (run.attempt.identity,)
                 folders.setdefault(run.attempt.lease, {})[str(root / run.run)] = alive
+        for lease in folders:
+            self.by_lease(lease)  # after a restart they are taken up again, and then told
         for place in self._places.values():
             place.shell.follow(folders.get(place.lease, {}))
 
     def by_lease(self, lease: int) -> Place:
-        """The place of a lease, taken up again after a restart of the controller."""
-        for place in self._places.values():
-            if place.lease == lease:
-                return place
-        with self._session.reading() as connection:
-            name = connection.execute(select(tables.leases.c.provider).where(tables.leases.c.id == lease)).scalar_one()
-        return self.hold(name)
+        """The place of a lease, taken up again after a restart of the controller; the host is not asked anything."""
+        if lease not in self._places:
+            with self._session.reading() as connection:
+                row = leases.read_lease(connection, lease)
+            self._add(row.id, row.handle)
+        return self._places[lease]
+
+    def of_slot(self, slot: Slot) -> Place:
+        """The place that a slot is on."""
+        if not slot.host:
+            return self.hold("local")[0]
+        held = (self._places[lease] for lease in self._held.values())
+        return next(place for place in held if place.host == slot.host)
 
     def request_slots(self, provider_name: str, slots: int | None, share_gpus: bool = False) -> None:
-        """Remember what the last launch asked for: how many slots (None = as many as the host has), and whether runs
-        may start on GPUs that somebody else computes on."""
-        place = self.hold(provider_name)
+        """Remember what the last launch asked for: how many slots of each host (None = as many as it has), and whether
+        runs may start on GPUs that somebody else computes on."""
+        places = self.hold(provider_name)
         changed = share_gpus != self.shares_gpus()
         with self._session.transaction() as connection:
-            connection.execute(
-                update(tables.leases).where(tables.leases.c.id == place.lease).values(slots_requested=slots)
-            )
+            for place in places:
+                leases.request_slots(connection, place.lease, slots)
             if changed:
                 said = "runs may start beside others" if share_gpus else "no run starts beside others"
                 changes.add_event(connection, self._now(), SHARE, f"{said} on a GPU", data={"share": share_gpus})
@@ -115,32 +137,50 @@ class Places:
         return self._shares
 
     def cut(self, shapes: Iterable[Shape]) -> dict[Shape, tuple[Slot, ...]]:
-        """The whole host cut into slots for each shape, in use or not; none for a shape that it cannot hold."""
-        place = self.hold("local")
-        with self._session.reading() as connection:
-            query = "SELECT slots_requested FROM leases WHERE id = ?"
-            (wanted,) = driver_of(connection).execute(query, (place.lease,)).fetchone()
-        found: dict[Shape, tuple[Slot, ...]] = {}
-        for gpus, cpus, vram_gib in set(shapes):
-            try:
-                found[gpus, cpus, vram_gib] = place.provider.slots(place.handle, Request(wanted, gpus, cpus, vram_gib))
-            except NoCapacity:
-                found[gpus, cpus, vram_gib] = ()
-        return found
+        """All hosts of its provider cut into slots for each shape, in use or not. A host that cannot hold a shape, or
+        does not answer, has none; `silent` says why it does not."""
+        return {shape: tuple(slot for _, slot in found) for shape, found in self._cut_all(shapes).items()}
 
     def slots(self, shapes: Iterable[Shape]) -> dict[Shape, tuple[Slot, ...]]:
         """The slots of each shape that a run may be put on, with the GPU memory that others leave.
 
         What is left out, and why, is in `withheld` until the next call. A slot in use by our own runs is not left out.
         """
-        place = self.hold("local")
         self._withheld = {}
         found: dict[Shape, tuple[Slot, ...]] = {}
-        for shape, slots in self.cut(shapes).items():
-            judged = [self._judge(place, slot, shape) for slot in slots]
+        for shape, slots in self._cut_all(shapes).items():
+            judged = [self._judge(place, slot, shape) for place, slot in slots]
             found[shape] = tuple(one for one in judged if isinstance(one, Slot))
-            self._withheld[shape] = tuple(one for one in judged if isinstance(one, Withheld))
+            silent = [
+                Withheld(host, "silent", why)
+                for host, why in self._silent.items()
+                if shape.provider != "local" and shape.host in ("", host)
+            ]
+            self._withheld[shape] = (*(one for one in judged if isinstance(one, Withheld)), *silent)
         return found
+
+    def silent(self) -> Mapping[str, str]:
+        """Why hosts did not answer when they were last to be cut, by host."""
+        return self._silent
+
+    def _cut_all(self, shapes: Iterable[Shape]) -> dict[Shape, list[tuple[Place, Slot]]]:
+        self._silent = {}
+        return {shape: list(self._cut(shape)) for shape in set(shapes)}
+
+    def _cut(self, shape: Shape) -> Iterator[tuple[Place, Slot]]:
+        for place in self.hold(shape.provider):
+            if shape.host not in ("", place.host) or place.host in self._silent:
+                continue
+            with self._session.reading() as connection:
+                wanted = leases.requested_slots(connection, place.lease)
+            request = Request(wanted, shape.gpus, shape.cpus, shape.min_vram_gib)
+            try:
+                for slot in place.provider.slots(place.handle, request):
+                    yield place, slot
+            except NoCapacity:
+                continue
+            except HostLost as error:
+                self._silent[place.host] = str(error)
 
     def withheld(self, shape: Shape | None = None) -> tuple[Withheld, ...]:
         """The slots that the last round left out: for one shape, or for all."""
@@ -163,7 +203,7 @@ class Places:
         """What a start on the slot remembers of it, for `attempts.before`; None where nothing need be remembered."""
         if not slot.gpu_uuids:
             return None
-        return asdict(before_of(self._probe(self.hold("local").lease, slot, ())))
+        return asdict(before_of(self._probe(self.of_slot(slot).lease, slot, ())))
 
     def _judge(self, place: Place, slot: Slot, shape: Shape) -> Slot | Withheld:
         quarantine = self._watch.quarantine_of(slot)
@@ -171,7 +211,10 @@ class Places:
             return Withheld(slot.name, "quarantine", f"in quarantine: {quarantine.reason}")
         if not slot.gpu_uuids or self._watch.is_live(slot):
             return slot  # its cores were counted just now; and what our own attempt holds says nothing about others
-        probe = place.provider.probe(place.handle, slot)
+        try:
+            probe = place.provider.probe(place.handle, slot)
+        except HostLost as error:
+            return Withheld(slot.name, "silent", str(error))
         if probe.problem:
             self._watch.quarantine(place.lease, slot, probe.problem)
             return Withheld(slot.name, "quarantine", f"in quarantine: {probe.problem}")
@@ -179,7 +222,7 @@ class Places:
             slot,
             probe,
             share_gpus=self.shares_gpus(),
-            min_vram_gib=shape[2],
+            min_vram_gib=shape.min_vram_gib,
         )
         return offered(slot, probe) if left_out is None else left_out
 
@@ -189,23 +232,20 @@ class Places:
 
     def release_all(self) -> bool:
         """Give every host back, those of an earlier controller too; False while a provider has not proven it."""
-        for name in self._held_before():
-            self.hold(name)
+        with self._session.reading() as connection:
+            held = [row.id for row in leases.held(connection)]
         proven = True
-        for name, place in list(self._places.items()):
+        for place in [self.by_lease(lease) for lease in held]:
             try:
-                place.provider.release(place.handle)
+                released = place.provider.release(place.handle)
             except NotYetReleased:
                 proven = False
                 continue
             place.shell.close()
             with self._session.transaction() as connection:
-                connection.execute(
-                    update(tables.leases)
-                    .where(tables.leases.c.id == place.lease)
-                    .values(state="released", released=self._now())
-                )
-            del self._places[name]
+                leases.give_back(connection, place.lease, released.proof, self._now())
+            del self._places[place.lease]
+            self._held = {key: lease for key, lease in self._held.items() if lease != place.lease}
         return proven
 
     def close(self) -> None:
@@ -213,46 +253,26 @@ class Places:
         for place in self._places.values():
             place.shell.close()
 
-    def _held_before(self) -> tuple[str, ...]:
-        """Providers of leases that are still open, whoever took them."""
-        leases = tables.leases
-        with self._session.reading() as connection:
-            query = select(leases.c.provider).where(leases.c.state != "released").distinct()
-            return tuple(connection.execute(query).scalars())
-
-    def _take(self, name: str) -> Place:
-        provider = self._providers[name]
-        offers = provider.offers(Request(None, 0, 1))
-        if not offers:
-            raise NoCapacity(f"{name} offers no host")
-        lease, label = self._intend(name)
-        held = provider.create(offers[0], label)
+    def _take(self, provider: Provider, offer: Offer) -> Place:
+        key = (provider.name, offer.offer_id)
+        if key in self._held:
+            return self._places[self._held[key]]
+        with self._session.transaction() as connection:
+            row = leases.intend(connection, self._session.home_id, provider.name, offer.offer_id, self._now())
+        held = provider.create(offer, row.label)
         if not isinstance(held, Handle):
-            raise InfrastructureError(f"{name} did not give us a host: {held.reason}")
+            raise InfrastructureError(f"{provider.name} did not give us {offer.offer_id}: {held.reason}")
         with self._session.transaction() as connection:
-            connection.execute(
-                update(tables.leases).where(tables.leases.c.id == lease).values(state="owned", host=held.host)
-            )
-        return Place(lease, held, provider, provider.shell(held))
+            leases.own(connection, row.id, held.host)
+        self._held[key] = row.id
+        return self._add(row.id, held)
 
-    def _intend(self, name: str) -> tuple[int, str]:
-        """The intent row of a lease: the open one of this provider, or a new one under a label of its own."""
-        leases = tables.leases
-        with self._session.transaction() as connection:
-            open_one = connection.execute(
-                select(leases.c.id, leases.c.label).where(leases.c.provider == name, leases.c.state != "released")
-            ).first()
-            if open_one is not None:
-                return open_one.id, open_one.label
-            number = (connection.execute(select(leases.c.id).order_by(leases.c.id.desc())).scalar() or 0) + 1
-            label = f"armature/{self._session.home_id}/{number}"
-            connection.execute(
-                insert(leases).values(
-                    id=number, provider=name, label=label, host="", state="intended", price_usd_per_h=0.0,
-                    created=self._now(),
-                )
-            )  # fmt: skip
-            return number, label
+    def _add(self, lease: int, handle: Handle) -> Place:
+        if lease not in self._places:
+            provider = self._providers[handle.provider]
+            shell = provider.shell(handle)
+            self._places[lease] = Place(lease, handle, provider, shell, "" if shell.is_here else handle.host)
+        return self._places[lease]
 
 
 def live_slots(connection: Connection) -> tuple[Slot, ...]:
@@ -264,7 +284,7 @@ def live_slots(connection: Connection) -> tuple[Slot, ...]:
 
 def left_out(
     provider: Provider,
-    handle: Handle,
+    label: str,
     cut: Mapping[Shape, Sequence[Slot]],
     live: Sequence[Slot],
     *,
@@ -272,16 +292,16 @@ def left_out(
 ) -> dict[Shape, tuple[Withheld, ...]]:
     """Who keeps runs off GPU slots now, for a plan.
 
-    The handle's label names the home; the slots of its `live` attempts are not looked at: they come free some time.
+    The label names the home; the slots of its `live` attempts are not looked at: they come free some time.
     """
     found: dict[Shape, tuple[Withheld, ...]] = {}
     for shape, slots in cut.items():
         free = [slot for slot in slots if slot.gpu_uuids and not any(conflicts(slot, one) for one in live)]
-        seen = [(slot, provider.probe(handle, slot)) for slot in free]
+        seen = [(slot, provider.probe(Handle(provider.name, label, slot.host), slot)) for slot in free]
         kept = [
             Withheld(slot.name, "problem", probe.problem)
             if probe.problem
-            else withheld(slot, probe, share_gpus=share_gpus, min_vram_gib=shape[2])
+            else withheld(slot, probe, share_gpus=share_gpus, min_vram_gib=shape.min_vram_gib)
             for slot, probe in seen
         ]
         found[shape] = tuple(one for one in kept if one is not None)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from provisioning.base import Slot
 from runner.errors import SpecError
 from runner.records import ENDED, RunState
-from runner.schedule import Shape, side_by_side
+from runner.schedule import Shape, most_side_by_side, shape_of
 from runner.spec.identity import identity, run_id
 from runner.spec.models import ResolvedArm
 
@@ -44,11 +44,18 @@ class KnownRun:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many runs the host can hold at once, by the kind of slot they ask for; `cut` has the slots themselves."""
+    """How many runs the hosts of a provider can hold at once, by the kind of slot they ask for; `cut` has the slots
+    themselves."""
 
     cpu_slots: int
     gpu_slots: int = 0
     cut: Mapping[Shape, Sequence[Slot]] = field(default_factory=dict)
+    provider: str = "local"
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts have a slot."""
+        return len({slot.host for slots in self.cut.values() for slot in slots})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,7 @@ def checkpoints_kept(arm: ResolvedArm) -> int:
 def _require_slots(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
     for arm in arms:
         if arm.resources.gpus and not capacity.gpu_slots:
-            problem = f"asks for {arm.resources.gpus} GPU(s), and this host has no slot for that"
+            problem = f"asks for {arm.resources.gpus} GPU(s), and {_whose(capacity)} no slot for that"
             raise SpecError(
                 arm.where("resources.gpus"),
                 problem,
@@ -156,7 +163,8 @@ def _require_slots(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
                 next_command=f"runner check {shlex.quote(arm.file)}",
             )
         if not arm.resources.gpus and not capacity.cpu_slots:
-            problem = f"asks for {arm.resources.cpus} CPU core(s), and this host has fewer"
+            fewer = "fewer" if capacity.provider == "local" else "no slot for that"
+            problem = f"asks for {arm.resources.cpus} CPU core(s), and {_whose(capacity)} {fewer}"
             raise SpecError(
                 arm.where("resources.cpus"),
                 problem,
@@ -178,17 +186,24 @@ def _require_whole_waves(arms: Sequence[ResolvedArm], capacity: Capacity) -> Non
             if room < len(together):
                 raise SpecError(
                     arm.where("resources.colocate"),
-                    f"require: {len(together)} arms share seed {seed}; this host has room for {room} of them at once",
+                    f"require: {len(together)} arms share seed {seed}; {_whose(capacity)} room for {room} of them at "
+                    "once",
                     allowed="prefer, off, fewer or smaller arms, or a host with more slots",
                     next_command=f"runner check {shlex.quote(arm.file)}",
                 )
 
 
+def _whose(capacity: Capacity) -> str:
+    if capacity.provider == "local":
+        return "this host has"
+    return f"the {capacity.provider} host has" if capacity.hosts == 1 else f"no {capacity.provider} host has"
+
+
 def _room(arms: Sequence[ResolvedArm], capacity: Capacity) -> int:
-    """How many of these arms, which ask for one kind of slot, the host can run side by side."""
-    shapes = [(arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib) for arm in arms]
+    """How many of these arms, which ask for one kind of slot, one host can run side by side."""
+    shapes = [shape_of(arm.resources, capacity.provider) for arm in arms]
     if set(shapes) <= capacity.cut.keys():
-        return sum(slot is not None for slot in side_by_side(shapes, capacity.cut))
+        return most_side_by_side(shapes, capacity.cut)
     return min(len(arms), capacity.gpu_slots if arms[0].resources.gpus else capacity.cpu_slots)
 
 

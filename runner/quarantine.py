@@ -71,7 +71,8 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """A slot of the host that no run may start on now. `kind` is foreign, memory, quarantine or stray."""
+    """A slot of the host that no run may start on now. `kind` is foreign, memory, quarantine, stray or silent:
+    then nothing is known of it, and `slot` may be the whole host."""
 
     slot: str
     kind: str

@@ -7,13 +7,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from provisioning.base import Slot
 from runner.failure import Exit, Failure
-from runner.records import AttemptKind, RunState
+from runner.records import AttemptKind, Resources, RunState
 
-Shape = tuple[int, int, float]
-"""What a run asks of a slot: GPUs, CPU cores, GiB of GPU memory."""
+
+class Shape(NamedTuple):
+    """What a run asks of a slot: GPUs, CPU cores, GiB of GPU memory, whose slots they are, and on which host ('' =
+    any)."""
+
+    gpus: int
+    cpus: int
+    min_vram_gib: float = 0.0
+    provider: str = "local"
+    host: str = ""
+
+
+def shape_of(resources: Resources, provider: str, host: str = "") -> Shape:
+    """What a run with these resources asks of a slot."""
+    return Shape(resources.gpus, resources.cpus, resources.min_vram_gib, provider, host)
+
 
 WRONG_GPU = "wrong_gpu"
 """The failure of an attempt whose process sees other GPUs than its slot holds."""

@@ -27,11 +27,11 @@ from runner.actions import (
 )
 from runner.ending import after_asked_autopsy, after_end, settle_gone
 from runner.records import ON_A_SLOT, AttemptKind, RunState
-from runner.run_facts import BUDGET, WRONG_GPU, AttemptFacts, Order, Phase, RunFacts, Shape
+from runner.run_facts import BUDGET, WRONG_GPU, AttemptFacts, Order, Phase, RunFacts, Shape, shape_of
 
 __all__ = [
-    "BUDGET", "WRONG_GPU", "AttemptFacts", "Order", "Phase", "RunFacts", "Shape", "conflicts", "schedule",
-    "side_by_side", "waits_for_autopsy", "waits_for_room",
+    "BUDGET", "WRONG_GPU", "AttemptFacts", "Order", "Phase", "RunFacts", "Shape", "conflicts", "most_side_by_side",
+    "schedule", "shape_of", "side_by_side", "waits_for_autopsy", "waits_for_room",
 ]  # fmt: skip
 
 
@@ -78,6 +78,13 @@ def side_by_side(shapes: Sequence[Shape], free: Mapping[Shape, Sequence[Slot]]) 
             next((one for one in free.get(shape, ()) if not any(conflicts(one, other) for other in used)), None)
         )
     return found
+
+
+def most_side_by_side(shapes: Sequence[Shape], free: Mapping[Shape, Sequence[Slot]]) -> int:
+    """How many of these the host that holds the most of them can hold at the same time."""
+    return max(
+        (sum(slot is not None for slot in side_by_side(shapes, _on(host, free))) for host in _hosts(free)), default=0
+    )
 
 
 def waits_for_room(runs: Sequence[RunFacts], slots: Mapping[Shape, Sequence[Slot]]) -> dict[str, str]:
@@ -270,13 +277,17 @@ def _fit(group: Sequence[RunFacts], free: Mapping[Shape, Sequence[Slot]], *, on_
     """
     shapes = [run.shape for run in group]
     found = side_by_side(shapes, free)
-    hosts = dict.fromkeys(slot.host for slots in free.values() for slot in slots)
+    hosts = _hosts(free)
     if len(group) > 1 and len(hosts) > 1:
         alone = [side_by_side(shapes, _on(host, free)) for host in hosts]
         fullest = max(alone, key=lambda slots: sum(slot is not None for slot in slots))
         if None not in fullest or on_one or group[0].needs_whole_wave:
             found = fullest
     return {run.run: slot for run, slot in zip(group, found, strict=True) if slot is not None}
+
+
+def _hosts(free: Mapping[Shape, Sequence[Slot]]) -> list[str]:
+    return list(dict.fromkeys(slot.host for slots in free.values() for slot in slots))
 
 
 def _on(host: str, free: Mapping[Shape, Sequence[Slot]]) -> dict[Shape, tuple[Slot, ...]]:

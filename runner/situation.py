@@ -12,7 +12,7 @@ from runner.observe import checkpoints
 from runner.places import Places
 from runner.records import ON_A_SLOT, STOPS, AttemptKind, RunState
 from runner.rescue import may_rescue
-from runner.run_facts import AttemptFacts, Phase, RunFacts
+from runner.run_facts import AttemptFacts, Phase, RunFacts, shape_of
 from runner.spec.models import ResolvedArm, from_json
 from runner.store import history
 from runner.store.facts import StoredAttempt, StoredRun
@@ -27,7 +27,7 @@ _REPORTS = (Phase.LIVE, Phase.ENDED)
 class Situation:
     """Reads only. `budget` tells the reason why a run's budget is used up, None while it is not; `left_s` the seconds
     that are left of it for the end, None without a limit; `is_orphaned` whether an attempt lives without its
-    supervisor."""
+    supervisor; `bound_to` the host that its files are on while they are nowhere else, '' for none."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Situation:
         budget: Callable[[StoredRun], str | None],
         is_orphaned: Callable[[str, int], bool],
         left_s: Callable[[StoredRun], float | None] = lambda _run: None,
+        bound_to: Callable[[str], str] = lambda _run: "",
     ) -> None:
         self._session = session
         self._home = home
@@ -44,6 +45,7 @@ class Situation:
         self._budget = budget
         self._is_orphaned = is_orphaned
         self._left_s = left_s
+        self._bound_to = bound_to
         self._arms: dict[str, tuple[Mapping[str, Any], ResolvedArm]] = {}
         self._unstarted: dict[str, tuple[StoredRun, RunFacts]] = {}
 
@@ -70,7 +72,7 @@ class Situation:
             order=(-run.priority, run.launch, run.seed, run.arm_order),
             state=run.state,
             is_trainer=arm.command is None,
-            shape=(arm.resources.gpus, arm.resources.cpus, arm.resources.min_vram_gib),
+            shape=shape_of(arm.resources, run.provider, self._bound_to(run.run)),
             steps_total=run.steps_total,
             last_step=last_step,
             attempt=attempt,

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from provisioning.base import ProcessIdentity, Slot, SlotProbe
+from provisioning.base import HostLost, ProcessIdentity, Slot, SlotProbe
 from runner.quarantine import (
     Before,
     NotReleased,
@@ -140,7 +140,10 @@ class SlotWatch:
             self._settle(ended, None)  # the final evaluation of the same run has it: what it holds is no leftover
             return
         # Only GPUs have something to give back: cores that are no longer ours are cut into no slot anyway.
-        seen = self._probe(ended.lease, replace(ended.slot, cores=()), ended.pids)
+        try:
+            seen = self._probe(ended.lease, replace(ended.slot, cores=()), ended.pids)
+        except HostLost:
+            return  # nothing is known of it until its host answers
         alive = of_the_attempt(seen.leftovers, self._now() - ended.ended)
         waited_s = self._monotonic() - ended.first_seen_s
         found = is_released(before_from_json(ended.before), replace(seen, leftovers=alive), waited_s)
@@ -173,9 +176,11 @@ class SlotWatch:
             if not is_probe_due(self._last_look_s.get(one.id), now_s):
                 continue
             self._last_look_s[one.id] = now_s
-            reason = lift_reason(
-                one, self._probe(one.lease, replace(one.slot, cores=()), [found.pid for found in one.leftovers])
-            )
+            try:
+                seen = self._probe(one.lease, replace(one.slot, cores=()), [found.pid for found in one.leftovers])
+            except HostLost:
+                continue
+            reason = lift_reason(one, seen)
             if not reason:
                 continue
             with self._session.transaction() as connection:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from provisioning import PROVIDERS
+from provisioning import PROVIDERS, Setting
 from provisioning.base import HostLost, NoCapacity, Request
 from provisioning.gpus import Gpu, GpuSurvey
 from provisioning.local import LocalProvider
@@ -72,11 +72,12 @@ class TestTheProvider:
         assert "Present" in repr(self.provider().observe(["armature/h/1"]))
 
     def test_importing_the_table_loads_no_driver(self) -> None:
-        code = "import sys, provisioning; print(sorted({'pynvml', 'runner', 'torch', 'sqlalchemy'} & set(sys.modules)))"
+        code = "import sys, provisioning; print(sorted({'pynvml', 'runner', 'torch', 'sqlalchemy', 'paramiko', 'requests'} & set(sys.modules)))"
         root = str(SUPERVISOR.parents[1])
         done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True, timeout=20)
         assert done.stdout == b"[]\n"
-        assert PROVIDERS["local"] is LocalProvider
+        made = PROVIDERS["local"](Setting(str(SUPERVISOR), {}, SUPERVISOR.parent))
+        assert isinstance(made, LocalProvider)
 
 
 class TestTheSpawner:

@@ -20,10 +20,10 @@ import pytest
 from provisioning.agent_archive import agent_archive
 from provisioning.agent_channel import AgentChannel
 from provisioning.base import AuthenticationFailed, HostLost, Offer, Refused, Request
-from provisioning.host_keys import ChangedHostKey, HostKeys, UnknownHostKey
+from provisioning.host_keys import ChangedHostKey, HostKeys
 from provisioning.ssh import SshProvider
 from provisioning.ssh_connection import Connection, Deadlines
-from provisioning.ssh_host import SshHost
+from provisioning.ssh_host import SshHost, UnknownHostKey
 from provisioning.ssh_shell import SshShell
 from tests.fakes.attempts import SUPERVISOR, until
 from tests.fakes.sshd import Sshd
@@ -168,7 +168,7 @@ def test_a_host_that_is_not_there_is_lost_at_once_and_left_out_of_the_offers(
     provider = provider_of(cleanup, tmp_path, gone, sshd.host)
     with takes_at_most(8):
         assert [offer.offer_id for offer in provider.offers(SMALL)] == ["loop"]
-    assert f"127.0.0.1:{gone.port}" in provider.silent["gone"]
+    assert f"127.0.0.1:{gone.port}" in str(provider.silent["gone"])
     with pytest.raises(HostLost, match="Connection refused"):
         shell_of(cleanup, tmp_path, gone).memory_mib()
     assert isinstance(provider.create(Offer("ssh", "elsewhere", 0, 1), "armature/test/1"), Refused)

@@ -133,16 +133,16 @@ def test_a_controller_cut_off_around_a_spawn_starts_nothing_twice(lab: Lab, dies
 
 def test_an_error_in_one_run_becomes_its_event_and_the_others_go_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(prepare(Home(lab.home), [lab.arm("bad"), lab.arm("good")], Options()))
-    from runner.perform import Perform
+    from runner.stage import Stage
 
-    write = Perform._write_files
+    write = Stage._write_files
 
-    def break_one(self: Perform, shell: Shell, run: Any, *rest: Any) -> None:
+    def break_one(self: Stage, shell: Shell, run: Any, *rest: Any) -> None:
         if run.arm == "bad":
             raise RuntimeError("the disk said no")
         write(self, shell, run, *rest)
 
-    monkeypatch.setattr(Perform, "_write_files", break_one)
+    monkeypatch.setattr(Stage, "_write_files", break_one)
     found = controller(lab)
     until_idle(found)
     bad, good = runs(lab)

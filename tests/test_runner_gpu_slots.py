@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 import runner.launching
+from provisioning import Setting
 from provisioning.base import ProcessOwner
 from provisioning.gpu_watch import GpuProcess, GpuReading
 from provisioning.gpus import Gpu, GpuSurvey
@@ -71,14 +72,14 @@ class Rig:
     driver: OneGpu = field(default_factory=OneGpu)
     clock: Clock = field(default_factory=Clock)
 
-    def provider(self, supervisor: str, environment: Mapping[str, str]) -> LocalProvider:
-        visible = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
-        return LocalProvider(supervisor, visible, driver=self.driver, monotonic=self.clock.monotonic)
+    def provider(self, setting: Setting) -> LocalProvider:
+        visible = {name: value for name, value in setting.environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+        return LocalProvider(setting.supervisor_path, visible, driver=self.driver, monotonic=self.clock.monotonic)
 
     def start(self) -> None:
         home = Home(self.lab.home)
         session = Session(home.database, pid=os.getpid(), now=self.clock.now())
-        made: Any = self.provider(str(SUPERVISOR), os.environ)
+        made: Any = self.provider(Setting(str(SUPERVISOR), os.environ, self.lab.home))
         environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
         self.controller = Controller(home, session, {"local": made}, self.clock, environment, _no_report)
 

@@ -253,12 +253,12 @@ def test_amounts_that_change_are_no_news_to_a_waiting_run_and_another_reason_is(
     assert len(machine.events("waiting")) == 2
     assert machine.states() == ["queued"]
     run = "lab/one-s0"
-    assert any("_waits" in path for path in mentions(machine.controller, run))
+    assert any("_waiting" in path for path in mentions(machine.controller, run))
     machine.driver.used_mib, machine.driver.processes = 10, ()
     machine.clock.ahead_s += 3
     machine.step_until(lambda states: states == ["finished"])
     machine.controller.step()
-    assert not any("_waits" in path for path in mentions(machine.controller, run))
+    assert not any("_waiting" in path for path in mentions(machine.controller, run))
 
 
 @dataclass

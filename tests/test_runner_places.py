@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, select
 
-from provisioning.base import Handle, ProcessOwner, Slot
+from provisioning.base import ProcessOwner, Slot
 from provisioning.gpu_watch import GpuProcess, GpuReading
 from provisioning.gpus import Gpu, GpuSurvey
 from provisioning.local import LocalProvider
@@ -20,13 +20,14 @@ from runner.lock import HomeLock
 from runner.places import Places, left_out, refuse_occupied
 from runner.quarantine import RELEASE_WITHIN_S, REPROBE_S
 from runner.records import AttemptKind, RunState
+from runner.run_facts import Shape
 from runner.store import changes, tables
 from runner.store.database import create_or_upgrade
 from runner.store.facts import StoredRun, read_run
 from runner.store.session import Session
 
 UUIDS = ("GPU-aa", "GPU-bb")
-GPU_SHAPE, CPU_SHAPE = (1, 1, 0.0), (0, 1, 0.0)
+GPU_SHAPE, CPU_SHAPE = Shape(1, 1), Shape(0, 1)
 ANNA = ProcessOwner("anna", "python train.py")
 
 
@@ -73,7 +74,7 @@ class Rig:
     def attempt(self, slot: Slot, *, phase: str = "live", number: int = 1, **values: Any) -> StoredRun:
         """A run of its own with one attempt on a slot, as the controller would have stored it."""
         before = values.pop("before", self.places.before(slot))
-        lease = self.places.hold("local").lease
+        lease = self.places.hold("local")[0].lease
         with self.session.transaction() as connection:
             name = f"lab/a{number}-s0-{number}"
             _insert_run(connection, name, number)
@@ -155,7 +156,7 @@ class TestSlotsOnOffer:
         rig.places.request_slots("local", None, share_gpus=True)
         rig.restart()
         assert [slot.vram_mib for slot in rig.places.slots([GPU_SHAPE])[GPU_SHAPE]] == [2_996, 24_000]
-        assert rig.names((1, 1, 10.0)) == ["gpu1"]
+        assert rig.names(Shape(1, 1, 10.0)) == ["gpu1"]
         assert rig.places.withheld()[0].kind == "memory"
         rig.places.request_slots("local", None, share_gpus=False)
         assert rig.names() == ["gpu1"]
@@ -338,16 +339,16 @@ class TestAPlan:
     def test_it_names_who_is_in_the_way_and_refuses_when_all_are_taken(self) -> None:
         busy = {uuid: GpuReading(uuid, 21_014, (GpuProcess(42, 21_004),)) for uuid in UUIDS}
         machine = LocalProvider("", {}, driver=FakeDriver({UUIDS[0]: busy[UUIDS[0]]}), cores=lambda: (0, 1))
-        handle = Handle("local", "armature/c0ffee/plan", "")
+        label = "armature/c0ffee/plan"
         slots = (GPU0, replace(GPU0, name="gpu1", gpu_uuids=(UUIDS[1],), gpu_indices=(1,)))
         cut = {GPU_SHAPE: slots, CPU_SHAPE: (Slot("cpu0", (0,)),)}
-        found = left_out(machine, handle, cut, (), share_gpus=False)
+        found = left_out(machine, label, cut, (), share_gpus=False)
         assert [one.slot for one in found[GPU_SHAPE]] == ["gpu0"]
         assert found[CPU_SHAPE] == ()
         refuse_occupied(cut, found)
         full = LocalProvider("", {}, driver=FakeDriver(dict(busy)), cores=lambda: (0, 1))
-        taken = left_out(full, handle, cut, (), share_gpus=False)
+        taken = left_out(full, label, cut, (), share_gpus=False)
         with pytest.raises(InfrastructureError, match=r"gpu0: pid 42 \(anna: .* 21,004 MiB.*gpu1: .*nothing was"):
             refuse_occupied(cut, taken)
-        assert left_out(full, handle, cut, (), share_gpus=True)[GPU_SHAPE] == ()
-        assert [one.slot for one in left_out(full, handle, cut, [GPU0], share_gpus=False)[GPU_SHAPE]] == ["gpu1"]
+        assert left_out(full, label, cut, (), share_gpus=True)[GPU_SHAPE] == ()
+        assert [one.slot for one in left_out(full, label, cut, [GPU0], share_gpus=False)[GPU_SHAPE]] == ["gpu1"]

@@ -12,6 +12,7 @@ from provisioning.base import Slot
 from runner.errors import SpecError
 from runner.plan import Capacity, Intent, KnownRun, Plan, checkpoints_kept, make_plan
 from runner.records import ENDED, Resources, RunState
+from runner.schedule import Shape
 from runner.spec.identity import identity, run_id
 from runner.spec.models import ResolvedArm
 from tests.fakes.arms import command_arm, trainer_arm
@@ -165,8 +166,8 @@ def test_require_counts_what_really_fits_side_by_side() -> None:
     small = dataclasses.replace(A, resources=Resources(gpus=0, cpus=1, colocate="require"), seeds=(0,))
     large = dataclasses.replace(B, resources=Resources(gpus=0, cpus=2, colocate="require"), seeds=(0,))
     cut = {
-        (0, 1, 0.0): (Slot("cpu0", (0,)), Slot("cpu1", (1,))),
-        (0, 2, 0.0): (Slot("cpu0", (0, 1)),),
+        Shape(0, 1): (Slot("cpu0", (0,)), Slot("cpu1", (1,))),
+        Shape(0, 2): (Slot("cpu0", (0, 1)),),
     }
     two_cores = Capacity(cpu_slots=2, cut=cut)
     with pytest.raises(SpecError, match=r"resources.colocate: require: 2 arms share seed 0; this host has room for 1"):

@@ -35,6 +35,7 @@ from runner.quarantine import (
     withheld,
 )
 from runner.records import RunState
+from runner.run_facts import Shape
 from runner.slot_watch import open_quarantines
 from runner.store.facts import open_runs
 from tests.fakes.arms import command_arm
@@ -197,7 +198,7 @@ class Machine:
         return Places(self.stored.session, {"local": local}, lambda: self.now, lambda: self.now)
 
     def names(self, places: Places) -> list[str]:
-        return [slot.name for slots in places.slots([(1, 1, 0.0)]).values() for slot in slots]
+        return [slot.name for slots in places.slots([Shape(1, 1)]).values() for slot in slots]
 
     def kept(self) -> int:
         """How many quarantines are in force."""

@@ -22,6 +22,7 @@ from runner.schedule import (
     Revive,
     RunFacts,
     Settle,
+    Shape,
     Spawn,
     Start,
     StartTogether,
@@ -31,7 +32,7 @@ from runner.schedule import (
     waits_for_room,
 )
 
-SHAPE = (0, 1, 0.0)
+SHAPE = Shape(0, 1)
 CPU0, CPU1 = Slot("cpu0", (0,)), Slot("cpu1", (1,))
 SLOTS = {SHAPE: (CPU0, CPU1)}
 FOR_GOOD = Failure("config", False, "batch must be positive")

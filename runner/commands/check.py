@@ -61,8 +61,9 @@ def plan_document(prepared: Prepared) -> dict[str, Any]:
             for run in prepared.plan.runs
         ],
         "waves": [list(wave) for wave in prepared.plan.waves],
-        "slots": sorted({slot.name for slots in prepared.slots.values() for slot in slots}),
+        "slots": sorted({str(slot) for slots in prepared.slots.values() for slot in slots}),
         "left_out": sorted({str(one) for found in prepared.left_out.values() for one in found}),
+        "silent": {host: str(why) for host, why in prepared.silent.items()},
         "disk_mib": prepared.plan.disk_mib,
         "hours": prepared.plan.hours,
         "budget": list(prepared.budget_notes),
@@ -122,11 +123,13 @@ def _severity(letter: str) -> str:
 
 
 def _needs(prepared: Prepared) -> Iterator[str]:
-    slots = sorted({slot.name for found in prepared.slots.values() for slot in found})
+    slots = sorted({str(slot) for found in prepared.slots.values() for slot in found})
     shared = any(slot.shares_cores for found in prepared.slots.values() for slot in found)
     yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
     for one in dict.fromkeys(one for found in prepared.left_out.values() for one in found):
         yield f"  left out: {one}"
+    for host, why in prepared.silent.items():
+        yield f"  left out: {host} ({why})"
     plan = prepared.plan
     names = {run.folder: f"{run.arm}-s{run.seed}" for run in plan.runs}
     waves = "; ".join(", ".join(names[folder] for folder in wave) for wave in plan.waves)

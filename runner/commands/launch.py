@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from runner.commands.check import plan_document, print_plan
-from runner.errors import EXIT_OK, EXIT_USAGE
+from runner.errors import EXIT_OK, EXIT_USAGE, UnmetHosts
 from runner.home import Home, find_home
 from runner.launching import Options, Prepared, commit, ensure_controller, prepare, refuse_unfair, wait_for_answer
 from runner.lock import is_held
 from runner.plan import Intent
+from runner.screen import printable
 from runner.store import requests
 from runner.store.database import reading
 from runner.store.history import newest_event, report_outcome
@@ -29,7 +33,7 @@ def launch(
 ) -> int:
     """Launch the arms and return the exit code: that of the runs, or 0 once accepted with `detach`."""
     home = find_home(home_path)
-    prepared = prepare(home, paths, options)
+    prepared = _prepared(home, paths, options, may_ask=not (as_json or dry_run))
     if dry_run:
         _show_plan(prepared, as_json)
         return EXIT_OK
@@ -48,6 +52,21 @@ def launch(
             say("running without a viewer: `runner status --watch` shows it")
         return EXIT_OK
     return _look_on(home, prepared, chosen, as_json)
+
+
+def _prepared(home: Home, paths: Sequence[Path], options: Options, *, may_ask: bool) -> Prepared:
+    """The launch, after a person at the terminal has said yes to the keys of hosts that are met for the first time."""
+    try:
+        return prepare(home, paths, options)
+    except UnmetHosts as unmet:
+        if not (may_ask and sys.stdin.isatty()):
+            raise
+        for place, fingerprint in unmet.hosts:
+            say(f"{printable(place)} is not known yet; it shows the key {printable(fingerprint)}")
+            if not typer.confirm("Is that its key?", default=False):
+                raise
+        known = frozenset(unmet.hosts)
+        return prepare(home, paths, replace(options, accepts=lambda *shown: shown in known))
 
 
 def _show_plan(prepared: Prepared, as_json: bool) -> None:

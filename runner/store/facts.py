@@ -37,7 +37,7 @@ class StoredRun:
     """One row of `runs` with its latest attempt. `run` is its folder below the home, `id` its 8 hex digits.
 
     `autopsy_attempt` is the number of an autopsy that a person asked for and that has not ended: while there is no
-    attempt of that number it waits for a slot.
+    attempt of that number it waits for a slot. `provider` is where its attempts are placed.
     """
 
     run: str
@@ -66,6 +66,7 @@ class StoredRun:
     parent: str | None
     initial_checkpoint: Mapping[str, Any] | None
     autopsy_attempt: int | None
+    provider: str
     attempt: StoredAttempt | None
 
 
@@ -73,6 +74,7 @@ _RUN_COLUMNS = (
     "run", "study", "arm", "seed", "arm_order", "launch", "priority", "wave", "retries_used", "arm_document",
     "snapshot", "provenance", "id", "steps_total", "state", "rule", "reason", "health", "verdict", "stop_wanted",
     "resume_from", "overridden", "generation", "parent", "initial_checkpoint", "autopsy_attempt",
+    "provider",
 )  # fmt: skip
 _ATTEMPT_COLUMNS = (
     "attempt", "kind", "phase", "lease", "slot", "identity", "resumed_from", "stop_reason", "probe_every_steps",

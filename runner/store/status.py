@@ -179,7 +179,8 @@ def _runs(driver: sqlite3.Connection, study: str | None) -> Iterator[_Run]:
 def _attempts(driver: sqlite3.Connection) -> dict[str, list[_Attempt]]:
     found: dict[str, list[_Attempt]] = {}
     rows = driver.execute(
-        "SELECT run, attempt, json_extract(slot, '$.name'), sync, started FROM attempts ORDER BY run, attempt"
+        "SELECT run, attempt, coalesce(nullif(json_extract(slot, '$.host'), '') || ':', '') || "
+        "json_extract(slot, '$.name'), sync, started FROM attempts ORDER BY run, attempt"
     )
     for row in map(_Attempt._make, rows):
         found.setdefault(row.run, []).append(row)

@@ -1,0 +1,192 @@
+"""Brings run folders home from other machines once nothing works in them, and says when a machine may go.
+
+An attempt is `pending` until every file of its run that policy wants is here with the hash that it has there; `waived`
+when time ran out, and then an event lists what is missing. Nobody waits here: each round looks at what has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from provisioning.base import HostLost, ProvisioningError
+from provisioning.evacuation import Evacuated, Evacuation
+from provisioning.questions import CarriesOut
+from runner.home import Home
+from runner.places import Place, Places
+from runner.records import ON_A_SLOT
+from runner.store import changes
+from runner.store.opening import driver_of
+from runner.store.session import Session
+
+SYNCED = "synced"
+WAIVED = "waived"
+"""Events: all is here; what is missing was given up."""
+
+NAMED_FILES = 20
+"""An event names so many files; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds: how soon a failed try is repeated, and how long what does not come is waited for. A host that does not
+    answer costs no try; a file that cannot be had is tried `tries` times."""
+
+    again_s: float = 10.0
+    within_s: float = 6 * 3600.0
+    tries: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A run whose files are on a machine of ours. `attempts` are those that wait for it."""
+
+    run: str
+    study: str
+    lease: int
+    state: str
+    best_step: int | None
+    attempts: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Coming:
+    """One run on its way. `began_s` is when it was first to come, `next_s` when to try (again); both monotonic."""
+
+    evacuation: Evacuation
+    began_s: float
+    next_s: float = 0.0
+    tries: int = 0
+    work: Future[Evacuated] | None = None
+
+
+class Homecoming:
+    """What is on its way home. Holds nothing that a restart could not begin again."""
+
+    def __init__(
+        self,
+        session: Session,
+        home: Home,
+        places: Places,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        limits: Limits = Limits(),
+    ) -> None:
+        self._session = session
+        self._home = home
+        self._places = places
+        self._now = now
+        self._monotonic = monotonic
+        self._limits = limits
+        self._coming: dict[tuple[str, int], _Coming] = {}
+        self._hosts: dict[str, str] = {}
+
+    def host_of(self, run: str) -> str:
+        """The host that a run's files are on: until they are here it may go on nowhere else. '' when they are here."""
+        return self._hosts.get(run, "")
+
+    def step(self) -> bool:
+        """One round; says whether something is still to come."""
+        with self._session.reading() as connection:
+            found = away(connection)
+        self._hosts = {one.run: self._places.by_lease(one.lease).host for one in found}
+        idle = [one for one in found if one.state not in ON_A_SLOT]
+        keys = {(one.run, one.lease) for one in idle}
+        for key in [key for key in self._coming if key not in keys]:
+            self._let_be(self._coming.pop(key))  # it works there again, or is here
+        for one in idle:
+            self._bring(one)
+        return bool(found)
+
+    def close(self) -> None:
+        """Stop asking; what has come stays."""
+        for coming in self._coming.values():
+            self._let_be(coming)
+
+    @staticmethod
+    def _let_be(coming: _Coming) -> None:
+        if coming.work is not None:
+            coming.work.cancel()
+
+    def _bring(self, one: Away) -> None:
+        place = self._places.by_lease(one.lease)
+        now_s = self._monotonic()
+        coming = self._coming.setdefault((one.run, one.lease), _Coming(Evacuation("", self._home.root), now_s))
+        if coming.work is not None and coming.work.done():
+            self._conclude(one, coming)
+        elif coming.work is None and now_s >= coming.next_s:
+            self._begin(one, place, coming)
+        if now_s - coming.began_s >= self._limits.within_s and (one.run, one.lease) in self._coming:
+            self._give_up(one, coming, "it did not come in time")
+
+    def _begin(self, one: Away, place: Place, coming: _Coming) -> None:
+        here = self._home.root / one.run
+        assert isinstance(place.shell, CarriesOut)
+        try:
+            there = place.shell.path_there(str(here))
+            coming.evacuation = Evacuation(there, here, one.best_step)
+            coming.work = place.shell.carry_out(coming.evacuation.steps())
+        except HostLost:
+            coming.next_s = self._monotonic() + self._limits.again_s
+
+    def _conclude(self, one: Away, coming: _Coming) -> None:
+        assert coming.work is not None
+        work, coming.work = coming.work, None
+        coming.next_s = self._monotonic() + self._limits.again_s
+        error = work.exception()
+        if error is not None:
+            if not isinstance(error, ProvisioningError):
+                raise error
+            coming.tries += not isinstance(error, HostLost)
+        else:
+            came = work.result()
+            if came.is_complete:
+                self._settle(one, came, "done", SYNCED, _sentence(came))
+                return
+            coming.tries += 1
+        if coming.tries >= self._limits.tries:
+            self._give_up(one, coming, "it was tried often enough")
+
+    def _give_up(self, one: Away, coming: _Coming, why: str) -> None:
+        self._let_be(coming)
+        came = coming.evacuation.result()
+        missing = _named(came.lost) if came.is_listed else "nobody knows what it holds"
+        self._settle(one, came, "waived", WAIVED, f"its files are not all here ({why}): {missing}")
+
+    def _settle(self, one: Away, came: Evacuated, sync: str, what: str, said: str) -> None:
+        data = {
+            "files": len(came.verified), "bytes_brought": came.brought_bytes, "left": dict(came.left),
+            "refused": dict(came.refused), "lost": dict(came.lost),
+        }  # fmt: skip
+        with self._session.transaction() as connection:
+            for attempt in one.attempts:
+                changes.set_attempt(connection, one.run, attempt, sync=sync)
+            changes.add_event(connection, self._now(), what, said, study=one.study, run=one.run, data=data)
+        del self._coming[one.run, one.lease]
+
+
+def away(connection: Connection) -> tuple[Away, ...]:
+    """The runs of which files are on other machines, by run and lease; those of live attempts not among them."""
+    rows = driver_of(connection).execute(
+        "SELECT r.run, r.study, a.lease, r.state, r.best_step, a.attempt FROM attempts AS a "
+        "JOIN runs AS r ON r.run = a.run JOIN leases AS l ON l.id = a.lease "
+        "WHERE a.sync = 'pending' AND a.phase IN ('ended', 'gone') AND l.provider != 'local' ORDER BY r.run, a.attempt"
+    )
+    found: dict[tuple[str, int], list[tuple[str, str, int, str, int | None, int]]] = {}
+    for row in rows:
+        found.setdefault((row[0], row[2]), []).append(row)
+    return tuple(Away(*each[0][:5], tuple(row[5] for row in each)) for each in found.values())
+
+
+def _sentence(came: Evacuated) -> str:
+    said = f"{len(came.verified)} files are here, each with the hash that it has there"
+    return f"{said}; refused: {_named(came.refused)}" if came.refused else said
+
+
+def _named(files: Mapping[str, str]) -> str:
+    names = sorted(files)
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    return ", ".join(f"{name} ({files[name]})" for name in names[:NAMED_FILES]) + more
