@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,51 @@ def sshd_path() -> str:
     return found
 
 
+def make_key(path: Path) -> None:
+    """A new key pair in these two files (`path` and `path`.pub); an old one is replaced."""
+    for old in (path, path.with_name(f"{path.name}.pub")):
+        old.unlink(missing_ok=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+
+
+def configured(
+    folder: Path,
+    ports: tuple[int, ...],
+    host_key: Path,
+    authorized_keys: Path,
+    environment: Mapping[str, str],
+    lines: tuple[str, ...] = (),
+) -> list[str]:
+    """Write a server's configuration into a folder; the command that runs it in the foreground.
+
+    `environment` is set in every session; no value may hold a line break. `lines` are more lines of configuration.
+    """
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    config = [
+        *(f"Port {port}" for port in ports), "ListenAddress 127.0.0.1", f"HostKey {host_key}",
+        f"PidFile {folder}/sshd.pid", f"AuthorizedKeysFile {authorized_keys}", "StrictModes no",
+        "UsePAM no", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
+        "PermitRootLogin prohibit-password", "AllowTcpForwarding yes", "MaxStartups 100:30:200", "MaxSessions 64",
+        # One line: of several, the server takes the first.
+        f"SetEnv {' '.join(map(_quoted, environment.items()))}", "Subsystem sftp internal-sftp", *lines,
+    ]  # fmt: skip
+    (folder / "sshd_config").write_text("\n".join(config) + "\n")
+    return [sshd_path(), "-D", "-f", f"{folder}/sshd_config", "-E", f"{folder}/sshd.log"]
+
+
+def _quoted(pair: tuple[str, str]) -> str:
+    text = "=".join(pair).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def agent_of(host: SshHost, known_hosts: Path, deadlines: Deadlines) -> AgentChannel:
+    """The agent of a host over a connection of its own; a new host's key is accepted."""
+    keys = HostKeys(known_hosts, lambda *_: True, also=None)
+    connect = partial(Connection.open, host, keys, deadlines)
+    return AgentChannel(host, connect, agent_archive(str(SUPERVISOR)), deadlines)
+
+
 class Sshd:
     """One server. `host` is how to reach it; `home` is where HOME points for what it runs."""
 
@@ -39,35 +85,23 @@ class Sshd:
         self.folder = folder
         self.home = folder / "home"
         self.home.mkdir(parents=True)
-        self.port = _free_port()
+        self.port = free_port()
         for key in ("hostkey", "clientkey"):
             self.make_key(key)
         (folder / "authorized_keys").write_text((folder / "clientkey.pub").read_text())
-        Path("/run/sshd").mkdir(exist_ok=True)
         keys = (str(folder / "clientkey"),)
         self.host = SshHost(name, "127.0.0.1", self.port, getpass.getuser(), keys, python=sys.executable)
         self._process: subprocess.Popen[bytes] | None = None
 
     def make_key(self, name: str) -> None:
         """A new key pair of this name; an old one is replaced."""
-        for path in (self.folder / name, self.folder / f"{name}.pub"):
-            path.unlink(missing_ok=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / name], check=True)
+        make_key(self.folder / name)
 
     def start(self, *lines: str) -> None:
         """Start it, with more lines of configuration."""
-        config = [
-            f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {self.folder}/hostkey",
-            f"PidFile {self.folder}/sshd.pid", f"AuthorizedKeysFile {self.folder}/authorized_keys", "StrictModes no",
-            "UsePAM no", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
-            "PermitRootLogin prohibit-password", "AllowTcpForwarding yes", "MaxStartups 100:30:200", "MaxSessions 64",
-            f"SetEnv HOME={self.home}", "Subsystem sftp internal-sftp", *lines,
-        ]  # fmt: skip
-        (self.folder / "sshd_config").write_text("\n".join(config) + "\n")
-        self._process = subprocess.Popen(
-            [sshd_path(), "-D", "-f", self.folder / "sshd_config", "-E", self.folder / "sshd.log"],
-            start_new_session=True,
-        )
+        keys, environment = self.folder / "authorized_keys", {"HOME": str(self.home)}
+        command = configured(self.folder, (self.port,), self.folder / "hostkey", keys, environment, lines)
+        self._process = subprocess.Popen(command, start_new_session=True)
         while True:
             if self._process.poll() is not None:
                 raise RuntimeError((self.folder / "sshd.log").read_text())
@@ -77,10 +111,7 @@ class Sshd:
 
     def agent(self, known_hosts: Path, deadlines: Deadlines, host: SshHost | None = None) -> AgentChannel:
         """The agent of this host, or of another one, over a connection of its own; a new host's key is accepted."""
-        to = host or self.host
-        keys = HostKeys(known_hosts, lambda *_: True, also=None)
-        connect = partial(Connection.open, to, keys, deadlines)
-        return AgentChannel(to, connect, agent_archive(str(SUPERVISOR)), deadlines)
+        return agent_of(host or self.host, known_hosts, deadlines)
 
     def connections(self) -> list[int]:
         """Process numbers of the sessions that are open."""
@@ -122,7 +153,7 @@ def _below(pid: int) -> list[int]:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port of our own: below those that the system gives to connections, for a server that stops comes back on its
     port, and apart from those of tests that run at the same time."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -1,7 +1,8 @@
 """A faithful Vast.ai: the published REST interface with its quirks, prices and failures, and a clock of its own.
 
 `Fake` (fake.py) is a plain object: `handle(method, path, query, headers, body, now_s)` answers one request. `server.py`
-puts it behind a real HTTP server on loopback, or behind a `requests` session without any socket. Nothing here rents.
+puts it behind a real HTTP server on loopback, or behind a `requests` session without any socket. `instances.py` makes
+its instances real machines with sshd, and `command.py` is all of it by hand. Nothing here rents.
 """
 
 from tests.fakes.vast.answers import Answer

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 from tests.fakes.vast import verbs_account, verbs_instances, verbs_market
 from tests.fakes.vast.account import FULL_KEY, Account, ApiKey
@@ -73,6 +71,7 @@ class Fake:
         self.requests: list[Seen] = []
         self.breaches: list[str] = []
         self.logs: dict[int, list[str]] = {}
+        self.container_log: Callable[[int], list[str]] = lambda number: []  # set by who plays the machines
         self.log_requests: dict[str, tuple[int, float, int, str]] = {}
         self.base_url = "https://console.vast.ai"
         self.lock = threading.RLock()
@@ -252,13 +251,3 @@ class Fake:
 def _overlap(spans: list[tuple[float, float]]) -> bool:
     ordered = sorted(spans)
     return any(later[0] < earlier[1] for earlier, later in pairwise(ordered))
-
-
-def summary(fake: Fake) -> str:
-    """The account in one line of JSON, for a person at a terminal."""
-    lines: dict[str, Any] = {
-        "now_s": round(fake.world.now_s), "balance_usd": round(fake.world.balance_usd, 4),
-        "instances": {each.id: each.actual for each in fake.existing()}, "requests": len(fake.requests),
-        "too_early": len(fake.spacing.violations), "breaches": len(fake.breaches),
-    }  # fmt: skip
-    return json.dumps(lines)

@@ -49,6 +49,7 @@ class Rates:
     null_max_s: float = 0.0
     boot_max_s: float = 60.0
     boot_trouble: float = 0.0
+    has_hosts: bool = False  # whether the machines are played, so that their own troubles may be drawn too
     offline: float = 0.0  # for each instance; half of them come back
     outbid: float = 0.0  # for each interruptible instance; half of them win again
     exit: float = 0.0
@@ -117,6 +118,8 @@ class FaultPlan:
         draw = random.Random(f"boot/{self.seed}/{instance_id}")
         # The choice is from what needs no host of its own, so that a plan means the same over any endpoint.
         broken = ["loading_for_ever", "loading_error", "oci", "exits", "no_ports", "ssh_refused"]
+        if self.rates.has_hosts:
+            broken += ["ssh_hangs", "nvidia_smi_broken", "fewer_gpus"]
         trouble = draw.choice(broken) if draw.random() < self.rates.boot_trouble else ""
         return draw.uniform(1, max(1.0, self.rates.boot_max_s)), trouble
 

@@ -1,11 +1,10 @@
 """The fake behind a real HTTP server on loopback, and behind a `requests` session without sockets.
 
-By hand, with time running sixty times as fast: `python -m tests.fakes.vast.server --factor 60`.
+For use by hand there is command.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import threading
 from collections.abc import Callable, Mapping
@@ -18,11 +17,9 @@ import requests
 from requests.adapters import BaseAdapter
 from urllib3 import HTTPResponse
 
-from tests.fakes.vast.account import FULL_KEY
 from tests.fakes.vast.answers import Answer
-from tests.fakes.vast.clock import FollowingClock, VirtualClock
-from tests.fakes.vast.fake import Fake, summary
-from tests.fakes.vast.faults import FaultPlan
+from tests.fakes.vast.clock import VirtualClock
+from tests.fakes.vast.fake import Fake
 from tests.fakes.vast.market import Offer
 
 
@@ -158,26 +155,3 @@ def example_offers() -> list[Offer]:
     ]
     parts = [Offer(ask_id=1011 + gpu, machine_id=1, gpu_ids=(gpu,), machine_gpus=4) for gpu in range(4)]
     return [*whole, *parts, *(Offer(ask_id=2000 + machine, machine_id=machine) for machine in range(3, 8))]
-
-
-def main() -> None:
-    """Serve by hand until interrupted, saying the state of the account every few seconds."""
-    parser = argparse.ArgumentParser(description="A fake Vast.ai on loopback. Nothing is rented.")
-    parser.add_argument("--port", type=int, default=8798)
-    parser.add_argument("--factor", type=float, default=1.0, help="how many times as fast as the real clock")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    clock = FollowingClock(given.factor)
-    fake = Fake(example_offers(), seed=given.seed, plan=FaultPlan(given.seed), start_s=clock())
-    with Server(fake, clock, given.port, 1 / given.factor) as server:
-        print(f"VAST_URL={server.url} VAST_API_KEY={FULL_KEY}", flush=True)
-        try:
-            while not server.closing.wait(5):
-                fake.advance_to(clock())
-                print(summary(fake), flush=True)
-        except KeyboardInterrupt:
-            print(summary(fake), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -184,7 +184,7 @@ def log_text(fake: Fake, name: str) -> Answer:
     number, ready_s, tail, wanted = fake.log_requests[name]
     if fake.world.now_s < ready_s:
         return Answer(403, TEXT, b"access denied")
-    lines = [line for line in fake.logs.get(number, []) if wanted in line]
+    lines = [line for line in [*fake.logs.get(number, []), *fake.container_log(number)] if wanted in line]
     return Answer(200, TEXT, "".join(f"{line}\n" for line in lines[-tail:]).encode())
 
 

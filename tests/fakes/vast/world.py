@@ -71,7 +71,7 @@ class World:
         self.lost_gpus: set[int] = set()  # these wait for a GPU for ever when started again
         self.wanted_usd_per_h: dict[int, float] = {}  # price increases that hosts ask for
         self.boots: list[Boot] = []  # scripted starts: the next instances get these, in this order
-        self._endpoint, self._watch = endpoint, watch
+        self.endpoint, self.watch = endpoint, watch  # may be set later, by who plays the machines
         self._numbers = itertools.count(20_000_001)
         self._order = itertools.count()
         self._events: list[tuple[float, int, int, str, int]] = []
@@ -194,14 +194,14 @@ class World:
             return None  # with `args` the image's own entrypoint runs, and nothing listens
         if instance.boot.trouble == "ssh_refused":
             return Endpoint("127.0.0.1", 9, "127.0.0.1", 9)  # the discard port, where nobody listens
-        return self._endpoint(instance)
+        return self.endpoint(instance)
 
     def _keep(self, event: str, before: Instance | None, instance: Instance) -> None:
         self.instances[instance.id] = instance
         change = Change(self.now_s, event, before, instance)
         self.changes.append(change)
         self.history.setdefault(instance.id, []).append(change)
-        self._watch(change)
+        self.watch(change)
 
     def _zero_s(self) -> float:
         rate = sum(usd_per_h(instance) for instance in self.living())
