@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from provisioning.agent_code import code_piece, code_state, code_unpack
+from provisioning.agent_code import code_piece, code_state, code_unpack, file_in_place, folder_in_place
 from provisioning.agent_files import digests, files, pieces
 from provisioning.base import (
     Handle,
@@ -87,6 +87,8 @@ class Agent:
             "code_state": code_state,
             "code_piece": code_piece,
             "code_unpack": code_unpack,
+            "file_in_place": file_in_place,
+            "folder_in_place": folder_in_place,
             "files": files,
             "digests": digests,
             "pieces": pieces,

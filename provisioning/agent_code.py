@@ -96,6 +96,38 @@ def code_unpack(folder: str, name: str, archive: str, begin: int) -> dict[str, A
     return {"following": None, "problem": ""}
 
 
+def file_in_place(folder: str, archive: str, name: str) -> str:
+    """Give bytes that have arrived (known by their SHA-256) the path `name` below `folder`. Returns the problem, TORN
+    for bytes that are not what was sent: they are removed."""
+    target = os.path.normpath(os.path.join(folder, name))
+    if not target.startswith(folder + os.sep):
+        return f"{name} leads out of its folder"
+    try:
+        with _held(_part(folder, archive)) as file:
+            if _digest(file) != archive:
+                os.unlink(file.name)
+                return TORN
+            os.fsync(file.fileno())
+            _make_folders(os.path.dirname(target))
+            os.replace(file.name, target)
+    except OSError as error:
+        return _said(error)
+    return ""
+
+
+def folder_in_place(folder: str, target: str) -> str:
+    """Give a folder whose files are all in place its name; one of that name is left as it is. Returns the problem."""
+    try:
+        if not os.path.isdir(target):
+            os.rename(folder, target)
+        else:
+            shutil.rmtree(folder)
+        _sync_folder(os.path.dirname(target))
+    except OSError as error:
+        return _said(error)
+    return ""
+
+
 def _unpack(packed: zipfile.ZipFile, begin: int, new: str) -> int | None:
     entries, written = packed.infolist(), 0
     for index in range(begin, len(entries)):

@@ -6,15 +6,19 @@ when time ran out, and then an event lists what is missing. Nobody waits here: e
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection
 
 from provisioning.base import HostLost, ProvisioningError
 from provisioning.evacuation import Evacuated, Evacuation
 from provisioning.questions import CarriesOut
+from provisioning.run_checkpoints import checkpoint_step
 from runner.home import Home
 from runner.places import Place, Places
 from runner.records import ON_A_SLOT
@@ -157,10 +161,11 @@ class Homecoming:
         self._settle(one, came, "waived", WAIVED, f"its files are not all here ({why}): {missing}")
 
     def _settle(self, one: Away, came: Evacuated, sync: str, what: str, said: str) -> None:
-        data = {
+        data: dict[str, Any] = {
             "files": len(came.verified), "bytes_brought": came.brought_bytes, "left": dict(came.left),
             "refused": dict(came.refused), "lost": dict(came.lost),
         }  # fmt: skip
+        data["checkpoints"] = _keep_whole(self._home.root / one.run / "checkpoints", came)
         with self._session.transaction() as connection:
             for attempt in one.attempts:
                 changes.set_attempt(connection, one.run, attempt, sync=sync)
@@ -179,6 +184,20 @@ def away(connection: Connection) -> tuple[Away, ...]:
     for row in rows:
         found.setdefault((row[0], row[2]), []).append(row)
     return tuple(Away(*each[0][:5], tuple(row[5] for row in each)) for each in found.values())
+
+
+def _keep_whole(checkpoints: Path, came: Evacuated) -> list[int]:
+    """Remove of the checkpoints here what is torn, or has names and numbers and no weights: a run that goes on here
+    would take it for one. Returns the steps of the others."""
+    torn = {checkpoint_step(name) for name in (*came.lost, *came.refused)}
+    whole = []
+    for path in sorted(checkpoints.glob("step_*")):
+        step = checkpoint_step(f"checkpoints/{path.name}/")
+        if step in torn or step is None or not any(path.glob("*.safetensors")):
+            shutil.rmtree(path)
+        else:
+            whole.append(step)
+    return whole
 
 
 def _sentence(came: Evacuated) -> str:

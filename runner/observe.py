@@ -82,6 +82,11 @@ def checkpoints_there(shell: Shell, run_dir: Path) -> tuple[int, ...]:
     return _steps(shell.names_there(str(run_dir / "checkpoints")))
 
 
+def step_name(step: int) -> str:
+    """The name of the folder of a checkpoint."""
+    return f"step_{step:06d}"
+
+
 def _steps(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(sorted(int(name[5:]) for name in names if _CHECKPOINT.fullmatch(name)))
 

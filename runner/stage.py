@@ -14,13 +14,13 @@ from typing import Any
 from provisioning.base import Shell
 from provisioning.gpus import slot_environment
 from runner.autopsies import limit_s
-from runner.code_there import CodeThere
+from runner.bringing import Bringing
 from runner.control_file import write_control
 from runner.home import Home
 from runner.judge.best import best_point
 from runner.launch_spec import GRACE_S, Launchable, launch_spec
-from runner.observe import checkpoints_there
-from runner.places import Places
+from runner.observe import checkpoints, checkpoints_there, step_name
+from runner.places import Place, Places
 from runner.records import AttemptKind, RunState
 from runner.spec.models import ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
@@ -61,7 +61,7 @@ class Stage:
         self._now = now
         self._environment = environment
         self._left_s = left_s
-        self._code = CodeThere()
+        self._there = Bringing()
 
     def __call__(self, run_id: str) -> Staged | None:
         """The files of an intended attempt; every part may be repeated. None while its code is on its way."""
@@ -71,7 +71,8 @@ class Stage:
         place = self._places.by_lease(run.attempt.lease)
         arm = from_json(run.arm_document)
         run_dir = self._home.root / run.run
-        if not self._code.is_there(place, self._home.root / run.snapshot["root"]):
+        is_there = self._there.code(place, self._home.root / run.snapshot["root"])
+        if not (is_there and self._checkpoints_are_there(place, run, arm)):
             return None
         self._write_files(place.shell, run, arm, run_dir)
         spec = self._launch_spec(place.shell, run, arm, run_dir)
@@ -79,6 +80,22 @@ class Stage:
             with self._session.transaction() as connection:
                 changes.move_run(connection, run.run, RunState.STARTING, "staged", self._now())
         return Staged(run.run, run.attempt.number, place.shell, spec)
+
+    def _checkpoints_are_there(self, place: Place, run: StoredRun, arm: ResolvedArm) -> bool:
+        """Whether the host has what the attempt begins with. A run that comes from another machine, or from here, finds
+        its checkpoints on no other host: they are brought."""
+        assert run.attempt is not None
+        if place.shell.is_here or arm.command is not None:
+            return True
+        run_dir = self._home.root / run.run
+        wanted = [run_dir / "checkpoints" / step_name(step) for step in checkpoints(place.shell, run_dir)]
+        if checkpoints_there(place.shell, run_dir):
+            wanted = []  # it was here before, and has newer ones than we
+        elif run.initial_checkpoint is not None and not wanted:
+            origin = self._home.root / run.initial_checkpoint["run"]
+            wanted = [origin / "checkpoints" / step_name(run.initial_checkpoint["step"])]
+        found = [self._there.checkpoint(place, one) for one in wanted]  # all are begun at once
+        return all(found)
 
     def _write_files(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> None:
         assert run.attempt is not None
