@@ -147,7 +147,7 @@ class Controller:
     def _observe(self, runs: tuple[StoredRun, ...]) -> tuple[tuple[StoredRun, ...], bool]:
         """The runs as a look at their attempts leaves them, and whether more was there than one round may read."""
         followed = [run for run in runs if run.attempt is not None and run.attempt.phase in _FOLLOWED]
-        self._places.follow(followed, self._home.root)
+        self._places.follow(followed, self._home.root, self._perform.folders())
         behind = self._follow.follow_all(followed, self._guarded)
         return self._again(runs, [run.run for run in followed]), behind
 

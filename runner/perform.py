@@ -7,7 +7,7 @@ second spawn of an attempt is refused by its supervisor), and what was not yet d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,10 @@ class Perform:
         if any(found.get(key, ...) != value for key, value in wanted.items()):
             write_control(shell, run_dir, attempt.number, probe_every_steps=attempt.probe_every_steps)
         self._asked[run.run, attempt.number] = attempt.probe_every_steps
+
+    def folders(self) -> Iterator[tuple[int, str]]:
+        """(lease, folder) of what is being made ready on hosts: what is written there must be seen."""
+        return self._stage.folders()
 
     def was_asked(self, run: str, attempt: StoredAttempt) -> bool:
         """Whether this controller has seen to it that control.json asks a training for what its row says."""

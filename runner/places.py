@@ -86,13 +86,16 @@ class Places:
         provider = self._providers[provider_name]
         return tuple(self._take(provider, offer) for offer in provider.hosts())
 
-    def follow(self, runs: Iterable[StoredRun], root: Path) -> None:
-        """Tell each host which of its run folders, below `root`, are of interest now."""
+    def follow(self, runs: Iterable[StoredRun], root: Path, others: Iterable[tuple[int, str]] = ()) -> None:
+        """Tell each host which of its run folders, below `root`, are of interest now, and which `others` (lease,
+        folder)."""
         folders: dict[int, dict[str, tuple[ProcessIdentity, ...]]] = {}
         for run in runs:
             if run.attempt is not None:
                 alive = () if run.attempt.identity is None else (run.attempt.identity,)
                 folders.setdefault(run.attempt.lease, {})[str(root / run.run)] = alive
+        for lease, folder in others:
+            folders.setdefault(lease, {})[folder] = ()
         for lease in folders:
             self.by_lease(lease)  # after a restart they are taken up again, and then told
         for place in self._places.values():

@@ -6,7 +6,7 @@ Every part may be repeated, and each round asks again: what is on its way to ano
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from runner.judge.best import best_point
 from runner.launch_spec import GRACE_S, Launchable, launch_spec
 from runner.observe import checkpoints, checkpoints_there, step_name
 from runner.places import Place, Places
+from runner.readying import Readying
 from runner.records import AttemptKind, RunState
 from runner.spec.models import ResolvedArm, document, environment_values, from_json
 from runner.spec.yaml12 import dump
+from runner.staging import data, jobs
+from runner.staging.jobs import Site
 from runner.store import changes
 from runner.store.curves import as_series, read_curves
 from runner.store.facts import StoredRun, read_run
@@ -62,9 +65,14 @@ class Stage:
         self._environment = environment
         self._left_s = left_s
         self._there = Bringing()
+        self._readying = Readying(session, home, now)
+
+    def folders(self) -> Iterator[tuple[int, str]]:
+        """(lease, folder) of what is being made ready: what is written there must be seen."""
+        return self._readying.folders()
 
     def __call__(self, run_id: str) -> Staged | None:
-        """The files of an intended attempt; every part may be repeated. None while its code is on its way."""
+        """The files of an intended attempt; every part may be repeated. None while something of it is under way."""
         with self._session.reading() as connection:
             run = read_run(connection, run_id)
         assert run.attempt is not None
@@ -74,12 +82,27 @@ class Stage:
         is_there = self._there.code(place, self._home.root / run.snapshot["root"])
         if not (is_there and self._checkpoints_are_there(place, run, arm)):
             return None
+        variables = environment_values(arm, self._environment)
+        site = self._readying.site(place, run, {**self._shell_environment(place.shell), **variables})
+        if not self._readying.is_ready(place, run, arm, site):
+            return None
         self._write_files(place.shell, run, arm, run_dir)
-        spec = self._launch_spec(place.shell, run, arm, run_dir)
+        wanted = self._launchable(place.shell, run, arm, run_dir, site, variables)
+        if not self._has_stepped(place, run, arm, wanted):
+            return None
+        spec = self._launch_spec(place.shell, run, arm, wanted)
         if run.state is RunState.STAGING:
             with self._session.transaction() as connection:
                 changes.move_run(connection, run.run, RunState.STARTING, "staged", self._now())
         return Staged(run.run, run.attempt.number, place.shell, spec)
+
+    def _has_stepped(self, place: Place, run: StoredRun, arm: ResolvedArm, wanted: Launchable) -> bool:
+        """Whether a training on another machine has made one step there in small: it may lack what is here."""
+        assert run.attempt is not None
+        if place.shell.is_here or run.attempt.kind != AttemptKind.TRAIN:
+            return True
+        pinned = slot_environment(run.attempt.slot, arm.resources.gpu_ids, place.shell.mask)
+        return self._readying.has_stepped(place, run, arm, wanted, pinned, self._shell_environment(place.shell))
 
     def _checkpoints_are_there(self, place: Place, run: StoredRun, arm: ResolvedArm) -> bool:
         """Whether the host has what the attempt begins with. A run that comes from another machine, or from here, finds
@@ -106,8 +129,9 @@ class Stage:
         shell.write(str(run_dir / "provenance.json"), _json(provenance), is_durable=False)
         write_control(shell, run_dir, run.attempt.number)
 
-    def _launch_spec(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> dict[str, Any]:
+    def _launch_spec(self, shell: Shell, run: StoredRun, arm: ResolvedArm, wanted: Launchable) -> dict[str, Any]:
         assert run.attempt is not None
+        run_dir = self._home.root / run.run
         steps = checkpoints_there(shell, run_dir)
         resume = run.attempt.kind == AttemptKind.TRAIN and arm.command is None and bool(steps)
         from_step = self.best_step(run, arm, steps) if resume and run.resume_from == "best" else None
@@ -116,7 +140,7 @@ class Stage:
             from_run = _there(shell, self._home.root / run.initial_checkpoint["run"])
             from_step = run.initial_checkpoint["step"]
         return launch_spec(
-            self._launchable(shell, run, arm, run_dir),
+            wanted,
             run.attempt.number,
             AttemptKind(run.attempt.kind),
             run.attempt.slot,
@@ -134,8 +158,11 @@ class Stage:
             return {}
         return {name: value for name, value in self._environment.items() if name != "RUNNER_ATTEMPT"}
 
-    def _launchable(self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path) -> Launchable:
-        snapshot = _there(shell, self._home.root / run.snapshot["root"])
+    def _launchable(
+        self, shell: Shell, run: StoredRun, arm: ResolvedArm, run_dir: Path, site: Site, variables: Mapping[str, str]
+    ) -> Launchable:
+        snapshot, key = _there(shell, self._home.root / run.snapshot["root"]), self._readying.key(run, arm)
+        placed = data.places(arm.data, str(site.folder))
         return Launchable(
             home_id=self._session.home_id,
             run=run.run,
@@ -143,9 +170,9 @@ class Stage:
             run_dir=_there(shell, run_dir),
             code_root=snapshot,
             arm_dir=snapshot / run.snapshot["arm_dir"],
-            python=arm.environment["python"] or shell.python,
-            command=arm.command,
-            env=environment_values(arm, self._environment),
+            python=jobs.run_python(arm, site, key),
+            command=None if arm.command is None else data.with_places(arm.command, placed),
+            env={**variables, **jobs.run_variables(arm, site, key)},
             evaluation_limit_s=self._evaluation_limit_s(run),
             autopsy_limit_s=limit_s(arm.policy, self._left_s(run)),
             steps=arm.steps,

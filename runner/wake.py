@@ -1,7 +1,7 @@
 """Waits for the next round, and no longer than until the first watched process ends.
 
 Only an ear: what a round finds out, it finds out by looking, so a signal that is missed costs one waiting time and
-nothing else. That is why a host that cannot give such signals needs no special case.
+nothing else. That is why a host elsewhere, which gives none, is asked nothing here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Wake:
                 descriptor = shell.end_descriptor(identity)
                 if descriptor is not None:
                     self._descriptors[identity] = descriptor
-                elif shell.can_see(identity) and not shell.is_alive(identity):
+                elif shell.is_here and shell.can_see(identity) and not shell.is_alive(identity):
                     self._heard.add(identity)
                     self._ended = True  # between the last look and now: nobody else would wake us
 

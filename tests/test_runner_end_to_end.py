@@ -229,5 +229,4 @@ def test_later_commands_and_values_are_not_in_this_version(lab: Lab) -> None:
         assert "not in this version" in lab.run(command, code=2).stderr
     arm = lab.arm("talker")
     assert "not in this version" in lab.run("launch", arm, "--provider", "vast", code=2).stderr
-    assert "not in this version" in lab.run("check", arm, "--set", "environment.setup=x", code=2).stderr
     assert not lab.home.exists()

@@ -97,3 +97,5 @@ def _environment_factors(base: ResolvedArm, arm: ResolvedArm) -> Iterator[str]:
             yield f"env {name}"
     if base.environment != arm.environment:
         yield "environment"
+    if base.data != arm.data:
+        yield "data"

@@ -1,8 +1,8 @@
 """Which runs are the same run. Pure.
 
 A run is identified by what can change its result: the whole training configuration without checkpoint.keep (or the
-command, its metrics and steps), the seed, the environment, names and literal values of env, the code, and the initial
-checkpoint. Titles, policies, budgets and machines are not part of it.
+command, its metrics and steps), the seed, the environment, names and literal values of env, the references of data, the
+code, and the initial checkpoint. Titles, policies, budgets and machines are not part of it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def identity(arm: ResolvedArm, seed: int, code_hash: str, initial_checkpoint: Ma
             "env": {name: value if isinstance(value, str) else dict(value) for name, value in arm.env.items()},
             "code": code_hash,
             "initial_checkpoint": None if initial_checkpoint is None else dict(initial_checkpoint),
+            # Runs from before there was any keep their names.
+            **({"data": dict(arm.data)} if arm.data else {}),
         }
     )
 

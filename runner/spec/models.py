@@ -47,8 +47,8 @@ class ResolvedArm:
     `trainer` is the whole training configuration, complete once `check` is there; `rescue_trainer` the same with the
     changes of `policy.rescue`, None where nothing would change. `steps` is the step budget of a run.
     `command` holds placeholders still. `metrics`, `environment`, `env`, `code`, `budget` are as in the file, defaults
-    filled in; a value of `env`, and `notify.webhook`, is text or {"from": NAME}; `notify` is None for nobody. `changes`
-    are the arm's own and those of --set, in order.
+    filled in; `data` maps names to references. A value of `env`, and `notify.webhook`, is text or {"from": NAME};
+    `notify` is None for nobody. `changes` are the arm's own and those of --set, in order.
     `origins` maps a dotted key to the file and line (None: no line) that had the last word on it.
     """
 
@@ -80,6 +80,7 @@ class ResolvedArm:
     origins: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     check: TrainerCheck | None = None
     rescue_trainer: Mapping[str, Any] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -88,8 +89,12 @@ class ResolvedArm:
 
     @property
     def python(self) -> str:
-        """The interpreter of its runs: environment.python, else the one that runs us."""
-        return self.environment["python"] or sys.executable
+        """The interpreter that answers for it on this machine: environment.python, else the one that runs us.
+
+        Its runs use the same unless `environment.setup` makes one on their host, which cannot be asked beforehand.
+        """
+        made_there = self.environment["setup"] is not None
+        return sys.executable if made_there else self.environment["python"] or sys.executable
 
     def where(self, key: str) -> Where:
         """The place that decided about a dotted key: that of the key itself, else of the block it would stand in."""
@@ -215,6 +220,7 @@ def _terms(arm: ResolvedArm) -> dict[str, Any]:
         },
         "environment": arm.environment,
         "env": arm.env,
+        "data": arm.data,
         "code": arm.code,
         "retries": arm.retries,
         "notify": arm.notify,

@@ -221,7 +221,9 @@ def _with_value(values: Any, path: Path, value: Any) -> Any:
 
 
 def _is_path(path: Path, value: str) -> bool:
-    """A program without a slash is a name to be found in PATH."""
+    """A program without a slash is a name to be found in PATH; what begins with a placeholder is a path elsewhere."""
+    if value.startswith(("{data:", "{environment}")):
+        return False
     return path == ("trainer", "data", "path") or "/" in value
 
 
@@ -274,6 +276,7 @@ def _arm(
         policy=_policy(block.policy),
         environment=block.environment.model_dump(),
         env=dict(block.env),
+        data=dict(block.data),
         code=block.code.model_dump(),
         budget=block.budget.model_dump(),
         retries=block.retries,

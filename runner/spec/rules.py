@@ -12,9 +12,12 @@ from runner.spec.notices import address_problem, holds_secret
 from runner.spec.rescue import BadChange, check_change, origin_of, rescued_name
 from runner.spec.schema import ArmBlock, Later, Mistake, nearest
 from runner.spec.yaml12 import Path
+from runner.staging import data
+from runner.staging.secrets import likely_secrets
 
 SEVERITIES = ("shadow", "warn", "abort")
 MAX_NAME = 64
+MOST_SETUP = 8_000
 TRAINER_METRIC_PREFIXES = ("val/", "val_raw/", "val_native/", "val_raw_native/")
 # These would put a study's folder on top of a file of the home.
 RESERVED_STUDY_PREFIXES = ("runner.db", "controller.lock", "controller.log")
@@ -42,7 +45,8 @@ def check_rules(block: ArmBlock) -> None:
     _check_env(block.env)
     _check_code(block)
     _check_notify(block)
-    _check_later(block)
+    _check_environment(block)
+    _check_data(block)
 
 
 def _check_seeds(block: ArmBlock) -> None:
@@ -80,9 +84,9 @@ def _check_command(block: ArmBlock) -> None:
         if _SECRET_VALUE.search(argument):
             raise Mistake(("command", index), "looks like a secret", allowed="env: {NAME: {from: NAME}}")
         try:
-            check_argument(argument)
+            check_argument(_without_data(argument, block))
         except BadPlaceholder as error:
-            allowed = [*(f"{{{name}}}" for name in PLACEHOLDERS), "{{ and }} for braces"]
+            allowed = [*(f"{{{name}}}" for name in PLACEHOLDERS), "{data:NAME} of data", "{{ and }} for braces"]
             raise Mistake(("command", index), f"has {error}", allowed=allowed) from None
     if block.steps is None:
         raise Mistake(("steps",), "is missing", allowed="the step budget of one run, for example steps: 200")
@@ -222,17 +226,55 @@ def _check_notify(block: ArmBlock) -> None:
         raise Mistake(path, f"{notify.webhook!r:.60} is not allowed", allowed="an address, or {from: NAME}")
 
 
-def _check_later(block: ArmBlock) -> None:
-    written = block.model_dump(by_alias=True)
-    for path, default in _LATER.items():
-        value: Any = written
-        for part in path:
-            value = value[part]
-        if value != default:
-            shown = "null" if default is None else str(default)
-            raise Later(path, f"{value!r:.60} is not in this version", allowed=shown)
+def _check_environment(block: ArmBlock) -> None:
+    setup, python = block.environment.setup, block.environment.python or ""
+    path: Path = ("environment", "setup")
+    if setup is not None and (not setup.strip() or "\0" in setup or len(setup) > MOST_SETUP):
+        raise Mistake(path, "is no command", allowed=f"1 to {MOST_SETUP} characters of shell")
+    if setup is not None and (_SECRET_VALUE.search(setup) or likely_secrets({"": setup.encode()})):
+        raise Mistake(path, "looks like it holds a secret, and commands are stored", allowed="a variable from env")
+    for name in re.findall(r"\{([^{}]*)\}", python):
+        if name != "environment":
+            raise Mistake(("environment", "python"), f"has {{{name}}}", allowed="{environment}")
+        if setup is None:
+            problem = "names {environment}, and no environment.setup makes one"
+            raise Mistake(("environment", "python"), problem, allowed="an interpreter, or null")
 
 
-_LATER: Mapping[tuple[str, ...], Any] = {
-    ("environment", "setup"): None,
-}
+def _check_data(block: ArmBlock) -> None:
+    for index, (name, text) in enumerate(block.data.items()):
+        if problem := data.name_problem(name, list(block.data)[:index]):
+            raise Mistake(("data", name), problem, allowed=f"{data.NAME_IN_WORDS}; unique as a variable")
+        try:
+            data.parse(text)
+        except data.BadReference as error:
+            raise Mistake(("data", name), str(error), allowed=data.ALLOWED) from None
+        if _SECRET_VALUE.search(text) or likely_secrets({"": text.encode()}):
+            raise Mistake(("data", name), "looks like it holds a secret, and references are stored", allowed="env")
+    if block.trainer is None:
+        return
+    if key := data.misplaced(block.trainer):
+        at: Path = ("trainer", *key.split("."))
+        raise Mistake(at, "holds {data:", allowed="{data:NAME} in front of trainer.data.path, or in a command")
+    source = block.trainer.get("data")
+    path = source.get("path") if isinstance(source, Mapping) else None
+    for name in data.names_in(path) if isinstance(path, str) else ():
+        _require_data(("trainer", "data", "path"), name, block)
+
+
+def _without_data(argument: str, block: ArmBlock) -> str:
+    """The argument as if its data were there. Raises Mistake for a name that `data` lacks, and BadPlaceholder."""
+    try:
+        for name in data.names_in_argument(argument):
+            _require_data(("command", (block.command or []).index(argument)), name, block)
+        return data.with_places([argument], dict.fromkeys(block.data, ""))[0]
+    except ValueError:
+        raise BadPlaceholder(f"a single brace in {argument!r}") from None
+
+
+def _require_data(path: Path, name: str, block: ArmBlock) -> None:
+    if name not in block.data:
+        named = [f"{{data:{each}}}" for each in block.data]
+        raise Mistake(
+            path, f"names {{data:{name}}}, which data lacks", allowed=named, nearest=nearest(name, block.data)
+        )

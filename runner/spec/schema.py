@@ -139,6 +139,7 @@ class ArmBlock(Block):
     policy: PolicyBlock = PolicyBlock()
     environment: EnvironmentBlock = EnvironmentBlock()
     env: dict[str, Any] = {}
+    data: dict[str, Text] = {}
     code: CodeBlock = CodeBlock()
     retries: Annotated[int, Field(ge=0)] = 2
     notify: NotifyBlock | None = None

@@ -7,6 +7,7 @@ upright, made RGB (transparent parts become white), resized to cover the square 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from trainer.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FIRST_FEW = 5
+_DATA = re.compile(r"\{data:([^{}]+)\}")
+"""Data by the name that the arm gives it; it stands in another place on every machine."""
 
 
 class FolderSource:
@@ -143,10 +146,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
 
 
+def _placed(name: re.Match[str]) -> str:
+    """Where data that an arm names stands on this machine: whoever started us put it there."""
+    variable = "RUNNER_DATA_" + re.sub("[.-]", "_", name[1]).upper()
+    try:
+        return os.environ[variable]
+    except KeyError:
+        raise DataError(f"data.path names {name[0]}, and {variable} is not set: name a folder, or set it") from None
+
+
 def _root(config: TrainerConfig) -> Path:
     if config.data.path is None:
         raise DataError("data.path must name the folder of images")
-    root = Path(config.data.path)
+    root = Path(_DATA.sub(_placed, config.data.path))
     if not root.is_dir():
         raise DataError(f"data.path {root} is not a folder")
     return root
