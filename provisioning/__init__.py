@@ -42,7 +42,18 @@ def _ssh(setting: Setting) -> Provider:
     return SshProvider(setting.supervisor_path, setting.hosts, keys, setting.home, listed=setting.listed)
 
 
+def _vast(setting: Setting) -> Provider:
+    """Raises ValueError without a usable key, HomeKeyError for a key of this home that cannot be used."""
+    from provisioning.vast.renter import vast_provider
+
+    return vast_provider(setting.supervisor_path, setting.environment, setting.home)
+
+
 PROVIDERS: Mapping[str, Callable[[Setting], Provider]] = {
     "local": _local,
     "ssh": _ssh,
+    "vast": _vast,
 }
+
+RENTED = frozenset({"vast"})
+"""Places where each machine costs money: they are rented for a launch and given back."""

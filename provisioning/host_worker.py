@@ -28,7 +28,7 @@ from provisioning.questions import Result, Steps
 ROUND_BYTES = 4 * 2**20
 """What one look may bring."""
 
-LONGEST_PAUSE_S = 60.0
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 AGAIN_S = 1.0
 """How soon what was answered with an error is asked again."""
@@ -99,7 +99,7 @@ class HostWorker:
         *,
         answer_s: float = ANSWER_S,
         look_s: float = LOOK_S,
-        pause_s: float = 1.0,
+        pause_s: float = PAUSE_S,
         silent_s: float = SILENT_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -28,7 +28,7 @@ from provisioning.base import (
     SlotProbe,
 )
 from provisioning.host_keys import HostKeys
-from provisioning.host_worker import ANSWER_S, LOOK_S, HostWorker
+from provisioning.host_worker import ANSWER_S, LOOK_S, PAUSE_S, SILENT_S, HostWorker
 from provisioning.local import READING_S
 from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh_connection import Connection, Deadlines
@@ -48,7 +48,7 @@ class SshProvider:
 
     Run folders below `here` are copies of those there. `listed` are the names of the hosts that runs may be placed on
     (None = all); the others are those that something may still run on. A verb waits `answer_s` for its host, a look at
-    all of them as long as a new connection may take.
+    all of them as long as a new connection may take. The other durations are those of HostWorker.
     """
 
     name = "ssh"
@@ -64,6 +64,8 @@ class SshProvider:
         listed: Collection[str] | None = None,
         answer_s: float = ANSWER_S,
         look_s: float = LOOK_S,
+        pause_s: float = PAUSE_S,
+        silent_s: float = SILENT_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._archive = agent_archive(supervisor_path)
@@ -74,6 +76,8 @@ class SshProvider:
         self._deadlines = deadlines
         self._answer_s = answer_s
         self._look_s = look_s
+        self._pause_s = pause_s
+        self._silent_s = silent_s
         self._monotonic = monotonic
         self._workers: dict[str, HostWorker] = {}
         self._released: set[str] = set()
@@ -153,6 +157,7 @@ class SshProvider:
             connect = partial(Connection.open, host, self._keys, self._deadlines)
             agent = AgentChannel(host, connect, self._archive, self._deadlines, self._monotonic)
             self._workers[name] = HostWorker(
-                agent, answer_s=self._answer_s, look_s=self._look_s, monotonic=self._monotonic
-            )
+                agent, answer_s=self._answer_s, look_s=self._look_s, pause_s=self._pause_s, silent_s=self._silent_s,
+                monotonic=self._monotonic,
+            )  # fmt: skip
         return self._workers[name]

@@ -93,7 +93,7 @@ def _let_in(
     connect_s = deadlines.connect_s
     client.connect(
         host.address, host.port, username=host.user or None, key_filename=files, look_for_keys=not host.keys,
-        allow_agent=True, timeout=connect_s, banner_timeout=connect_s, auth_timeout=connect_s,
+        allow_agent=host.may_ask_agent, timeout=connect_s, banner_timeout=connect_s, auth_timeout=connect_s,
         channel_timeout=connect_s, sock=way,
     )  # fmt: skip
     transport = client.get_transport()

@@ -15,7 +15,8 @@ class SshHost:
 
     `name` is what tables show. `user` '' is the name of who runs us. `keys` are private key files; without any, those
     that ssh itself would try. `jump` is the host that the connection goes through. `python` runs the agent there,
-    `folder` is where runs live there, `~` being the home folder of the user.
+    `folder` is where runs live there, `~` being the home folder of the user. `may_ask_agent`: the keys of the person's
+    ssh agent may be tried; a rented host is shown none of them.
     """
 
     name: str
@@ -26,6 +27,7 @@ class SshHost:
     jump: SshHost | None = None
     python: str = "python3"
     folder: str = "~/.armature"
+    may_ask_agent: bool = True
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> SshHost:

@@ -5,6 +5,7 @@
     ├── SpecError             2  an arm file says something that is not allowed (file, line, key)
     │   └── NotInThisVersion  2  a known key or value whose behaviour this version does not have
     ├── UnmetHosts            2  nobody has said yet that the keys which hosts show are theirs
+    ├── BudgetError           4  it could cost more than the budget allows
     ├── InfrastructureError   3  a disk, a database, a host or a file stands in the way
     │   ├── HomeError         3  the home cannot be used: unwritable, full, on a network file system
     │   └── StoreTooNew       3  the database was written by a newer version
@@ -99,6 +100,12 @@ class UnmetHosts(ArmatureError):
             f"not known yet: {shown}. Compare with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub) and "
             "launch with --accept-new (nothing was started)"
         )
+
+
+class BudgetError(ArmatureError):
+    """What is asked for could cost more than its budget allows; nothing was started."""
+
+    exit_code = EXIT_BUDGET
 
 
 class InfrastructureError(ArmatureError):

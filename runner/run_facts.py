@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from provisioning import RENTED
 from provisioning.base import Slot
 from runner.failure import Exit, Failure
 from runner.records import AttemptKind, Resources, RunState
@@ -27,7 +28,8 @@ class Shape(NamedTuple):
 
 def shape_of(resources: Resources, provider: str, host: str = "") -> Shape:
     """What a run with these resources asks of a slot."""
-    return Shape(resources.gpus, resources.cpus, resources.min_vram_gib, provider, host)
+    gpus = max(1, resources.gpus) if provider in RENTED else resources.gpus  # what is rented is there to be used
+    return Shape(gpus, resources.cpus, resources.min_vram_gib, provider, host)
 
 
 WRONG_GPU = "wrong_gpu"

@@ -33,6 +33,7 @@ from provisioning.host_keys import HostKeys
 from provisioning.local import LocalProvider
 from provisioning.ssh import SshProvider
 from tests.fakes.attempts import IGNORES_SIGTERM, SAVES_ON_SIGTERM, SUPERVISOR, until
+from tests.fakes.rented_host import rented
 from tests.fakes.sshd import Sshd
 
 SMALL = Request(slots=None, gpus=0, cpus=1)
@@ -79,9 +80,15 @@ class Followed(SshProvider):
         return shell
 
 
+def vast_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
+    provider, there = rented(tmp_path, cleanup)
+    return Rig(provider, str(provider.here), sys.executable, str(there))
+
+
 RIGS: dict[str, Callable[[Path, ExitStack], Rig]] = {
     "local": local_rig,
     "ssh": ssh_rig,
+    "vast": vast_rig,
 }
 
 

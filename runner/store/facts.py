@@ -37,7 +37,8 @@ class StoredRun:
     """One row of `runs` with its latest attempt. `run` is its folder below the home, `id` its 8 hex digits.
 
     `autopsy_attempt` is the number of an autopsy that a person asked for and that has not ended: while there is no
-    attempt of that number it waits for a slot. `provider` is where its attempts are placed.
+    attempt of that number it waits for a slot. `provider` is where its attempts are placed,
+    `wanted` the machine that is rented for it.
     """
 
     run: str
@@ -67,6 +68,7 @@ class StoredRun:
     initial_checkpoint: Mapping[str, Any] | None
     autopsy_attempt: int | None
     provider: str
+    wanted: Mapping[str, Any] | None
     attempt: StoredAttempt | None
 
 
@@ -74,7 +76,7 @@ _RUN_COLUMNS = (
     "run", "study", "arm", "seed", "arm_order", "launch", "priority", "wave", "retries_used", "arm_document",
     "snapshot", "provenance", "id", "steps_total", "state", "rule", "reason", "health", "verdict", "stop_wanted",
     "resume_from", "overridden", "generation", "parent", "initial_checkpoint", "autopsy_attempt",
-    "provider",
+    "provider", "wanted",
 )  # fmt: skip
 _ATTEMPT_COLUMNS = (
     "attempt", "kind", "phase", "lease", "slot", "identity", "resumed_from", "stop_reason", "probe_every_steps",
@@ -119,7 +121,7 @@ def _read(connection: Connection, condition: str, values: Sequence[Any]) -> tupl
 
 def _run(row: Sequence[Any]) -> StoredRun:
     found = dict(zip(_RUN_COLUMNS, row, strict=False))
-    for name in ("arm_document", "snapshot", "provenance", "verdict", "overridden", "initial_checkpoint"):
+    for name in ("arm_document", "snapshot", "provenance", "verdict", "overridden", "initial_checkpoint", "wanted"):
         found[name] = stored_document(found[name])
     found["state"] = RunState(found["state"])
     found["overridden"] = tuple(found["overridden"])
