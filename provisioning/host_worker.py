@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -174,7 +175,8 @@ class HostWorker:
 
     def carry_out(self, steps: Steps[Result]) -> Future[Result]:
         """Work of many questions, one after the other; what others ask, and looks, go in between. It ends with its
-        result, or with the first error: whether to begin again is for the caller to say."""
+        result, or with the first error, of the host or of this machine's disk: whether to begin again is for the caller
+        to say."""
         future: Future[Result] = Future()
 
         def go_on(answer: Any) -> None:
@@ -186,10 +188,12 @@ class HostWorker:
                 self._refuse_while_lost()
                 told = self._try(lambda: self._agent.ask(question.kind, question.verb, *question.arguments))
             except StopIteration as end:
-                future.set_result(end.value)
-            except ProvisioningError as error:
+                with suppress(InvalidStateError):  # nobody wants it any more
+                    future.set_result(end.value)
+            except (ProvisioningError, OSError) as error:
                 steps.close()
-                future.set_exception(error)
+                with suppress(InvalidStateError):
+                    future.set_exception(error)
             else:
                 self._commands.put(lambda: go_on(told))
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from provisioning import RENTED
 from provisioning.base import ProvisioningError, Slot
+from provisioning.home_key import HomeKeyError
 from provisioning.ssh_host import SshHost
 from runner.autopsies import refuse_autopsy
 from runner.errors import ArmatureError, Fenced, HomeError, UsageError
@@ -80,9 +82,13 @@ class Accept:
         payload, provider = request.payload, request.payload["provider"]
         if payload.get("hosts"):
             self._list_hosts(payload["hosts"])
-        self._places.request_slots(provider, payload["slots"], payload.get("share_gpus", False))
         arms = [from_json(entry["document"]) for entry in payload["arms"]]
-        capacity = self._capacity(arms, provider)
+        if provider in RENTED:
+            self._require_account(provider)
+            capacity = rented_capacity(arms, payload["slots"], provider)
+        else:
+            self._places.request_slots(provider, payload["slots"], payload.get("share_gpus", False))
+            capacity = self._capacity(arms, provider)
         if set(payload.get("answering", ())) & self._places.silent().keys() and self._may_wait(request):
             return  # whoever asked has reached these hosts: we shall in a moment
         with self._session.transaction() as connection:
@@ -103,6 +109,16 @@ class Accept:
     def _may_wait(self, request: Request) -> bool:
         since_s = self._first_seen_s.setdefault(request.id, self._monotonic())
         return self._monotonic() - since_s < HOSTS_ANSWER_WITHIN_S
+
+    def _require_account(self, provider: str) -> None:
+        """Raises UsageError when this controller was started without what it takes to rent there."""
+        try:
+            self._places.provider(provider)
+        except (ValueError, HomeKeyError) as problem:
+            raise UsageError(
+                f"the controller of this home cannot rent: {problem}; it keeps the environment that it was started "
+                "with: end it (its runs go on) and launch again (nothing was started)"
+            ) from problem
 
     def _list_hosts(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Runs are placed on these hosts from now on. Raises UsageError when one of the same name is in use."""
@@ -148,8 +164,9 @@ class Accept:
             document = keep_extension(entry["document"], run.steps_total)
             provider = request.payload["provider"]
             changes.set_run(
-                connection, run.run, arm_document=document, launch=launch, priority=priority, provider=provider
-            )
+                connection, run.run, arm_document=document, launch=launch, priority=priority, provider=provider,
+                wanted=_machine_of(request, planned.study),
+            )  # fmt: skip
             _requeue(connection, run, "launched again", "last", self._now())
         if planned.intent is not Intent.START:
             return
@@ -158,7 +175,7 @@ class Accept:
             insert(tables.runs).values(
                 run=planned.folder, id=planned.id, study=planned.study, arm=planned.arm, seed=planned.seed,
                 generation=planned.generation, arm_order=planned.arm_order, launch=launch, identity=planned.identity,
-                priority=priority, provider=request.payload["provider"],
+                priority=priority, provider=request.payload["provider"], wanted=_machine_of(request, planned.study),
                 wave=barrier(planned, arm.resources.colocate),
                 arm_document=entry["document"], snapshot=entry["snapshot"], provenance=entry["provenance"],
                 steps_total=planned.steps, state=RunState.QUEUED, health=Health.UNKNOWN, overridden=[],
@@ -254,6 +271,18 @@ class Accept:
             return 0
         shell = self._places.by_lease(run.attempt.lease).shell
         return len(checkpoints(shell, self._home.root / run.run))
+
+
+def _machine_of(request: Request, study: str) -> dict[str, Any] | None:
+    """What is to be rented for the runs of a study in this launch, under a key of its own; None when nothing is."""
+    machine = request.payload.get("machines", {}).get(study)
+    return None if machine is None else {**machine, "key": f"launch-{request.id}/{study}"}
+
+
+def rented_capacity(arms: Sequence[ResolvedArm], slots: int | None, provider: str) -> Capacity:
+    """A machine is rented with as many slots as are asked for, or as there are arms."""
+    most = slots or max(sum(arm.study == one.study for arm in arms) for one in arms)
+    return Capacity(most, most, provider=provider)
 
 
 def barrier(planned: PlannedRun, colocate: str) -> int | None:

@@ -33,7 +33,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: change
 Seeds = Annotated[str | None, typer.Option("--seeds", help="0-5 or 0,2,4: instead of the arms' own seeds.")]
 Arms = Annotated[str | None, typer.Option("--arms", help="A,C: only these arms of the files.")]
 Slots = Annotated[int | None, typer.Option("--slots", help="How many runs at once (default: as many as fit the host).")]
-ProviderOption = Annotated[str, typer.Option("--provider", help="Where to run: local or ssh.")]
+ProviderOption = Annotated[str, typer.Option("--provider", help="Where to run: local, ssh or vast.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", help="RULE=reason: accept a fairness error; the report says why.")
 ]
@@ -55,7 +55,7 @@ def launch(
     slots: Slots = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Never ask (free slots need no confirmation).")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Rent without asking (free slots need no confirmation).")] = False,
     sets: Sets = None,
     seeds: Seeds = None,
     arms: Arms = None,
@@ -72,17 +72,50 @@ def launch(
     accept_new: Annotated[
         bool, typer.Option("--accept-new", help="Trust the keys of hosts that are met for the first time.")
     ] = False,
+    max_usd: Annotated[
+        float | None, typer.Option("--max-usd", help="Most that a study may cost: budget.study.max_usd.")
+    ] = None,
+    gpu: options.GpuNames = None,
+    max_usd_per_h: options.MaxUsdPerHour = None,
+    hours: options.Hours = None,
+    disk: options.Disk = None,
+    up: options.TrafficUp = None,
+    down: options.TrafficDown = None,
+    reliability: options.Reliability = None,
+    cuda: options.Cuda = None,
+    inet_down: options.InetDown = None,
+    inet_up: options.InetUp = None,
+    image: Annotated[str | None, typer.Option("--image", help="Docker image of a rented machine; needs sshd.")] = None,
+    unverified: options.Unverified = False,
+    datacenter: options.Datacenter = False,
+    interruptible: options.Interruptible = False,
+    bid: options.Bid = None,
+    allow_upload: Annotated[
+        list[str] | None, typer.Option("--allow-upload", help="A file that looks like a secret and is none.")
+    ] = None,
 ) -> None:
     """Train the arms: one run for each arm and seed, one slot for each run."""
     from runner.commands import launch as launch_command
     from runner.launching import Options
 
     allowed = tuple(allow or ())
+    wanted = {
+        "gpu_names": gpu, "max_usd_per_h": max_usd_per_h, "hours": hours, "disk_gb": disk, "traffic_up_gb": up,
+        "traffic_down_gb": down, "min_reliability": reliability, "min_cuda": cuda,
+        "min_inet_down_mbit_per_s": inet_down, "min_inet_up_mbit_per_s": inet_up, "image": image,
+        "is_verified": False if unverified else None, "is_datacenter": datacenter or None,
+        "is_interruptible": interruptible or None, "bid_usd_per_h": bid,
+    }  # fmt: skip
+    if max_usd is not None:
+        sets = [*(sets or ()), f"budget.study.max_usd={max_usd}"]
     chosen = Options(
         tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, allowed, priority, share_gpus, hosts,
         lambda _place, _fingerprint: accept_new and not dry_run,
+        {name: value for name, value in wanted.items() if value is not None}, tuple(allow_upload or ()),
     )  # fmt: skip
-    raise typer.Exit(launch_command.launch(arm_files, chosen, home, dry_run=dry_run, detach=detach, as_json=as_json))
+    raise typer.Exit(
+        launch_command.launch(arm_files, chosen, home, dry_run=dry_run, detach=detach, as_json=as_json, yes=yes)
+    )
 
 
 @app.command()

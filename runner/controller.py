@@ -33,6 +33,7 @@ from runner.perform import Perform
 from runner.places import Places
 from runner.providers import Providers
 from runner.records import ON_A_SLOT, AttemptKind, RunState
+from runner.rented import Rented
 from runner.reporting import Report, Reporting
 from runner.schedule import Phase, RunFacts, schedule, waits_for_autopsy, waits_for_room
 from runner.situation import Situation
@@ -82,9 +83,11 @@ class Controller:
         self._spending = Spending(session, clock.now, clock.monotonic)
         self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
+        self._rented = Rented(session, providers, self._places, clock.now, clock.monotonic)
+        self._places.rented = self._rented.ready
         self._homecoming = Homecoming(session, home, self._places, clock.now, clock.monotonic)
         self._situation = Situation(
-            session, home, self._places, self._spending.reason, self._follow.is_orphaned, self._spending.left_s,
+            session, home, self._places, self._why_end, self._follow.is_orphaned, self._spending.left_s,
             self._homecoming.host_of,
         )  # fmt: skip
         self._reporting = Reporting(session, home, clock.now, clock.monotonic, report)
@@ -109,13 +112,14 @@ class Controller:
         if runs:
             self._spending.look(runs)
         is_coming_home = self._homecoming.step()
+        runs = self._again(runs, self._rented.step(runs))
         held = self._places.prove_released(runs)
         facts, unread = self._facts(runs)
         held = (*held, *unread)
         by_id = {run.run: run for run in runs}
         waiting = {fact.shape for fact in facts if fact.state is RunState.QUEUED or waits_for_autopsy(fact)}
         slots = self._places.slots(waiting) if waiting else {}
-        self._noted.update(self._waiting.tell(facts, waits_for_room(facts, slots)))
+        self._noted.update(self._waiting.tell(facts, waits_for_room(facts, slots), self._rented.waiting(runs)))
         actions = schedule(facts, slots, held)
         for action in actions:
             self._carry_out(action, by_id)
@@ -131,9 +135,13 @@ class Controller:
         self._disk.look(runs)
         reporting = self._reporting.step()
         is_busy = any(run.state is not RunState.LOST for run in (*runs, *after))
-        is_open = bool(asked or reporting or held or is_coming_home or is_busy)
+        is_open = bool(asked or reporting or held or is_coming_home or is_busy or self._rented.is_open)
         telling = self._notifier.step(must_look=not is_open)
         return Round(open=is_open or telling, acted=bool(asked or actions or behind))
+
+    def _why_end(self, run: StoredRun) -> str | None:
+        """Why a run's money, or its machine's life, ends it."""
+        return self._spending.reason(run) or self._rented.reason(run)
 
     def _forget_ended(self, runs: Sequence[StoredRun]) -> None:
         """Keep in memory only what belongs to open runs: a controller may live for months."""
@@ -189,9 +197,9 @@ class Controller:
     def wait(self, seconds: float) -> None:
         """Wait for the next round; the end of any attempt's supervisor ends the waiting."""
         self._wake.watch(
-            (self._places.by_lease(attempt.lease).shell, attempt.identity)
+            (place.shell, attempt.identity)
             for attempt in self._live
-            if attempt.identity is not None
+            if attempt.identity is not None and (place := self._places.known(attempt.lease)) is not None
         )
         self._wake.wait(self._clock, seconds)
 
@@ -203,6 +211,7 @@ class Controller:
         """Leave everything running and let go of connections."""
         self._notifier.close()
         self._homecoming.close()
+        self._rented.close()
         self._wake.close()
         self._places.close()
         self._session.close()

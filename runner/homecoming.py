@@ -20,7 +20,7 @@ from provisioning.evacuation import Evacuated, Evacuation
 from provisioning.questions import CarriesOut
 from provisioning.run_checkpoints import checkpoint_step
 from runner.home import Home
-from runner.places import Place, Places
+from runner.places import Places
 from runner.records import ON_A_SLOT
 from runner.store import changes
 from runner.store.opening import driver_of
@@ -51,6 +51,7 @@ class Away:
     run: str
     study: str
     lease: int
+    host: str
     state: str
     best_step: int | None
     attempts: tuple[int, ...]
@@ -96,7 +97,7 @@ class Homecoming:
         """One round; says whether something is still to come."""
         with self._session.reading() as connection:
             found = away(connection)
-        self._hosts = {one.run: self._places.by_lease(one.lease).host for one in found}
+        self._hosts = {one.run: one.host for one in found}
         idle = [one for one in found if one.state not in ON_A_SLOT]
         keys = {(one.run, one.lease) for one in idle}
         for key in [key for key in self._coming if key not in keys]:
@@ -116,23 +117,22 @@ class Homecoming:
             coming.work.cancel()
 
     def _bring(self, one: Away) -> None:
-        place = self._places.by_lease(one.lease)
         now_s = self._monotonic()
         coming = self._coming.setdefault((one.run, one.lease), _Coming(Evacuation("", self._home.root), now_s))
         if coming.work is not None and coming.work.done():
             self._conclude(one, coming)
         elif coming.work is None and now_s >= coming.next_s:
-            self._begin(one, place, coming)
+            self._begin(one, coming)
         if now_s - coming.began_s >= self._limits.within_s and (one.run, one.lease) in self._coming:
             self._give_up(one, coming, "it did not come in time")
 
-    def _begin(self, one: Away, place: Place, coming: _Coming) -> None:
+    def _begin(self, one: Away, coming: _Coming) -> None:
         here = self._home.root / one.run
-        assert isinstance(place.shell, CarriesOut)
         try:
-            there = place.shell.path_there(str(here))
-            coming.evacuation = Evacuation(there, here, one.best_step)
-            coming.work = place.shell.carry_out(coming.evacuation.steps())
+            shell = self._places.by_lease(one.lease).shell
+            assert isinstance(shell, CarriesOut)
+            coming.evacuation = Evacuation(shell.path_there(str(here)), here, one.best_step)
+            coming.work = shell.carry_out(coming.evacuation.steps())
         except HostLost:
             coming.next_s = self._monotonic() + self._limits.again_s
 
@@ -142,7 +142,7 @@ class Homecoming:
         coming.next_s = self._monotonic() + self._limits.again_s
         error = work.exception()
         if error is not None:
-            if not isinstance(error, ProvisioningError):
+            if not isinstance(error, (ProvisioningError, OSError)):  # of the host, or of our own disk
                 raise error
             coming.tries += not isinstance(error, HostLost)
         else:
@@ -175,15 +175,19 @@ class Homecoming:
 
 def away(connection: Connection) -> tuple[Away, ...]:
     """The runs of which files are on other machines, by run and lease; those of live attempts not among them."""
-    rows = driver_of(connection).execute(
-        "SELECT r.run, r.study, a.lease, r.state, r.best_step, a.attempt FROM attempts AS a "
+    pending = driver_of(connection).execute(
+        "SELECT r.run, r.study, a.lease, l.host, r.state, r.best_step, a.attempt FROM attempts AS a "
         "JOIN runs AS r ON r.run = a.run JOIN leases AS l ON l.id = a.lease "
         "WHERE a.sync = 'pending' AND a.phase IN ('ended', 'gone') AND l.provider != 'local' ORDER BY r.run, a.attempt"
     )
-    found: dict[tuple[str, int], list[tuple[str, str, int, str, int | None, int]]] = {}
-    for row in rows:
+    found: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
+    for row in pending:
         found.setdefault((row[0], row[2]), []).append(row)
-    return tuple(Away(*each[0][:5], tuple(row[5] for row in each)) for each in found.values())
+    return tuple(
+        Away(run, study, lease, host, state, best_step, tuple(row[6] for row in rows))
+        for rows in found.values()
+        for run, study, lease, host, state, best_step, _ in rows[:1]
+    )
 
 
 def _keep_whole(checkpoints: Path, came: Evacuated) -> list[int]:

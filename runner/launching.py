@@ -6,27 +6,30 @@ The launch command is a client of the controller: it reads the database, freezes
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, select
 
-from provisioning import PROVIDERS, Setting
+from provisioning import PROVIDERS, RENTED, Setting
 from provisioning.base import Handle, NoCapacity, Provider, ProvisioningError, Request, Slot
 from provisioning.gpus import MASK, NvmlDriver, usable_gpus
 from provisioning.ssh_host import ListsHosts, SshHost, UnknownHostKey
 from reports.study import LintView
-from runner.accept import capacity_of, known_runs
+from runner.accept import capacity_of, known_runs, rented_capacity
 from runner.budgets import budget_notes
 from runner.detach import SUPERVISOR, start_controller
 from runner.errors import HomeError, InfrastructureError, NotInThisVersion, UnmetHosts, UsageError, Where
+from runner.hiring import Hire, estimate
 from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock, is_held
 from runner.places import left_out, live_slots, refuse_occupied
-from runner.plan import KnownRun, Plan, make_plan
+from runner.plan import Capacity, KnownRun, Plan, make_plan
 from runner.provenance import Provenance
 from runner.quarantine import Withheld
 from runner.schedule import Shape, shape_of
@@ -35,6 +38,7 @@ from runner.spec import ResolvedArm, StoredStudy, from_json, read_study_arms, to
 from runner.spec.hosts import read_hosts
 from runner.spec.lint import blocking, lint, parse_allow
 from runner.spec.notices import notice_problems
+from runner.staging.secrets import likely_secrets
 from runner.store import requests, tables
 from runner.store.database import check_revision, create_or_upgrade, reading
 from runner.store.history import seconds_per_step
@@ -47,8 +51,9 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says beside the arm files. `hosts` is the file that lists machines reached over ssh;
-    `accepts` says whether the key of one that is met for the first time is right (place, fingerprint)."""
+    """What the command line says beside the arm files. `wanted` is what is asked of a rented machine, `allow_upload`
+    names files that may go there although they look like secrets. `hosts` is the file that lists machines reached over
+    ssh; `accepts` says whether the key of one that is met for the first time is right (place, fingerprint)."""
 
     sets: tuple[str, ...] = ()
     seeds: str | None = None
@@ -62,6 +67,8 @@ class Options:
     share_gpus: bool = False
     hosts: str | None = None
     accepts: Callable[[str, str], bool] = lambda _place, _fingerprint: False
+    wanted: Mapping[str, Any] = field(default_factory=dict)
+    allow_upload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,7 @@ class Prepared:
     notice_notes: tuple[str, ...] = ()
     hosts: tuple[SshHost, ...] = ()
     silent: Mapping[str, Exception] = field(default_factory=dict)
+    hire: Hire | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +116,12 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
     arms = read_study_arms(paths, options.sets, options.seeds, options.arms, stored=past.studies, amend=options.amend)
     seen = Seen()
     snapshots = {arm.name: preview(arm, home, seen) for arm in arms}
-    setting = Setting(str(SUPERVISOR), os.environ, home.root, hosts, None, options.accepts)
-    provider = PROVIDERS[options.provider](setting)
-    slots, silent = _slots(provider, arms, options)
-    kept = _left_out(provider, slots, options, past)
-    provider.close()
-    refuse_silence(slots, silent)
+    seen_there = _look(home, arms, hosts, options, past)
     plan = make_plan(
         arms,
         {name: snapshot.hash for name, snapshot in snapshots.items()},
         past.runs,
-        capacity=capacity_of(slots, options.provider),
+        capacity=seen_there.capacity,
         fresh=options.fresh,
         seconds_per_step=past.seconds_per_step,
     )
@@ -126,7 +129,38 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
     remarks = {study: lint(_members(study, arms, past.arms), allow) for study in studies}
     notes = budget_notes(arms, plan, past.seconds_per_step or {})
     told = _notice_notes(arms, home)
-    return Prepared(home, arms, snapshots, plan, slots, remarks, options, notes, kept, told, hosts, silent)
+    hire = None
+    if options.provider in RENTED:
+        hire = estimate(arms, plan, options.slots, options.wanted, os.environ)
+        notes = (*notes, *hire.notes)
+    return Prepared(
+        home, arms, snapshots, plan, seen_there.slots, remarks, options, notes, seen_there.left_out, told, hosts,
+        seen_there.silent, hire,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What a look at the hosts of a provider found; nothing where each must be rented first."""
+
+    capacity: Capacity
+    slots: Mapping[Shape, tuple[Slot, ...]] = field(default_factory=dict)
+    left_out: Mapping[Shape, tuple[Withheld, ...]] = field(default_factory=dict)
+    silent: Mapping[str, Exception] = field(default_factory=dict)
+
+
+def _look(home: Home, arms: Sequence[ResolvedArm], hosts: Sequence[SshHost], options: Options, past: _Past) -> _There:
+    if options.provider in RENTED:
+        return _There(rented_capacity(arms, options.slots, options.provider))
+    setting = Setting(str(SUPERVISOR), os.environ, home.root, hosts, None, options.accepts)
+    provider = PROVIDERS[options.provider](setting)
+    try:
+        slots, silent = _slots(provider, arms, options)
+        kept = _left_out(provider, slots, options, past)
+    finally:
+        provider.close()
+    refuse_silence(slots, silent)
+    return _There(capacity_of(slots, options.provider), slots, kept, silent)
 
 
 def _hosts(options: Options) -> tuple[SshHost, ...]:
@@ -157,6 +191,24 @@ def refuse_unfair(prepared: Prepared) -> None:
             )
 
 
+def _refuse_secrets(prepared: Prepared, frozen: Mapping[str, Snapshot]) -> None:
+    """Raises UsageError for what looks like a secret in the code that would go to a rented machine: whoever runs that
+    can read it."""
+    if prepared.hire is None or not prepared.hire.machines:
+        return
+    found: dict[str, str] = {}
+    for snapshot in frozen.values():
+        root = prepared.home.root / snapshot.root
+        found |= {str(one): one.file for one in likely_secrets({n: (root / n).read_bytes() for n in snapshot.files})}
+    found = {said: file for said, file in found.items() if file not in prepared.options.allow_upload}
+    if found:
+        names = " ".join(f"--allow-upload {shlex.quote(file)}" for file in dict.fromkeys(found.values()))
+        raise UsageError(
+            f"this looks like secrets, and whoever runs the machine could read it: {'; '.join(found)}; take it out, or "
+            f"say that it is none: {names} (nothing was rented)"
+        )
+
+
 def commit(prepared: Prepared) -> int:
     """Freeze the code, ask for the launch, and return the request's number.
 
@@ -170,9 +222,9 @@ def commit(prepared: Prepared) -> int:
     ready_database(home)
     gpus = [gpu.name for gpu in usable_gpus(NvmlDriver(), os.environ.get(MASK)).gpus]
     provenance = Provenance(os.environ, gpus)
-    entries, seen = [], Seen()
+    entries, seen, frozen = [], Seen(), {}
     for arm in prepared.arms:
-        snapshot = take(arm, home, seen)
+        snapshot = frozen[arm.name] = take(arm, home, seen)
         entries.append(
             {
                 "document": to_json(arm),
@@ -180,6 +232,7 @@ def commit(prepared: Prepared) -> int:
                 "provenance": provenance(arm, snapshot),
             }
         )
+    _refuse_secrets(prepared, frozen)
     payload = {
         "arms": entries,
         "slots": prepared.options.slots,
@@ -188,6 +241,7 @@ def commit(prepared: Prepared) -> int:
         "priority": prepared.options.priority,
         "share_gpus": prepared.options.share_gpus,
         "hosts": [host_document(host) for host in prepared.hosts],
+        "machines": {} if prepared.hire is None else {one.study: one.request() for one in prepared.hire.machines},
         "answering": sorted({host.name for host in prepared.hosts} - prepared.silent.keys()),
         "lint": {study: [asdict(remark) for remark in found] for study, found in prepared.remarks.items()},
     }

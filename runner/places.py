@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, select
 
+from provisioning import RENTED
 from provisioning.base import (
     Handle,
     HostLost,
@@ -48,7 +50,8 @@ class Place:
 
 
 class Places:
-    """Holds the hosts that runs need, cuts them into slots, gives them back when nothing does.
+    """Holds the hosts that runs need, cuts them into slots, gives them back when nothing does. `rented` says which
+    rented machines of a provider runs may be on, by lease.
 
     Every lease has a row, written before the provider is asked; a row leaves `owned` only on the provider's proof.
     """
@@ -69,9 +72,10 @@ class Places:
         self._withheld: dict[Shape, tuple[Withheld, ...]] = {}
         self._silent: dict[str, str] = {}
         self._shares: bool | None = None
+        self.rented: Callable[[str], Mapping[int, Handle]] = lambda _provider: {}
 
     def provider(self, name: str) -> Provider:
-        """The provider of this name."""
+        """The provider of this name. Raises what its making raises."""
         return self._providers[name]
 
     def list_hosts(self, hosts: Sequence[SshHost]) -> None:
@@ -84,7 +88,20 @@ class Places:
         """The hosts of a provider that are ours anyway, each under a lease that is taken now if we have none; none of
         them is asked anything. Raises InfrastructureError."""
         provider = self._providers[provider_name]
-        return tuple(self._take(provider, offer) for offer in provider.hosts())
+        ours = tuple(self._take(provider, offer) for offer in provider.hosts())
+        rented = (self._reached(lease, handle) for lease, handle in self.rented(provider_name).items())
+        return (*ours, *(place for place in rented if place is not None))
+
+    def reach_anew(self, lease: int) -> None:
+        """A machine has another connection now, or none: it is looked up when it is asked for again."""
+        self._places.pop(lease, None)
+
+    def _reached(self, lease: int, handle: Handle) -> Place | None:
+        try:
+            return self._add(lease, handle)
+        except HostLost as error:
+            self._silent[handle.host] = str(error)
+            return None
 
     def follow(self, runs: Iterable[StoredRun], root: Path, others: Iterable[tuple[int, str]] = ()) -> None:
         """Tell each host which of its run folders, below `root`, are of interest now, and which `others` (lease,
@@ -97,24 +114,31 @@ class Places:
         for lease, folder in others:
             folders.setdefault(lease, {})[folder] = ()
         for lease in folders:
-            self.by_lease(lease)  # after a restart they are taken up again, and then told
+            with suppress(HostLost):
+                self.by_lease(lease)  # after a restart they are taken up again, and then told
         for place in self._places.values():
             place.shell.follow(folders.get(place.lease, {}))
 
     def by_lease(self, lease: int) -> Place:
-        """The place of a lease, taken up again after a restart of the controller; the host is not asked anything."""
+        """The place of a lease, taken up again after a restart of the controller; the host is not asked anything.
+        Raises HostLost for a rented machine that its provider has not shown yet, or not any more."""
         if lease not in self._places:
             with self._session.reading() as connection:
                 row = leases.read_lease(connection, lease)
             self._add(row.id, row.handle)
         return self._places[lease]
 
+    def known(self, lease: int) -> Place | None:
+        """The place of a lease if it is held in memory; asks nobody."""
+        return self._places.get(lease)
+
     def of_slot(self, slot: Slot) -> Place:
         """The place that a slot is on."""
         if not slot.host:
             return self.hold("local")[0]
-        held = (self._places[lease] for lease in self._held.values())
-        return next(place for place in held if place.host == slot.host)
+        ours = [self._places[lease] for lease in self._held.values()]
+        rented = [place for place in self._places.values() if place.handle.provider in RENTED]
+        return next(place for place in (*ours, *rented) if place.host == slot.host)
 
     def request_slots(self, provider_name: str, slots: int | None, share_gpus: bool = False) -> None:
         """Remember what the last launch asked for: how many slots of each host (None = as many as it has), and whether
@@ -236,7 +260,7 @@ class Places:
     def release_all(self) -> bool:
         """Give every host back, those of an earlier controller too; False while a provider has not proven it."""
         with self._session.reading() as connection:
-            held = [row.id for row in leases.held(connection)]
+            held = [row.id for row in leases.held(connection) if row.provider not in RENTED]
         proven = True
         for place in [self.by_lease(lease) for lease in held]:
             try:

@@ -11,6 +11,8 @@ from runner.run_facts import RunFacts
 from runner.store import changes
 from runner.store.session import Session
 
+_AMOUNT = re.compile(r"[\d,]+ MiB|[\d.]+ (?:s|min|h|%)\b")
+
 
 class Waiting:
     """What was said of waiting runs; said again when it changes."""
@@ -21,16 +23,19 @@ class Waiting:
         self._now = now
         self._gists: dict[str, str] = {}
 
-    def tell(self, facts: Sequence[RunFacts], room: Mapping[str, str]) -> list[str]:
-        """One round; `room` says why runs cannot start on the hosts as they are. Returns the runs that it told of."""
-        if not (self._places.withheld() or room or any(self._gists.values())):
+    def tell(self, facts: Sequence[RunFacts], room: Mapping[str, str], rented: Mapping[str, str]) -> list[str]:
+        """One round; `room` says why runs cannot start on the hosts as they are, `rented` why there is no machine for
+        them yet. Returns the runs that it told of."""
+        if not (self._places.withheld() or room or rented or any(self._gists.values())):
             return []
         told = []
         for fact in facts:
             if fact.state is not RunState.QUEUED:
                 continue
-            reason = "; ".join(self._reasons(fact, room))
-            gist = re.sub(r"[\d,]+ MiB", "MiB", reason) if reason else ""  # amounts that change are no news
+            there = rented.get(fact.run, "")
+            reason = there or "; ".join(self._reasons(fact, room))
+            # Amounts that change are no news, nor is every word of a machine that starts.
+            gist = there.partition(":")[0] if there else re.sub(_AMOUNT, "", reason)
             if gist == self._gists.get(fact.run, ""):
                 continue
             self._gists[fact.run] = gist

@@ -9,6 +9,8 @@ from typing import Any
 
 from runner.code_files import LeftOut
 from runner.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE
+from runner.hiring import document as hire_document
+from runner.hiring import sentence
 from runner.home import find_home
 from runner.launching import Options, Prepared, prepare
 from runner.screen import printable
@@ -64,6 +66,7 @@ def plan_document(prepared: Prepared) -> dict[str, Any]:
         "slots": sorted({str(slot) for slots in prepared.slots.values() for slot in slots}),
         "left_out": sorted({str(one) for found in prepared.left_out.values() for one in found}),
         "silent": {host: str(why) for host, why in prepared.silent.items()},
+        "rent": None if prepared.hire is None else hire_document(prepared.hire),
         "disk_mib": prepared.plan.disk_mib,
         "hours": prepared.plan.hours,
         "budget": list(prepared.budget_notes),
@@ -128,6 +131,10 @@ def _needs(prepared: Prepared) -> Iterator[str]:
     yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
     for one in dict.fromkeys(one for found in prepared.left_out.values() for one in found):
         yield f"  left out: {one}"
+    for machine in prepared.hire.machines if prepared.hire else ():
+        yield f"rent   {sentence(machine)}"
+    if prepared.hire and prepared.hire.left_usd is not None:
+        yield f"  left in the account: {prepared.hire.left_usd:.2f} USD"
     for host, why in prepared.silent.items():
         yield f"  left out: {host} ({why})"
     plan = prepared.plan

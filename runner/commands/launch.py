@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from runner.commands.check import plan_document, print_plan
-from runner.errors import EXIT_OK, EXIT_USAGE, UnmetHosts
+from runner.errors import EXIT_OK, EXIT_USAGE, UnmetHosts, UsageError
+from runner.hiring import Hire, refuse_unpaid, sentence
 from runner.home import Home, find_home
 from runner.launching import Options, Prepared, commit, ensure_controller, prepare, refuse_unfair, wait_for_answer
 from runner.lock import is_held
@@ -29,7 +30,14 @@ CONTROLLER_AGAIN_S = 5.0
 
 
 def launch(
-    paths: Sequence[Path], options: Options, home_path: Path | None, *, dry_run: bool, detach: bool, as_json: bool
+    paths: Sequence[Path],
+    options: Options,
+    home_path: Path | None,
+    *,
+    dry_run: bool,
+    detach: bool,
+    as_json: bool,
+    yes: bool,
 ) -> int:
     """Launch the arms and return the exit code: that of the runs, or 0 once accepted with `detach`."""
     home = find_home(home_path)
@@ -38,6 +46,8 @@ def launch(
         _show_plan(prepared, as_json)
         return EXIT_OK
     refuse_unfair(prepared)
+    if prepared.hire is not None and prepared.hire.machines:
+        _confirm(prepared.hire, yes=yes, as_json=as_json)
     answer = wait_for_answer(home, commit(prepared))
     if not as_json:
         print_plan(prepared, brief=True)
@@ -67,6 +77,22 @@ def _prepared(home: Home, paths: Sequence[Path], options: Options, *, may_ask: b
                 raise
         known = frozenset(unmet.hosts)
         return prepare(home, paths, replace(options, accepts=lambda *shown: shown in known))
+
+
+def _confirm(hire: Hire, *, yes: bool, as_json: bool) -> None:
+    """Nothing is rented without a limit, and without a yes. Raises UsageError and BudgetError."""
+    refuse_unpaid(hire)
+    if yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise UsageError(
+            f"this rents machines for at most {hire.ceiling_usd:.2f} USD; to agree without a terminal: --yes "
+            "(nothing was rented)"
+        )
+    for machine in hire.machines:
+        say(printable(sentence(machine)))
+    if typer.prompt("Type rent to rent it", default="", show_default=False).strip().lower() != "rent":
+        raise UsageError("nothing was rented")
 
 
 def _show_plan(prepared: Prepared, as_json: bool) -> None:

@@ -1,0 +1,199 @@
+"""The controller's side of rented machines: which are wanted, which runs may be on, and when each may go.
+
+A launch wants one machine for each of its studies for as long as runs of it wait or are at work. A machine goes back
+when nothing needs it and everything on it is home; a run whose machine ended first waits for another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from provisioning import RENTED
+from provisioning.base import Handle, Provider, Request
+from provisioning.home_key import HomeKeyError
+from runner.errors import HomeError
+from runner.homecoming import WAIVED
+from runner.places import Places
+from runner.records import ENDED, ON_A_SLOT, RunState
+from runner.renting.lanes import LaneThreads
+from runner.renting.leases import Lease, State, Want
+from runner.renting.loop import Renting
+from runner.renting.market import Market
+from runner.run_facts import Phase
+from runner.store import changes
+from runner.store.facts import StoredRun
+from runner.store.leases import held
+from runner.store.opening import driver_of
+from runner.store.session import Session
+
+LAST_S = 1800.0
+"""So long before the end of a machine's life its runs must end, to save, to come home, and to be verified."""
+
+PREEMPTED = "preempted"
+
+
+class Rented:
+    """The rented machines of a home. Asks nobody while nothing is rented or wanted."""
+
+    def __init__(
+        self,
+        session: Session,
+        providers: Mapping[str, Provider],
+        places: Places,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        submit: Callable[..., Future[Any]] | None = None,
+    ) -> None:
+        self._session = session
+        self._providers = providers
+        self._places = places
+        self._now = now
+        self._monotonic = monotonic
+        self._threads = LaneThreads() if submit is None else None
+        self._submit = submit or self._threads
+        self._renting: dict[str, Renting] = {}
+        self._ready: dict[int, Handle] = {}
+        with session.reading() as connection:
+            self._had = {lease.provider for lease in held(connection) if lease.provider in RENTED}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is rented, or may be."""
+        return bool(self._had)
+
+    def step(self, runs: Sequence[StoredRun]) -> tuple[str, ...]:
+        """One round; returns the runs that it changed."""
+        wanted = {run.provider for run in runs if run.provider in RENTED and run.state not in ENDED}
+        for name in wanted | self._had:
+            if name not in self._renting:
+                self._renting[name] = self._begin(name)
+        for name, renting in self._renting.items():
+            renting.step(_wants(name, runs))
+        self._note_ready()
+        changed: list[str] = []
+        for lease in self._leases():
+            if lease.because or not lease.is_open:
+                changed += self._settle_runs(lease, runs)
+            elif lease.was_ready and not self._is_needed(lease, runs):
+                self._renting[lease.provider].release(lease.id, "its runs have ended, and what they made is home")
+        self._had = {name for name, renting in self._renting.items() if not renting.is_idle}
+        return tuple(changed)
+
+    def ready(self, provider: str) -> Mapping[int, Handle]:
+        """The machines of a provider that runs may be on now, by lease."""
+        return {lease: handle for lease, handle in self._ready.items() if handle.provider == provider}
+
+    def reason(self, run: StoredRun) -> str | None:
+        """Why a run must end for its machine's sake; None while it may go on."""
+        lease = self._lease_of(run)
+        if lease is None or run.state not in ON_A_SLOT or lease.ttl_end_s - self._now() > LAST_S:
+            return None
+        return f"the life of its machine ends in {max(0.0, lease.ttl_end_s - self._now()) / 60.0:.0f} min"
+
+    def waiting(self, runs: Iterable[StoredRun]) -> dict[str, str]:
+        """Why runs have no machine yet."""
+        waits = {key: why for renting in self._renting.values() for key, why in renting.waits().items()}
+        return {run.run: waits[key] for run in runs if (key := _key(run)) in waits} if waits else {}
+
+    def close(self) -> None:
+        """Ask nobody any more; what is rented stays so, and the next controller goes on with it."""
+        if self._threads is not None:
+            self._threads.close()
+
+    def _begin(self, name: str) -> Renting:
+        try:
+            market = self._providers[name]
+        except (ValueError, HomeKeyError) as problem:
+            raise HomeError(
+                f"this home has to do with machines of {name}, and {problem}; then: runner resume (what is rented "
+                "stays so until the end of its life)"
+            ) from problem
+        assert isinstance(market, Market)
+        assert self._submit is not None
+        return Renting(self._session, market, self._now, self._monotonic, self._submit)
+
+    def _leases(self) -> Iterator[Lease]:
+        for renting in self._renting.values():
+            yield from renting.leases()
+
+    def _lease_of(self, run: StoredRun) -> Lease | None:
+        if run.attempt is None or run.provider not in self._renting:
+            return None
+        return next((one for one in self._leases() if one.id == run.attempt.lease), None)
+
+    def _note_ready(self) -> None:
+        """One that is not ready any more, or again, is reached anew."""
+        before = self._ready
+        self._ready = {lease: one for renting in self._renting.values() for lease, one in renting.ready().items()}
+        for lease in before.keys() ^ self._ready.keys():
+            self._places.reach_anew(lease)
+
+    def _is_needed(self, lease: Lease, runs: Sequence[StoredRun]) -> bool:
+        for run in runs:
+            if run.state in ENDED and run.autopsy_attempt is None:
+                continue
+            if _key(run) == lease.want or (run.attempt is not None and run.attempt.lease == lease.id):
+                return True
+        with self._session.reading() as connection:
+            pending = "SELECT 1 FROM attempts WHERE lease = ? AND sync = 'pending' LIMIT 1"
+            return driver_of(connection).execute(pending, (lease.id,)).fetchone() is not None
+
+    def _settle_runs(self, lease: Lease, runs: Iterable[StoredRun]) -> list[str]:
+        """Its machine is given back, or gone: what was at work on it begins again on another one, unless it was to end
+        anyway. Returns the runs."""
+        said = f"its machine {lease.host or lease.label} is given back: {lease.because or lease.proof}"
+        hit = [
+            run for run in runs
+            if run.attempt is not None and run.attempt.lease == lease.id and run.state in ON_A_SLOT
+        ]  # fmt: skip
+        for run in hit:
+            assert run.attempt is not None
+            now, number = self._now(), run.attempt.number
+            with self._session.transaction() as connection:
+                if run.attempt.phase not in (Phase.ENDED, Phase.GONE):
+                    changes.set_attempt(connection, run.run, number, phase="gone", ended=now, failure=PREEMPTED)
+                if run.state is RunState.STOPPING:
+                    state = RunState.ABORTED if run.rule else RunState.CANCELLED
+                    changes.move_run(connection, run.run, state, f"{run.reason}; {said}", now, rule=run.rule)
+                    changes.set_run(connection, run.run, stop_wanted=None, resume_from=None)
+                    continue
+                if run.state in (RunState.STARTING, RunState.RUNNING):
+                    changes.move_run(connection, run.run, RunState.PREEMPTED, said, now, attempt=number)
+                changes.move_run(connection, run.run, RunState.QUEUED, f"again on another machine: {said}", now)
+                changes.set_run(connection, run.run, wave=None, resume_from="last")
+        if lease.state is State.RELEASED:
+            self._waive(lease)
+        return [run.run for run in hit]
+
+    def _waive(self, lease: Lease) -> None:
+        """Nothing can come from it any more."""
+        with self._session.reading() as connection:
+            pending = "SELECT run, attempt FROM attempts WHERE lease = ? AND sync = 'pending'"
+            rows = driver_of(connection).execute(pending, (lease.id,)).fetchall()
+        if not rows:
+            return
+        with self._session.transaction() as connection:
+            for run, attempt in rows:
+                said = (
+                    f"its machine {lease.host} is gone; what had come until then is here, its last checkpoints are not"
+                )
+                changes.set_attempt(connection, run, attempt, sync="waived")
+                changes.add_event(connection, self._now(), WAIVED, said, run=run, attempt=attempt)
+
+
+def _key(run: StoredRun) -> str | None:
+    return None if run.wanted is None else str(run.wanted["key"])
+
+
+def _wants(provider: str, runs: Iterable[StoredRun]) -> list[Want]:
+    """One for all runs of a launch and a study that wait or are at work."""
+    found = {}
+    for run in runs:
+        if run.provider != provider or run.wanted is None or run.state in ENDED:
+            continue
+        wanted = run.wanted
+        request = Request(wanted["slots"], wanted["gpus"], wanted["cpus"], wanted["min_vram_gib"], wanted["wanted"])
+        found[wanted["key"]] = Want(wanted["key"], request, run.study, wanted["max_usd"])
+    return list(found.values())
