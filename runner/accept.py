@@ -40,7 +40,7 @@ HOSTS_ANSWER_WITHIN_S = 20.0
 
 
 class Accept:
-    """The controller's side of `requests`: launch, stop, resume, extend, autopsy."""
+    """The controller's side of `requests`: launch, stop, resume, extend, autopsy, gc."""
 
     def __init__(
         self,
@@ -49,7 +49,9 @@ class Accept:
         places: Places,
         now: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
+        gc: Callable[[int], str | None] = lambda _request: "nothing is rented",
     ) -> None:
+        self._gc = gc
         self._session = session
         self._home = home
         self._places = places
@@ -61,7 +63,7 @@ class Accept:
         """Carry out one request and answer it; a wrong one is refused and changes nothing."""
         act = {
             "launch": self._launch, "stop": self._stop, "resume": self._resume, "extend": self._extend,
-            "autopsy": self._autopsy,
+            "autopsy": self._autopsy, "gc": self._sweep,
         }.get(request.kind)  # fmt: skip
         if act is None:
             self.refuse(request, f"{request.kind}: not in this version")
@@ -265,6 +267,13 @@ class Accept:
             is_waiting = run.attempt is None or run.attempt.number < number
             where = "waits for a slot already" if is_waiting else f"is under way already (attempt {number})"
             changes.answer(connection, request.id, True, f"{run.id}: an autopsy of it {where}", now)
+
+    def _sweep(self, request: Request) -> None:
+        """Until all accounts were looked at the request stays without an answer."""
+        said = self._gc(request.id)
+        if said is not None:
+            with self._session.transaction() as connection:
+                changes.answer(connection, request.id, True, said, self._now())
 
     def _checkpoints(self, run: StoredRun) -> int:
         if run.attempt is None:

@@ -11,11 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from runner import renting_options as options
-from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ArmatureError
-
-LATER = ("gc",)
-"""Commands of the format whose behaviour this version does not have."""
-
+from runner.errors import EXIT_INTERRUPTED, EXIT_OK, ArmatureError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -325,6 +321,17 @@ def offers(
 
 
 @app.command()
+def gc(
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give back rented machines that this home made and no longer owns; others in the account are only listed."""
+    from runner.commands import gc as gc_command
+
+    raise typer.Exit(gc_command.gc(home, as_json=as_json))
+
+
+@app.command()
 def doctor(
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -361,13 +368,6 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors are one line on stderr."""
-    planned = next((word for word in arguments[:1] if word in LATER), None)
-    if planned is not None:
-        known = ", ".join(
-            sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback)
-        )
-        print(f"runner: {planned}: not in this version; commands: {known}", file=sys.stderr)
-        return EXIT_USAGE
     try:
         app(arguments, prog_name="runner")
     except SystemExit as ended:

@@ -85,13 +85,15 @@ class Controller:
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
         self._rented = Rented(session, providers, self._places, clock.now, clock.monotonic)
         self._places.rented = self._rented.ready
-        self._homecoming = Homecoming(session, home, self._places, clock.now, clock.monotonic)
+        self._homecoming = Homecoming(
+            session, home, self._places, clock.now, clock.monotonic, moved=self._rented.moved
+        )  # fmt: skip
         self._situation = Situation(
             session, home, self._places, self._why_end, self._follow.is_orphaned, self._spending.left_s,
             self._homecoming.host_of,
         )  # fmt: skip
         self._reporting = Reporting(session, home, clock.now, clock.monotonic, report)
-        self._accept = Accept(session, home, self._places, clock.now, clock.monotonic)
+        self._accept = Accept(session, home, self._places, clock.now, clock.monotonic, self._rented.gc)
         self._disk = DiskWatch(session, home, self._places, clock.now)
         self._waiting = Waiting(session, self._places, clock.now)
         self._wake = Wake()

@@ -79,6 +79,7 @@ class Homecoming:
         now: Callable[[], float],
         monotonic: Callable[[], float],
         limits: Limits = Limits(),
+        moved: Callable[[int, int], None] = lambda _lease, _bytes: None,
     ) -> None:
         self._session = session
         self._home = home
@@ -86,6 +87,7 @@ class Homecoming:
         self._now = now
         self._monotonic = monotonic
         self._limits = limits
+        self._moved = moved
         self._coming: dict[tuple[str, int], _Coming] = {}
         self._hosts: dict[str, str] = {}
 
@@ -165,6 +167,7 @@ class Homecoming:
             "files": len(came.verified), "bytes_brought": came.brought_bytes, "left": dict(came.left),
             "refused": dict(came.refused), "lost": dict(came.lost),
         }  # fmt: skip
+        self._moved(one.lease, came.brought_bytes)
         data["checkpoints"] = _keep_whole(self._home.root / one.run / "checkpoints", came)
         with self._session.transaction() as connection:
             for attempt in one.attempts:

@@ -33,6 +33,13 @@ LAST_S = 1800.0
 
 PREEMPTED = "preempted"
 
+GC_WITHIN_S = 25.0
+"""What is not proven gone by then is told as such: it goes on, and the command gives up after 30 s."""
+
+BILL_S = 120.0
+"""For a bill that is asked for so soon the controller stays; a later one is read when it next has to do with the place.
+"""
+
 
 class Rented:
     """The rented machines of a home. Asks nobody while nothing is rented or wanted."""
@@ -55,20 +62,36 @@ class Rented:
         self._submit = submit or self._threads
         self._renting: dict[str, Renting] = {}
         self._ready: dict[int, Handle] = {}
+        self._sweeps: dict[int, float] = {}
         with session.reading() as connection:
             self._had = {lease.provider for lease in held(connection) if lease.provider in RENTED}
 
     @property
     def is_open(self) -> bool:
-        """Whether anything is rented, or may be."""
+        """Whether anything is rented, or may be, or a first bill is about to come."""
         return bool(self._had)
+
+    def gc(self, request: int) -> str | None:
+        """Look at all that the accounts hold, give back what is ours and nobody's, and say what came of it; None while
+        that takes its time. Raises HomeError without a usable key."""
+        if request not in self._sweeps:
+            self._sweeps[request] = self._monotonic()
+            for name in sorted(RENTED):
+                self._had.add(name)
+                self._of(name).sweep()
+            return None
+        found = [self._of(name) for name in sorted(RENTED)]
+        is_over = all(one.is_swept and not one.on_the_way_back for one in found)
+        if not is_over and self._monotonic() - self._sweeps[request] < GC_WITHIN_S:
+            return None
+        del self._sweeps[request]
+        return "; ".join(_swept(one) for one in found)
 
     def step(self, runs: Sequence[StoredRun]) -> tuple[str, ...]:
         """One round; returns the runs that it changed."""
         wanted = {run.provider for run in runs if run.provider in RENTED and run.state not in ENDED}
         for name in wanted | self._had:
-            if name not in self._renting:
-                self._renting[name] = self._begin(name)
+            self._of(name)
         for name, renting in self._renting.items():
             renting.step(_wants(name, runs))
         self._note_ready()
@@ -78,7 +101,10 @@ class Rented:
                 changed += self._settle_runs(lease, runs)
             elif lease.was_ready and not self._is_needed(lease, runs):
                 self._renting[lease.provider].release(lease.id, "its runs have ended, and what they made is home")
-        self._had = {name for name, renting in self._renting.items() if not renting.is_idle}
+        soon_s = self._now() + BILL_S
+        self._had = {
+            name for name, one in self._renting.items() if not one.is_idle or one.awaits_bill_s <= soon_s
+        } | (set(RENTED) if self._sweeps else set())  # fmt: skip
         return tuple(changed)
 
     def ready(self, provider: str) -> Mapping[int, Handle]:
@@ -101,6 +127,17 @@ class Rented:
         """Ask nobody any more; what is rented stays so, and the next controller goes on with it."""
         if self._threads is not None:
             self._threads.close()
+
+    def moved(self, lease: int, up_bytes: int) -> None:
+        """Count what came home from a machine."""
+        for renting in self._renting.values():
+            if any(one.id == lease for one in renting.leases()):
+                renting.moved(lease, up_bytes, 0)
+
+    def _of(self, name: str) -> Renting:
+        if name not in self._renting:
+            self._renting[name] = self._begin(name)
+        return self._renting[name]
 
     def _begin(self, name: str) -> Renting:
         try:
@@ -197,3 +234,20 @@ def _wants(provider: str, runs: Iterable[StoredRun]) -> list[Want]:
         request = Request(wanted["slots"], wanted["gpus"], wanted["cpus"], wanted["min_vram_gib"], wanted["wanted"])
         found[wanted["key"]] = Want(wanted["key"], request, run.study, wanted["max_usd"])
     return list(found.values())
+
+
+def _swept(renting: Renting) -> str:
+    """What a look at an account came to."""
+    if not renting.is_swept:
+        return f"{renting.provider} gave no complete list; it is asked again until it does"
+    kept = [one.handle for one in renting.leases() if one.is_open and not one.because]
+    said = [f"{renting.provider}: {len(kept)} machines are held for runs"]
+    if back := renting.on_the_way_back:
+        said.append(f"{_names(back)} not proven given back yet, asked again until it is")
+    if renting.foreign:
+        said.append(f"not ours, never touched: {_names(renting.foreign)}")
+    return ", ".join(said)
+
+
+def _names(handles: Sequence[Handle]) -> str:
+    return ", ".join(f"{one.host} ({one.label or 'no label'})" for one in handles)

@@ -127,6 +127,11 @@ class Renting:
         return sum(one.until(self._clock()).bill.usd for one in self._book.all() if one.purse == purse)
 
     @property
+    def provider(self) -> str:
+        """The name of the place."""
+        return self._market.name
+
+    @property
     def prefix(self) -> str:
         """How all labels of this home begin."""
         return self._book.prefix
@@ -135,6 +140,25 @@ class Renting:
     def is_idle(self) -> bool:
         """Whether nothing is rented, under way, or may still come to light."""
         return not (self._book.open() or self._calls.any_under_way or self._watch.is_needed((), self._clock()))
+
+    def sweep(self) -> None:
+        """Look once more at all that the account holds, and give back what carries our name and is no lease of ours."""
+        self._watch.sweep(self._clock())
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether all that the account holds was seen since the start, or since the last `sweep`."""
+        return self._watch.is_swept
+
+    @property
+    def on_the_way_back(self) -> tuple[Handle, ...]:
+        """What is being given back and not proven gone."""
+        return (*(one.handle for one in self._book.to_release()), *self._watch.extras)
+
+    @property
+    def awaits_bill_s(self) -> float:
+        """When the next bill of a machine that was given back is asked for; infinite when none is."""
+        return self._bills.due_s()
 
     @property
     def foreign(self) -> tuple[Handle, ...]:

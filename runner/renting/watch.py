@@ -55,6 +55,16 @@ class Watch:
         """It is, or was just, unknown whether something was made."""
         self._doubt_s = now_s
 
+    def sweep(self, now_s: float) -> None:
+        """Look once more at all that the account holds."""
+        self._swept = False
+        self.due_s = now_s
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether a complete list was read since the start, or since the last `sweep`."""
+        return self._swept
+
     def is_needed(self, open_leases: Sequence[Lease], now_s: float) -> bool:
         """Whether a list must be read at all."""
         return bool(open_leases or self.extras) or not self._swept or now_s < self._doubt_s + DOUBT_S
