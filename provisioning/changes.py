@@ -11,13 +11,19 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 DEEPEST = 8
 MOST_FILES = 10_000
 """In one folder; more are not looked at, and that is said."""
 
 SMALL_BYTES = 2**18
+
+LARGE_BYTES = 2**26
+"""A new file that holds more is left for the time when nothing works in the folder any more, unless it lies in the
+folder of an attempt: what is made at once, such as a cache, would keep the connection for itself."""
+
+ATTEMPT, LAST = "attempt-", "exit.json"
 
 UNFINISHED = (".part", ".tmp")
 
@@ -34,21 +40,51 @@ def changes(folder: str, known: Known, skipped: Sequence[str], budget_bytes: int
     `skipped` are endings of paths that are not wanted. `files`: path -> (inode, size, modification time in ns, offset,
     bytes in base64); `is_whole` is false when the budget cut something off; `odd` names what is neither file nor
     folder. A small file that is new comes whole or not at all, for it may be one that is replaced at once and read as
-    such.
+    such. The file that lacks least comes first, so that a heartbeat waits for no log; how an attempt ended comes after
+    all else, for whoever reads it takes what is there then for everything.
     """
-    files: dict[str, list[Any]] = {}
+    ended = _ended(folder)  # before all else: what these attempts wrote is all there by now
     odd: list[str] = []
-    left, is_whole = budget_bytes, True
+    lacking: list[_Lacking] = []
     for count, (path, found) in enumerate(_below(folder, "", 0, odd)):
         if count >= MOST_FILES:
             odd.append(f"more than {MOST_FILES} files")
             break
-        if path.endswith((*UNFINISHED, *skipped)):
+        is_end = path.startswith(ATTEMPT) and path.endswith(f"/{LAST}")
+        if path.endswith((*UNFINISHED, *skipped)) or (is_end and path not in ended):
             continue
         offset = _have(known.get(path), os.path.join(folder, path), found)
-        if offset is None:
+        if offset is None or (offset == 0 and found.st_size > LARGE_BYTES and not path.startswith(ATTEMPT)):
             continue
-        if left <= 0 or (offset == 0 and left < found.st_size <= SMALL_BYTES):
+        lacking.append(_Lacking(is_end, found.st_size - offset, path, offset, found))
+    return {**_pieces(folder, sorted(lacking, key=lambda one: one[:3]), budget_bytes), "odd": odd[:100]}
+
+
+class _Lacking(NamedTuple):
+    """A file of which the other side lacks something."""
+
+    is_last: bool
+    lack: int
+    path: str
+    offset: int
+    found: os.stat_result
+
+
+def _ended(folder: str) -> frozenset[str]:
+    """The exit records of attempts that are in a run folder."""
+    try:
+        names = [f"{name}/{LAST}" for name in os.listdir(folder) if name.startswith(ATTEMPT)]
+    except OSError:
+        return frozenset()
+    return frozenset(name for name in names if os.path.lexists(os.path.join(folder, name)))
+
+
+def _pieces(folder: str, lacking: Sequence[_Lacking], left: int) -> dict[str, Any]:
+    """The next bytes of these files, at most `left` of them, and whether that is all."""
+    files: dict[str, list[Any]] = {}
+    is_whole = True
+    for is_last, _, path, offset, found in lacking:
+        if left <= 0 or (offset == 0 and left < found.st_size <= SMALL_BYTES) or (is_last and not is_whole):
             is_whole = False
             continue
         data = _bytes(os.path.join(folder, path), found.st_ino, offset, min(left, found.st_size - offset))
@@ -58,7 +94,7 @@ def changes(folder: str, known: Known, skipped: Sequence[str], budget_bytes: int
         is_whole = is_whole and offset + len(data) >= found.st_size
         encoded = base64.b64encode(data).decode()
         files[path] = [found.st_ino, found.st_size, found.st_mtime_ns, offset, encoded]
-    return {"files": files, "odd": odd[:100], "is_whole": is_whole}
+    return {"files": files, "is_whole": is_whole}
 
 
 def _have(known: Sequence[int] | None, path: str, found: os.stat_result) -> int | None:

@@ -37,6 +37,9 @@ AGAIN_S = 1.0
 SILENT_S = 10.0
 """A connection that breaks is no news while the next one stands soon."""
 
+CATCH_UP_S = 0.05
+"""So soon it is looked again while there is more than one look may bring; questions go in between."""
+
 LOOK_S = 2.0
 ANSWER_S = 2.0
 """A round of the controller may wait so long for one host, once: after that the host counts as lost at once."""
@@ -118,6 +121,9 @@ class HostWorker:
         self._again_s = 0.0
         self._latest: dict[tuple[str, str], _Latest] = {}
         self._busy_since_s: float | None = None
+        self._caught_up = True
+        self._was_heard = False
+        self._silent_since_s = 0.0
         self._thread = threading.Thread(target=self._run, name="host", daemon=True)
         self._thread.start()
 
@@ -222,10 +228,10 @@ class HostWorker:
             return self._sight
 
     def silence(self) -> str:
-        """Why the host does not answer, once it has not for `silent_s`; '' before and while it does."""
-        sight = self.sight()
-        is_long = sight.answered_s is None or self._monotonic() - sight.answered_s > self._silent_s
-        return sight.lost if is_long else ""
+        """Why the host does not answer, once it has not for `silent_s` or never has; '' before and while it does. Not
+        to have been asked anything for a while is no silence."""
+        is_long = not self._was_heard or self._monotonic() - self._silent_since_s > self._silent_s
+        return self.sight().lost if is_long else ""
 
     def close(self, patience_s: float = 5.0) -> None:
         """End the thread and the connection; a thread that hangs is left to its deadline."""
@@ -253,7 +259,7 @@ class HostWorker:
             self._busy_since_s = self._monotonic()
             if left_s <= 0.0:  # its turn comes however long the queue is
                 self._look()
-                next_look_s = self._monotonic() + self._look_s
+                next_look_s = self._monotonic() + (self._look_s if self._caught_up else min(self._look_s, CATCH_UP_S))
             elif command is None:
                 self._agent.close()
                 return
@@ -277,10 +283,13 @@ class HostWorker:
             self._again_s = self._monotonic() + pause_s
             self._remember(lost=str(error))
             raise
-        self._failures, self._again_s = 0, 0.0
+        if self._failures:
+            self._remember(lost="")
+        self._was_heard, self._failures, self._again_s = True, 0, 0.0
         return value
 
     def _look(self) -> None:
+        self._caught_up = True
         with self._lock:
             watched = self._watched
         identities = list(dict.fromkeys(one for each in watched for one in each.identities))
@@ -302,7 +311,7 @@ class HostWorker:
         except OSError as error:
             self._remember(lost=f"this machine cannot keep its copy: {error}")
             return
-        is_whole = all(new.is_whole for new in answer.folders)
+        self._caught_up = is_whole = all(new.is_whole for new in answer.folders)
         told = dict(zip(identities, answer.alive, strict=True))
         with self._lock:
             before = self._sight.alive
@@ -311,6 +320,8 @@ class HostWorker:
 
     def _remember(self, *, lost: str) -> None:
         with self._lock:
+            if lost and not self._sight.lost:
+                self._silent_since_s = self._busy_since_s or self._monotonic()
             self._sight = Sight(self._sight.answered_s, lost, self._sight.alive, self._sight.is_whole)
 
 

@@ -6,6 +6,7 @@ then every wait ends. A connection that was closed once stays closed; the caller
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
@@ -21,6 +22,9 @@ import paramiko
 from provisioning.base import AuthenticationFailed, HostLost
 from provisioning.host_keys import HostKeys
 from provisioning.ssh_host import SshHost
+
+# What goes wrong is raised, and told by us; the library would print it too, with the stack of its own thread.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 _BROKEN = (paramiko.SSHException, OSError, EOFError)
 """What the library raises when a connection breaks."""

@@ -25,6 +25,7 @@ from reports.findings import better_is, cannot_be_said, ended_early, headline, s
 from reports.happenings import happenings
 from reports.labels import labels
 from reports.lineage import rescues
+from reports.money import machines_table, shares_table
 from reports.overlap import apart, overlaps
 from reports.readings import run_label
 from reports.reproduction import relaunch
@@ -78,6 +79,8 @@ def render(study: StudyView) -> dict[str, str]:
         "apart": "; ".join(sections.apart_text(one) for one in apart(shared)),
         "shared": sections.overlap_table(shared),
         "attempts": sections.attempts_table(study),
+        "machines": machines_table(study),
+        "shares": shares_table(study),
         "policy": _policy(study),
         "overruled": sections.overruled_rules(study),
         "rescues": rescues(study),

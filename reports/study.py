@@ -181,11 +181,34 @@ class NeighbourView:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineView:
+    """A rented machine: what was ordered, how long it was held, and its cost in USD: foreseen, at most, by our meter,
+    and as the provider charged it (None: it has not said)."""
+
+    name: str
+    gpus: str
+    held_h: float
+    usd_per_h: float
+    ceiling_usd: float
+    metered_usd: float
+    charged_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CostView:
+    """What a study cost in USD: its machines, and by run (its folder's name; '' = no run) the slot time that it used
+    and its part of the time that nobody did."""
+
+    machines: tuple[MachineView, ...]
+    runs: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class StudyView:
     """A study as it stands: the newest generation of each run, the older ones by name only.
 
     `neighbours` are other processes on the same hosts; they decide which windows of throughput are comparable.
-    `events` are those of the study as a whole.
+    `events` are those of the study as a whole. `costs` is None where nothing was rented for it.
     """
 
     study: str
@@ -196,3 +219,4 @@ class StudyView:
     lint: tuple[LintView, ...] = ()
     neighbours: tuple[NeighbourView, ...] = ()
     events: tuple[EventView, ...] = ()
+    costs: CostView | None = None

@@ -95,6 +95,7 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
 
 def _table(study: Mapping[str, Any], width: int) -> Table:
     wide = width >= 110
+    is_paid = any(run["usd"] for run in study["runs"])
     has_speed = any("sys/images_per_s" in run["latest"] for run in study["runs"])
     primary = next((run["primary"]["name"] for run in study["runs"] if run["primary"]), None)
     table = Table(title=_title(study, primary), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -112,8 +113,11 @@ def _table(study: Mapping[str, Any], width: int) -> Table:
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("primary" if primary else "", justify="right", no_wrap=True)
     table.add_column("best@step" if primary else "", justify="right", no_wrap=True)
+    if is_paid:
+        table.add_column("USD", justify="right", no_wrap=True)
     for run in study["runs"]:
-        table.add_row(*_cells(run, wide, has_speed))
+        paid = [Text(f"{run['usd']:.2f}")] if is_paid else []
+        table.add_row(*_cells(run, wide, has_speed), *paid)
     return table
 
 
@@ -152,6 +156,12 @@ def _cells(run: Mapping[str, Any], wide: bool, has_speed: bool) -> Sequence[Text
 
 
 def _remarks(study: Mapping[str, Any]) -> Iterator[Text]:
+    for one in study.get("machines", ()):
+        if one["state"] == "released":
+            continue
+        said = f"{one['machine'] or one['label']}: {one['stage'] or 'ordered'}, {one['gpus']} x {one['gpu_name']}"
+        money = f"{one['usd']:.2f} USD so far at {one['usd_per_h']:.3f} USD/h, at most {one['ceiling_usd']:.2f}"
+        yield Text(f"  {printable(said)}, {money}", style="dim", overflow="fold")
     for run in study["runs"]:
         verdict = run["verdict"] or {}
         notes = _why(run)

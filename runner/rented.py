@@ -17,6 +17,7 @@ from runner.errors import HomeError
 from runner.homecoming import WAIVED
 from runner.places import Places
 from runner.records import ENDED, ON_A_SLOT, RunState
+from runner.renting.decide import Limits
 from runner.renting.lanes import LaneThreads
 from runner.renting.leases import Lease, State, Want
 from runner.renting.loop import Renting
@@ -52,17 +53,20 @@ class Rented:
         now: Callable[[], float],
         monotonic: Callable[[], float],
         submit: Callable[..., Future[Any]] | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
     ) -> None:
         self._session = session
         self._providers = providers
         self._places = places
         self._now = now
         self._monotonic = monotonic
+        self._limits = limits
         self._threads = LaneThreads() if submit is None else None
         self._submit = submit or self._threads
         self._renting: dict[str, Renting] = {}
         self._ready: dict[int, Handle] = {}
         self._sweeps: dict[int, float] = {}
+        self._charged: dict[int, float | None] = {}
         with session.reading() as connection:
             self._had = {lease.provider for lease in held(connection) if lease.provider in RENTED}
 
@@ -101,6 +105,7 @@ class Rented:
                 changed += self._settle_runs(lease, runs)
             elif lease.was_ready and not self._is_needed(lease, runs):
                 self._renting[lease.provider].release(lease.id, "its runs have ended, and what they made is home")
+        self._note_bills()
         soon_s = self._now() + BILL_S
         self._had = {
             name for name, one in self._renting.items() if not one.is_idle or one.awaits_bill_s <= soon_s
@@ -149,7 +154,7 @@ class Rented:
             ) from problem
         assert isinstance(market, Market)
         assert self._submit is not None
-        return Renting(self._session, market, self._now, self._monotonic, self._submit)
+        return Renting(self._session, market, self._now, self._monotonic, self._submit, self._limits)
 
     def _leases(self) -> Iterator[Lease]:
         for renting in self._renting.values():
@@ -166,6 +171,18 @@ class Rented:
         self._ready = {lease: one for renting in self._renting.values() for lease, one in renting.ready().items()}
         for lease in before.keys() ^ self._ready.keys():
             self._places.reach_anew(lease)
+
+    def _note_bills(self) -> None:
+        """What the provider charged, once it is known, changes what the reports of its studies say."""
+        for lease in self._leases():
+            before = self._charged.get(lease.id, None if lease.is_open else lease.charged_usd)
+            self._charged[lease.id] = lease.charged_usd
+            if lease.charged_usd == before:
+                continue
+            with self._session.transaction() as connection:
+                used = "SELECT DISTINCT run FROM attempts WHERE lease = ?"
+                for (run,) in driver_of(connection).execute(used, (lease.id,)).fetchall():
+                    changes.set_run(connection, run, changed=self._now())
 
     def _is_needed(self, lease: Lease, runs: Sequence[StoredRun]) -> bool:
         for run in runs:

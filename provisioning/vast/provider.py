@@ -42,9 +42,9 @@ from provisioning.vast.rented_hosts import Fit, NotYet, RentedHosts, Unfit
 from provisioning.vast.switch import SwitchTimes, onstart
 from provisioning.vast.wanted import Wanted
 
-SETTLE_S = 30.0
-"""A 404 is known to be said too early, and the list to lag by ten seconds: a list counts as agreeing with a 404 only
-when it is begun three times that later."""
+SETTLE_S = 60.0
+"""A 404 is known to be said too early, and the list to lag by ten seconds and, rarely, more: a list counts as agreeing
+with a 404 only when it is begun six times that later."""
 
 
 @dataclass(frozen=True, slots=True)

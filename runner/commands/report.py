@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from reports.write import write
@@ -18,6 +19,6 @@ def report(home_path: Path | None, name: str) -> int:
     require_home(home)
     study = find_study(name, read_named_runs(home))
     with reading(home) as connection:
-        view = build_study_view(connection, home, study)
+        view = build_study_view(connection, home, study, time.time())
     print(write(view, home.report(study)))
     return 0

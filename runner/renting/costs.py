@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from runner.renting.leases import Lease
 from runner.renting.money import Bill, Share, grouped, split
@@ -72,3 +73,15 @@ def _added(parts: list[dict[str, Share]]) -> dict[str, Share]:
             before = found.get(name, Share(0.0, 0.0))
             found[name] = Share(before.used_usd + share.used_usd, before.idle_usd + share.idle_usd)
     return found
+
+
+def machine_document(one: LeaseCost) -> dict[str, Any]:
+    """A machine as JSON values, for `status --json`: `usd` is what counts, the provider's word where it has spoken."""
+    lease = one.lease
+    return {
+        "lease": lease.id, "study": lease.purse, "label": lease.label, "machine": lease.host,
+        "gpus": lease.order.get("gpus"), "gpu_name": lease.order.get("gpu_name"), "state": str(lease.state),
+        "stage": lease.stage, "usd_per_h": lease.terms.prices.usd_per_h, "created": lease.created_s,
+        "released": lease.released_s, "ends": lease.ttl_end_s, "ceiling_usd": lease.terms.ceiling_usd,
+        "metered_usd": one.bill.metered_usd, "charged_usd": one.bill.charged_usd, "usd": one.bill.usd,
+    }  # fmt: skip

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.home import Home
@@ -67,19 +68,20 @@ class _Series(NamedTuple):
     last_time: float
 
 
-def home_status(home: Home, study: str | None = None) -> dict[str, Any]:
+def home_status(home: Home, study: str | None = None, now: Callable[[], float] = time.time) -> dict[str, Any]:
     """The document of a home, superseded runs listed by id. Raises HomeError naming the path when there is none."""
     with reading_rows(home) as driver:
-        document = _document(driver, study)
+        document = _document(driver, study, now())
     return {**document, "controller": {"alive": is_held(home.lock)}}
 
 
 def read_status(connection: Connection, now: float, study: str | None = None) -> dict[str, Any]:
-    """The document as an open connection sees it. `now` (seconds since the epoch) changes nothing yet."""
-    return _document(driver_of(connection), study)
+    """The document as an open connection sees it. What is rented costs until `now` (seconds since the epoch)."""
+    return _document(driver_of(connection), study, now)
 
 
-def _document(driver: sqlite3.Connection, study: str | None) -> dict[str, Any]:
+def _document(driver: sqlite3.Connection, study: str | None, now: float) -> dict[str, Any]:
+    costs, machines = _costs(driver, now)
     attempts = _attempts(driver)
     series = _series(driver)
     rejected = dict(driver.execute("SELECT run, sum(rejected) FROM files GROUP BY run"))
@@ -95,10 +97,30 @@ def _document(driver: sqlite3.Connection, study: str | None) -> dict[str, Any]:
             entry["superseded"].append(row.id)
             continue
         run = _run(row, attempts.get(row.run, []), series.get(row.run, []), rejected.get(row.run, 0))
+        run["usd"] = costs.get(row.run, 0.0)
         run["warnings"] = warnings.get(row.run, [])
         run["extended"] = extended.get(row.run, [])
         entry["runs"].append(run)
+    for entry in studies.values():
+        entry["machines"] = [one for one in machines if one["study"] == entry["study"]]
     return {"studies": list(studies.values())}
+
+
+def _costs(driver: sqlite3.Connection, now: float) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(USD by run, rented machines); what reads them is loaded only where something was ever rented."""
+    rented = [name for (name,) in driver.execute("SELECT DISTINCT provider FROM leases WHERE document IS NOT NULL")]
+    if not rented:
+        return {}, []
+    from runner.renting.costs import machine_document, read_costs
+
+    usd: dict[str, float] = {}
+    machines = []
+    for name in rented:
+        costs = read_costs(driver, name, now)
+        for run, share in costs.by_run.items():
+            usd[run] = usd.get(run, 0.0) + share.usd
+        machines += [machine_document(one) for one in costs.machines]
+    return usd, machines
 
 
 def _run(row: _Run, attempts: Sequence[_Attempt], series: Sequence[_Series], rejected: int) -> dict[str, Any]:

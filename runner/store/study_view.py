@@ -35,10 +35,12 @@ from runner.spec.models import ResolvedArm, document, from_json
 from runner.store import tables
 from runner.store.curves import as_series, read_curves
 from runner.store.outbox import BY_THE_TRAINER
+from runner.store.study_costs import study_costs
 
 
-def build_study_view(connection: Connection, home: Home, study: str) -> StudyView:
-    """The study as it stands now. Raises UsageError when there is none of that name."""
+def build_study_view(connection: Connection, home: Home, study: str, now: float = 0.0) -> StudyView:
+    """The study as it stands `now` (seconds since the epoch, for what is still rented). Raises UsageError when there is
+    none of that name."""
     stored = connection.execute(select(tables.studies).where(tables.studies.c.study == study)).one_or_none()
     if stored is None:
         raise UsageError(f"there is no study {study!r}; next: runner status")
@@ -57,6 +59,7 @@ def build_study_view(connection: Connection, home: Home, study: str) -> StudyVie
         lint=(*(LintView(**finding) for finding in stored.lint), *_held_out_remarks(rows, views)),
         neighbours=tuple(_neighbours(connection, study)),
         events=tuple(_events(connection, (tables.events.c.study == study) & tables.events.c.run.is_(None))),
+        costs=study_costs(connection, study, now),
     )
 
 
