@@ -480,12 +480,27 @@ JUDGED = (
 )
 
 
+def elsewhere(name: str) -> Callable[[Bench], None]:
+    """A line of tests/accept_elsewhere.py."""
+
+    def run(bench: Bench) -> None:
+        sys.path.insert(0, str(ROOT))
+        from tests import accept_elsewhere
+
+        act: Callable[[Bench], None] = getattr(accept_elsewhere, name)
+        act(bench)
+
+    run.__doc__ = f"On other machines: {name}."
+    return run
+
+
 def _seconds(clone: Path, *command: str) -> float:
     started = time.perf_counter()
     subprocess.run(command, cwd=clone, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started
 
 
+ELSEWHERE = ("runner", "provisioning", "trainer", "reports", "tests/accept_elsewhere.py", "tests/fakes")
 LIVE = ("runner", "provisioning", "trainer", "tests/live_faults.py", "tests/fakes", "tests/data/stderr")
 LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "startup": (startup, ("runner", "pyproject.toml")),
@@ -499,6 +514,12 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "check": (check, (*PRODUCT, "tests", "README.md", "CONTRIBUTING.md")),
     "demo": (demo, PRODUCT),
     "soak": (soak, ("runner", "provisioning", "tests/soak.py", "tests/fakes")),
+    "vast_demo": (elsewhere("vast_demo"), ELSEWHERE),
+    "chaos": (elsewhere("chaos"), ("runner/renting", "provisioning/vast", "benchmarks/renting*.py", "tests/fakes")),
+    "outage": (elsewhere("outage"), ELSEWHERE),
+    "hostile": (elsewhere("hostile"), (*ELSEWHERE, "tests/test_runner_ssh.py")),
+    "secrets": (elsewhere("secrets"), (*ELSEWHERE, "tests/test_runner_secrets.py")),
+    "offline": (elsewhere("offline"), (*ELSEWHERE, "tests/test_runner_vast_offline.py")),
     "faults": (faults, LIVE),
     "healthy30": (healthy30, LIVE),
     **{
