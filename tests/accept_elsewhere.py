@@ -1,5 +1,5 @@
-"""Lines of `make accept` about runs on other machines. The hosts are real sshd processes on loopback, the service is the
-fake that the repository ships; nothing is rented."""
+"""Lines of `make accept` about runs on other machines. The hosts are real sshd processes on loopback, the service is
+the fake that the repository ships; nothing is rented."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Both are run as scripts of a clone, and import the clone's own fakes.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tests.accept import QUICKSTART, SHORT, Bench, require
+from tests.accept_bench import QUICKSTART, SHORT, Bench, require
+from tests.fakes.sshd import Sshd
 
 OUTAGE_S = 600.0
 
@@ -44,7 +41,7 @@ def fake_vast(bench: Bench, *arguments: str) -> Iterator[dict[str, str]]:
 
 
 def vast_demo(bench: Bench) -> None:
-    """The quickstart on one rented machine: slots pinned 0 to 3, everything home, the bill as we count it, none left."""
+    """The quickstart on one rented machine: slots pinned 0 to 3, everything home, the bill is ours, nothing is left."""
     python = str(bench.clone / ".venv/bin/python")
     with fake_vast(bench, "--gpus", "4") as variables:
         os.environ.update(variables)
@@ -81,7 +78,7 @@ def vast_demo(bench: Bench) -> None:
 
 
 def chaos(bench: Bench) -> None:
-    """2,000 seeded schedules of everything that can go wrong: nothing left, nothing double, nothing of others touched."""
+    """2,000 seeded schedules of everything that can go wrong: nothing left, nothing double, nobody else's touched."""
     out = bench.run(".venv/bin/python", "-m", "benchmarks.renting", "--seeds", "2000", limit_s=7200, code=None)
     result = json.loads((bench.clone / "benchmarks/results/renting.json").read_text())
     bench.notes["says"] = out.strip().splitlines()[-9:]
@@ -92,8 +89,6 @@ def chaos(bench: Bench) -> None:
 
 def outage(bench: Bench) -> None:
     """Two ssh hosts, one of them cut off for ten minutes: its training goes on, the other's points come on time."""
-    from tests.fakes.sshd import Sshd
-
     hosts = {name: Sshd(bench.clone.parent / name, name) for name in ("ada", "bob")}
     for sshd in hosts.values():
         sshd.start()
@@ -104,7 +99,7 @@ def outage(bench: Bench) -> None:
             sshd.stop()
 
 
-def _outage(bench: Bench, hosts: dict[str, Any]) -> None:
+def _outage(bench: Bench, hosts: dict[str, Sshd]) -> None:
     blocks = {
         name: {"address": "127.0.0.1", "port": sshd.port, "keys": list(sshd.host.keys), "python": sshd.host.python}
         for name, sshd in hosts.items()
@@ -152,7 +147,7 @@ def _outage(bench: Bench, hosts: dict[str, Any]) -> None:
     require(longest <= 6.0, f"the other host's points came on time (longest gap {longest:.1f} s, a step takes 1 s)")
 
 
-def _by_host(bench: Bench, hosts: dict[str, Any]) -> dict[str, str] | None:
+def _by_host(bench: Bench, hosts: dict[str, Sshd]) -> dict[str, str] | None:
     found = {
         run["slot"].split(":")[0]: name
         for name, run in bench.status("outage").items()
