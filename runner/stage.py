@@ -13,6 +13,7 @@ from typing import Any
 
 from provisioning.base import Shell
 from provisioning.gpus import slot_environment
+from provisioning.local_shell import LocalShell
 from runner.autopsies import limit_s
 from runner.bringing import Bringing
 from runner.control_file import write_control
@@ -65,6 +66,7 @@ class Stage:
         self._environment = environment
         self._left_s = left_s
         self._there = Bringing()
+        self._here = LocalShell("")  # its spawner is never asked
         self._readying = Readying(session, home, now)
 
     def folders(self) -> Iterator[tuple[int, str]]:
@@ -126,7 +128,8 @@ class Stage:
         # None of them waits for the disk: after a power failure an intended attempt is staged again.
         shell.write(str(run_dir / "config.yaml"), config.encode(), is_durable=False)
         provenance = {**run.provenance, "snapshot": run.snapshot["hash"], "slot": asdict(run.attempt.slot)}
-        shell.write(str(run_dir / "provenance.json"), _json(provenance), is_durable=False)
+        # Only here: what differs from the last commit concerns nobody who runs another machine.
+        self._here.write(str(run_dir / "provenance.json"), _json(provenance), is_durable=False)
         write_control(shell, run_dir, run.attempt.number)
 
     def _launch_spec(self, shell: Shell, run: StoredRun, arm: ResolvedArm, wanted: Launchable) -> dict[str, Any]:

@@ -45,3 +45,7 @@ class FollowingClock:
     def __call__(self) -> float:
         """The time, in seconds since 1970."""
         return self._start_s + (self._real() - self._began) * self._factor
+
+    def skip(self, by_s: float) -> None:
+        """Move on by so many seconds (>= 0) at once."""
+        self._start_s += by_s
