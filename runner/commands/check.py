@@ -115,6 +115,10 @@ def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
             yield f"{study}  {remark.rule} {_severity(remark.severity)}: {remark.message}{note}"
     for note in (*prepared.budget_notes, *prepared.notice_notes):
         yield f"warning: {note}"
+    for host, why in prepared.silent.items():
+        yield f"warning: {host} is left out: {why}"
+    for machine in prepared.hire.machines if prepared.hire else ():
+        yield f"rent   {sentence(machine)}"
     if brief:
         return
     yield ""
@@ -131,12 +135,8 @@ def _needs(prepared: Prepared) -> Iterator[str]:
     yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
     for one in dict.fromkeys(one for found in prepared.left_out.values() for one in found):
         yield f"  left out: {one}"
-    for machine in prepared.hire.machines if prepared.hire else ():
-        yield f"rent   {sentence(machine)}"
     if prepared.hire and prepared.hire.left_usd is not None:
         yield f"  left in the account: {prepared.hire.left_usd:.2f} USD"
-    for host, why in prepared.silent.items():
-        yield f"  left out: {host} ({why})"
     plan = prepared.plan
     names = {run.folder: f"{run.arm}-s{run.seed}" for run in plan.runs}
     waves = "; ".join(", ".join(names[folder] for folder in wave) for wave in plan.waves)
