@@ -102,8 +102,9 @@ class Evacuation:
     def result(self, why: str = "it was not brought before the end") -> Evacuated:
         """What has become of the files until now; `why` is said of those whose turn has not come."""
         lost = {name: self._lost.get(name, why) for name in self._wanted if name not in self._verified}
-        lost |= {name: said for name, said in self._lost.items() if name not in self._wanted}
-        brought = {name: size for name, size in self._brought.items() if name in self._verified}
+        # The thread of the host may still be at it when the time is up.
+        lost |= {name: said for name, said in dict(self._lost).items() if name not in self._wanted}
+        brought = {name: size for name, size in dict(self._brought).items() if name in self._verified}
         verified = tuple(sorted(self._verified))
         total = sum(brought.values())
         refused = dict(self._refused)

@@ -16,6 +16,9 @@ from typing import IO
 BLOCK_BYTES = 16 * 2**20
 """What is hashed as one: a wrong byte costs no more than this."""
 
+KEPT_FREE_BYTES = 2**28
+"""So much of our disk no file of a host may take: without room for its database a controller ends."""
+
 _READ = 2**20
 
 
@@ -53,9 +56,20 @@ class Incoming:
                         self.have = index * BLOCK_BYTES
                         break
                 os.ftruncate(file.fileno(), self.have)
-                return self._check(file) if self.have and self.have == self.size else ""
+                if self.have < self.size:
+                    return self._room(os.fstatvfs(file.fileno()))
+                return self._check(file) if self.have else ""
         except OSError as error:
             return _here(error)
+
+    def _room(self, disk: os.statvfs_result) -> str:
+        """Why what is lacking has no room here; '' when it has."""
+        free = disk.f_bavail * disk.f_frsize
+        if free - (self.size - self.have) >= KEPT_FREE_BYTES:
+            return ""
+        return (
+            f"this machine cannot keep it: {free // 2**20:,} MiB are free, and {KEPT_FREE_BYTES // 2**20:,} stay free"
+        )
 
     def lacks(self) -> int:
         """Bytes that the block in hand still lacks."""

@@ -81,13 +81,11 @@ class Controller:
         self._places = Places(session, providers, clock.now, clock.monotonic)
         self._follow = Follow(session, home, self._places, clock.now, clock.monotonic)
         self._spending = Spending(session, clock.now, clock.monotonic)
-        self._perform = Perform(session, home, self._places, clock.now, environment, self._spending.left_s)
+        self._perform = Perform(session, home, self._places, clock, environment, self._spending.left_s)
         self._notifier = Notifier(session, home, clock.now, clock.monotonic, environment)
         self._rented = Rented(session, providers, self._places, clock.now, clock.monotonic)
         self._places.rented = self._rented.ready
-        self._homecoming = Homecoming(
-            session, home, self._places, clock.now, clock.monotonic, moved=self._rented.moved
-        )  # fmt: skip
+        self._homecoming = Homecoming(session, home, self._places, clock.now, clock.monotonic, moved=self._rented.moved)
         self._situation = Situation(
             session, home, self._places, self._why_end, self._follow.is_orphaned, self._spending.left_s,
             self._homecoming.host_of,

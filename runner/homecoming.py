@@ -46,7 +46,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """A run whose files are on a machine of ours. `attempts` are those that wait for it."""
+    """A run whose files are on a machine of ours, or were: `is_gone` says that it was given back. `attempts` are those
+    that wait for them."""
 
     run: str
     study: str
@@ -55,6 +56,7 @@ class Away:
     state: str
     best_step: int | None
     attempts: tuple[int, ...]
+    is_gone: bool
 
 
 @dataclass(slots=True)
@@ -105,7 +107,12 @@ class Homecoming:
         for key in [key for key in self._coming if key not in keys]:
             self._let_be(self._coming.pop(key))  # it works there again, or is here
         for one in idle:
-            self._bring(one)
+            if one.is_gone:
+                key = (one.run, one.lease)
+                coming = self._coming.setdefault(key, _Coming(Evacuation("", self._home.root), self._monotonic()))
+                self._give_up(one, coming, f"its machine {one.host} is gone")
+            else:
+                self._bring(one)
         return bool(found)
 
     def close(self) -> None:
@@ -179,17 +186,17 @@ class Homecoming:
 def away(connection: Connection) -> tuple[Away, ...]:
     """The runs of which files are on other machines, by run and lease; those of live attempts not among them."""
     pending = driver_of(connection).execute(
-        "SELECT r.run, r.study, a.lease, l.host, r.state, r.best_step, a.attempt FROM attempts AS a "
-        "JOIN runs AS r ON r.run = a.run JOIN leases AS l ON l.id = a.lease "
+        "SELECT r.run, r.study, a.lease, l.host, r.state, r.best_step, a.attempt, l.state = 'released' "
+        "FROM attempts AS a JOIN runs AS r ON r.run = a.run JOIN leases AS l ON l.id = a.lease "
         "WHERE a.sync = 'pending' AND a.phase IN ('ended', 'gone') AND l.provider != 'local' ORDER BY r.run, a.attempt"
     )
     found: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
     for row in pending:
         found.setdefault((row[0], row[2]), []).append(row)
     return tuple(
-        Away(run, study, lease, host, state, best_step, tuple(row[6] for row in rows))
+        Away(run, study, lease, host, state, best_step, tuple(row[6] for row in rows), bool(is_gone))
         for rows in found.values()
-        for run, study, lease, host, state, best_step, _ in rows[:1]
+        for run, study, lease, host, state, best_step, _, is_gone in rows[:1]
     )
 
 

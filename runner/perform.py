@@ -28,6 +28,7 @@ from runner.actions import (
     Stop,
 )
 from runner.autopsies import AUTOPSY_ENDED
+from runner.clock import Clock
 from runner.control_file import read_control, write_control
 from runner.home import Home
 from runner.launch_spec import GRACE_S, TERM_S, attempt_dir, reap_spec
@@ -58,15 +59,15 @@ class Perform:
         session: Session,
         home: Home,
         places: Places,
-        now: Callable[[], float],
+        clock: Clock,
         environment: Mapping[str, str],
         left_s: Callable[[StoredRun], float | None] = lambda _run: None,
     ) -> None:
         self._session = session
         self._home = home
         self._places = places
-        self._now = now
-        self._stage = Stage(session, home, places, now, environment, left_s)
+        self._now = clock.now
+        self._stage = Stage(session, home, places, clock, environment, left_s)
         self._told: set[tuple[str, int]] = set()
         self._asked: dict[tuple[str, int], int | None] = {}
 

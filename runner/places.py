@@ -68,6 +68,7 @@ class Places:
         self._now = now
         self._places: dict[int, Place] = {}
         self._held: dict[tuple[str, str], int] = {}
+        self._over: dict[int, Place] = {}
         self._watch = SlotWatch(session, self._probe, now, monotonic)
         self._withheld: dict[Shape, tuple[Withheld, ...]] = {}
         self._silent: dict[str, str] = {}
@@ -121,12 +122,18 @@ class Places:
 
     def by_lease(self, lease: int) -> Place:
         """The place of a lease, taken up again after a restart of the controller; the host is not asked anything.
-        Raises HostLost for a rented machine that its provider has not shown yet, or not any more."""
-        if lease not in self._places:
+        Raises HostLost for a rented machine that its provider has not shown yet, or not any more; of one that was given
+        back what came home is all there is, and its shell is that of this machine."""
+        if lease in self._places:
+            return self._places[lease]
+        if lease not in self._over:
             with self._session.reading() as connection:
                 row = leases.read_lease(connection, lease)
-            self._add(row.id, row.handle)
-        return self._places[lease]
+            if row.provider not in RENTED or row.state != "released":
+                return self._add(row.id, row.handle)
+            shell = self._providers["local"].shell(row.handle)
+            self._over[lease] = Place(lease, row.handle, self._providers[row.provider], shell, row.host)
+        return self._over[lease]
 
     def known(self, lease: int) -> Place | None:
         """The place of a lease if it is held in memory; asks nobody."""
@@ -277,7 +284,7 @@ class Places:
 
     def close(self) -> None:
         """Let go of the shells; what runs on the hosts lives on."""
-        for place in self._places.values():
+        for place in (*self._places.values(), *self._over.values()):
             place.shell.close()
 
     def _take(self, provider: Provider, offer: Offer) -> Place:

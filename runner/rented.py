@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from provisioning import RENTED
-from provisioning.base import Handle, Provider, Request
+from provisioning.base import Handle, HostLost, Provider, Request
 from provisioning.home_key import HomeKeyError
 from runner.errors import HomeError
-from runner.homecoming import WAIVED
 from runner.places import Places
 from runner.records import ENDED, ON_A_SLOT, RunState
 from runner.renting.decide import Limits
 from runner.renting.lanes import LaneThreads
-from runner.renting.leases import Lease, State, Want
+from runner.renting.leases import Lease, Want
 from runner.renting.loop import Renting
 from runner.renting.market import Market
 from runner.run_facts import Phase
@@ -31,6 +31,9 @@ from runner.store.session import Session
 
 LAST_S = 1800.0
 """So long before the end of a machine's life its runs must end, to save, to come home, and to be verified."""
+
+LATE_S, LONGER_S, ASK_LONGER_S = 3600.0, 3600.0, 300.0
+"""When a machine is asked to live longer, by how much, and how soon again after a no."""
 
 PREEMPTED = "preempted"
 
@@ -66,6 +69,7 @@ class Rented:
         self._renting: dict[str, Renting] = {}
         self._ready: dict[int, Handle] = {}
         self._sweeps: dict[int, float] = {}
+        self._asked_longer_s: dict[int, float] = {}
         self._charged: dict[int, float | None] = {}
         with session.reading() as connection:
             self._had = {lease.provider for lease in held(connection) if lease.provider in RENTED}
@@ -99,10 +103,14 @@ class Rented:
         for name, renting in self._renting.items():
             renting.step(_wants(name, runs))
         self._note_ready()
+        self._lengthen(runs)
         changed: list[str] = []
         for lease in self._leases():
             if lease.because or not lease.is_open:
-                changed += self._settle_runs(lease, runs)
+                said = f"its machine {lease.host or lease.label} is given back: {lease.because or lease.proof}"
+                changed += self._settle_runs(lease, runs, said)
+            elif lease.is_ready and (ended := self._ended_unseen(lease, runs)):
+                changed += self._settle_runs(lease, ended, f"its machine {lease.host} was started again")
             elif lease.was_ready and not self._is_needed(lease, runs):
                 self._renting[lease.provider].release(lease.id, "its runs have ended, and what they made is home")
         self._note_bills()
@@ -165,6 +173,19 @@ class Rented:
             return None
         return next((one for one in self._leases() if one.id == run.attempt.lease), None)
 
+    def _lengthen(self, runs: Sequence[StoredRun]) -> None:
+        """A machine whose runs are at work may live longer, an hour at a time, while the budget of its study pays."""
+        now_s = self._now()
+        for lease in self._leases():
+            is_late = lease.is_ready and lease.ttl_end_s - now_s < LATE_S
+            if not is_late or now_s < self._asked_longer_s.get(lease.id, 0.0) + ASK_LONGER_S:
+                continue
+            if any(
+                run.attempt is not None and run.attempt.lease == lease.id and run.state in ON_A_SLOT for run in runs
+            ):
+                self._asked_longer_s[lease.id] = now_s
+                self._renting[lease.provider].extend(lease.id, lease.terms.ttl_s + LONGER_S)
+
     def _note_ready(self) -> None:
         """One that is not ready any more, or again, is reached anew."""
         before = self._ready
@@ -194,10 +215,23 @@ class Rented:
             pending = "SELECT 1 FROM attempts WHERE lease = ? AND sync = 'pending' LIMIT 1"
             return driver_of(connection).execute(pending, (lease.id,)).fetchone() is not None
 
-    def _settle_runs(self, lease: Lease, runs: Iterable[StoredRun]) -> list[str]:
-        """Its machine is given back, or gone: what was at work on it begins again on another one, unless it was to end
+    def _ended_unseen(self, lease: Lease, runs: Iterable[StoredRun]) -> list[StoredRun]:
+        """Runs whose processes were in a container of this machine that is there no more: one that is started again
+        has another first process, and none of those that ran before."""
+        place = self._places.known(lease.id)
+        found = []
+        with suppress(HostLost):
+            for run in runs:
+                attempt = run.attempt
+                if attempt is None or attempt.lease != lease.id or attempt.identity is None or place is None:
+                    continue
+                if attempt.phase not in (Phase.ENDED, Phase.GONE) and not place.shell.can_see(attempt.identity):
+                    found.append(run)
+        return found
+
+    def _settle_runs(self, lease: Lease, runs: Iterable[StoredRun], said: str) -> list[str]:
+        """What was at work on a machine that is given back, gone, or started again begins again, unless it was to end
         anyway. Returns the runs."""
-        said = f"its machine {lease.host or lease.label} is given back: {lease.because or lease.proof}"
         hit = [
             run for run in runs
             if run.attempt is not None and run.attempt.lease == lease.id and run.state in ON_A_SLOT
@@ -215,26 +249,9 @@ class Rented:
                     continue
                 if run.state in (RunState.STARTING, RunState.RUNNING):
                     changes.move_run(connection, run.run, RunState.PREEMPTED, said, now, attempt=number)
-                changes.move_run(connection, run.run, RunState.QUEUED, f"again on another machine: {said}", now)
+                changes.move_run(connection, run.run, RunState.QUEUED, f"again: {said}", now)
                 changes.set_run(connection, run.run, wave=None, resume_from="last")
-        if lease.state is State.RELEASED:
-            self._waive(lease)
         return [run.run for run in hit]
-
-    def _waive(self, lease: Lease) -> None:
-        """Nothing can come from it any more."""
-        with self._session.reading() as connection:
-            pending = "SELECT run, attempt FROM attempts WHERE lease = ? AND sync = 'pending'"
-            rows = driver_of(connection).execute(pending, (lease.id,)).fetchall()
-        if not rows:
-            return
-        with self._session.transaction() as connection:
-            for run, attempt in rows:
-                said = (
-                    f"its machine {lease.host} is gone; what had come until then is here, its last checkpoints are not"
-                )
-                changes.set_attempt(connection, run, attempt, sync="waived")
-                changes.add_event(connection, self._now(), WAIVED, said, run=run, attempt=attempt)
 
 
 def _key(run: StoredRun) -> str | None:

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from provisioning.base import Shell
+from provisioning.base import HostLost, Shell
 from provisioning.gpus import slot_environment
 from provisioning.local_shell import LocalShell
 from runner.autopsies import limit_s
 from runner.bringing import Bringing
+from runner.clock import Clock
 from runner.control_file import write_control
 from runner.home import Home
 from runner.judge.best import best_point
@@ -32,6 +33,7 @@ from runner.store import changes
 from runner.store.curves import as_series, read_curves
 from runner.store.facts import StoredRun, read_run
 from runner.store.session import Session
+from runner.unstaged import Unstaged
 
 EVALUATION_S = 900.0
 """What the final evaluation after an abort may take."""
@@ -55,26 +57,37 @@ class Stage:
         session: Session,
         home: Home,
         places: Places,
-        now: Callable[[], float],
+        clock: Clock,
         environment: Mapping[str, str],
         left_s: Callable[[StoredRun], float | None],
     ) -> None:
         self._session = session
         self._home = home
         self._places = places
-        self._now = now
+        self._now = clock.now
         self._environment = environment
         self._left_s = left_s
         self._there = Bringing()
         self._here = LocalShell("")  # its spawner is never asked
-        self._readying = Readying(session, home, now)
+        self._readying = Readying(session, home, clock.now)
+        self._unstaged = Unstaged(session, clock.now, clock.monotonic)
 
     def folders(self) -> Iterator[tuple[int, str]]:
         """(lease, folder) of what is being made ready: what is written there must be seen."""
         return self._readying.folders()
 
     def __call__(self, run_id: str) -> Staged | None:
-        """The files of an intended attempt; every part may be repeated. None while something of it is under way."""
+        """The files of an intended attempt; every part may be repeated. None while something of it is under way. Raises
+        HostLost, StagingFailed, SpawnRefused; a run whose host stays silent goes back to the queue."""
+        try:
+            staged = self._stage(run_id)
+        except HostLost:
+            self._unstaged.lost(run_id)
+            raise
+        self._unstaged.reached(run_id)
+        return staged
+
+    def _stage(self, run_id: str) -> Staged | None:
         with self._session.reading() as connection:
             run = read_run(connection, run_id)
         assert run.attempt is not None
