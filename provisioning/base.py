@@ -10,6 +10,7 @@ next, so each error below is a verb for the caller.
     ├── AuthenticationFailed  credentials are wrong: stop and tell the person
     ├── RateLimited        asked too often: ask again later
     ├── SpawnRefused       the host answers, and will not start this attempt: the attempt failed
+    ├── HomeKeyError       the key pair of this home cannot be used: tell the person
     └── HostLost           the host does not answer: its processes may still be alive
 """
 
@@ -54,6 +55,10 @@ class SpawnRefused(ProvisioningError):
         self.attempt = attempt
         self.reason = reason
         super().__init__(f"{attempt}: {reason}")
+
+
+class HomeKeyError(ProvisioningError):
+    """The key of this home cannot be used; the text says why and what to do."""
 
 
 class HostLost(ProvisioningError):
@@ -170,6 +175,29 @@ class Released:
     """The host is given back; `proof` is what the provider said."""
 
     proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The machine can be used: where it is reached, usable GPUs, cores."""
+
+    place: str
+    gpus: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """Nothing is known against the machine yet; ask again."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """The machine cannot be used, and waiting will not help."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-
-class HomeKeyError(Exception):
-    """The key of this home cannot be used; the text says why and what to do."""
+from provisioning.base import HomeKeyError
 
 
 @dataclass(frozen=True, slots=True)

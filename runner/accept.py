@@ -12,8 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from provisioning import RENTED
-from provisioning.base import ProvisioningError, Slot
-from provisioning.home_key import HomeKeyError
+from provisioning.base import HomeKeyError, ProvisioningError, Slot
 from provisioning.ssh_host import SshHost
 from runner.autopsies import refuse_autopsy
 from runner.errors import ArmatureError, Fenced, HomeError, UsageError

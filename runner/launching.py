@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, select
 
@@ -25,7 +25,6 @@ from runner.accept import capacity_of, known_runs, rented_capacity
 from runner.budgets import budget_notes
 from runner.detach import SUPERVISOR, start_controller
 from runner.errors import HomeError, InfrastructureError, NotInThisVersion, UnmetHosts, UsageError, Where
-from runner.hiring import Hire, estimate
 from runner.home import RESERVE_MIB, Home, create_home
 from runner.lock import HomeLock, is_held
 from runner.places import left_out, live_slots, refuse_occupied
@@ -43,6 +42,9 @@ from runner.store import requests, tables
 from runner.store.database import check_revision, create_or_upgrade, reading
 from runner.store.history import seconds_per_step
 from runner.store.hosts import host_document
+
+if TYPE_CHECKING:
+    from runner.hiring import Hire
 
 ANSWER_WITHIN_S = 30.0
 START_AGAIN_S = 3.0
@@ -131,6 +133,8 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
     told = _notice_notes(arms, home)
     hire = None
     if options.provider in RENTED:
+        from runner.hiring import estimate  # what talks to a provider is loaded only for one
+
         hire = estimate(arms, plan, options.slots, options.wanted, os.environ)
         notes = (*notes, *hire.notes)
     return Prepared(

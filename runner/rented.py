@@ -12,8 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from provisioning import RENTED
-from provisioning.base import Handle, HostLost, Provider, Request
-from provisioning.home_key import HomeKeyError
+from provisioning.base import Handle, HomeKeyError, HostLost, Provider, Request
 from runner.errors import HomeError
 from runner.places import Places
 from runner.records import ENDED, ON_A_SLOT, RunState

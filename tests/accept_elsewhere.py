@@ -116,7 +116,8 @@ def _outage(bench: Bench, hosts: dict[str, Sshd]) -> None:
     )
     for name in "AB":
         document = {
-            "study": "outage", "arm": name, "seeds": [0], "command": ["python3", "{arm_dir}/train.py", name], "steps": steps,
+            "study": "outage", "arm": name, "seeds": [0], "steps": steps,
+            "command": ["python3", "{arm_dir}/train.py", name],
             "metrics": {"source": "regex", "pattern": r"step (?P<step>\d+)/\d+ loss=(?P<loss>\S+)"},
         }  # fmt: skip
         (arm / f"{name}.yaml").write_text(json.dumps(document))

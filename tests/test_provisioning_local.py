@@ -72,7 +72,8 @@ class TestTheProvider:
         assert "Present" in repr(self.provider().observe(["armature/h/1"]))
 
     def test_importing_the_table_loads_no_driver(self) -> None:
-        code = "import sys, provisioning; print(sorted({'pynvml', 'runner', 'torch', 'sqlalchemy', 'paramiko', 'requests'} & set(sys.modules)))"
+        heavy = "{'pynvml', 'runner', 'torch', 'sqlalchemy', 'paramiko', 'requests'}"
+        code = f"import sys, provisioning; print(sorted({heavy} & set(sys.modules)))"
         root = str(SUPERVISOR.parents[1])
         done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True, timeout=20)
         assert done.stdout == b"[]\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     """A checkpoint: a file of several pieces, a small one, one of no bytes, one in a folder of its own."""
     found = tmp_path / "here" / "step_000500"
     (found / "inner").mkdir(parents=True)
-    (found / "model.safetensors").write_bytes(random.Random(0).randbytes(2 * PIECE_BYTES + 17))
+    (found / "model.safetensors").write_bytes(random.Random(0).randbytes(PIECE_BYTES + 17))
     (found / "state.json").write_text("{}")
     (found / "empty").touch()
     (found / "inner" / "more").write_bytes(b"more")
@@ -48,7 +49,7 @@ def test_a_lost_connection_costs_no_more_than_a_piece(folder: Path, tmp_path: Pa
         travelled += len(arguments[3]) if verb == "code_piece" else 0
         return agent.ask(kind, verb, *arguments)
 
-    agent.cut = lambda: draw.choice(["", "", "before", "after"])
+    agent.cut = lambda: draw.choice(["", "", "", "", "", "before", "after"])
     tries = 0
     while True:
         tries += 1
@@ -73,7 +74,7 @@ def test_what_stands_there_is_left_as_it_is(folder: Path, tmp_path: Path) -> Non
 
 def test_a_full_disk_is_named_and_the_folder_has_no_name(folder: Path, tmp_path: Path) -> None:
     there = tmp_path / "there" / "step_000500"
-    with files_of_at_most(PIECE_BYTES), pytest.raises(StagingFailed, match=r"model\.safetensors.*kept there"):
+    with files_of_at_most(PIECE_BYTES // 2), pytest.raises(StagingFailed, match=r"model\.safetensors.*kept there"):
         carry_out(sending_steps(folder, str(there)), AskedAgent().ask)
     assert not there.exists()
     carry_out(sending_steps(folder, str(there)), AskedAgent().ask)
@@ -86,7 +87,7 @@ def test_torn_bytes_are_sent_again(folder: Path, tmp_path: Path) -> None:
 
     def tear(verb: str, value: Any) -> Any:
         parts = sorted((there.parent / ".coming-step_000500").glob(".*.part"))
-        if verb == "code_piece" and value["received"] > PIECE_BYTES and not torn:
+        if verb == "code_piece" and value["received"] >= PIECE_BYTES and not torn:
             torn.extend(parts)
             data = parts[0].read_bytes()
             parts[0].write_bytes(b"x" + data[1:])
@@ -108,13 +109,15 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 def test_over_a_real_connection_that_is_often_cut(folder: Path, tmp_path: Path, sshd: Sshd) -> None:
     agent, there = sshd.agent(tmp_path / "known_hosts", Deadlines(5, 5)), tmp_path / "there" / "step_000500"
-    ask, lost = often_cut(agent.ask, sshd, 3, 0.3)
+    ask, lost = often_cut(agent.ask, sshd, 3, 0.5)
     for _ in range(60):
         try:
             carry_out(sending_steps(folder, str(there)), ask)
-            break
         except HostLost:
             continue
+        if lost:
+            break
+        shutil.rmtree(there)  # luck: once more
     agent.close()
     assert lost
     assert tree(there) == tree(folder)

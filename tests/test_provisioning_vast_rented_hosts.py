@@ -14,14 +14,14 @@ import pytest
 from pydantic import SecretStr
 
 from provisioning.agent_archive import agent_archive
-from provisioning.base import Handle, HostLost, NoCapacity, Request, Slot
+from provisioning.base import Fit, Handle, HostLost, NoCapacity, NotYet, Request, Slot, Unfit
 from provisioning.home_key import HomeKey, home_key
 from provisioning.host_workers import HostWorkers
 from provisioning.ssh_connection import Deadlines
 from provisioning.vast.api import VastApi
 from provisioning.vast.errors import TooEarly
 from provisioning.vast.provider import VastProvider
-from provisioning.vast.rented_hosts import Fit, NotYet, RentedHosts, Unfit
+from provisioning.vast.rented_hosts import RentedHosts
 from provisioning.vast.switch import SwitchTimes
 from tests.fakes.attempts import SUPERVISOR, until
 from tests.fakes.vast import Boot, Fake, FollowingClock

@@ -170,7 +170,7 @@ def test_a_controller_cut_off_around_its_start_starts_none_twice(acting: Acting,
 
 def test_one_that_cannot_be_started_is_over_and_says_so(acting: Acting, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(acting)
-    monkeypatch.setattr("runner.perform.environment_values", _raise)
+    monkeypatch.setattr("runner.stage.environment_values", _raise)
     assert acting.ask("autopsy").accepted
     acting.rounds(lambda: acting.events("autopsy_ended"))
     assert "spawn_failed" in acting.events("autopsy_ended")[0][1] or "could not" in acting.events("autopsy_ended")[0][1]

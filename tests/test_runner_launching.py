@@ -56,8 +56,8 @@ def test_every_command_refuses_a_database_from_the_future(lab: Lab) -> None:
 
 def test_a_provider_of_a_later_version_and_no_slots_are_refused(lab: Lab) -> None:
     arm = lab.arm("talker")
-    with pytest.raises(NotInThisVersion, match="vast"):
-        prepare(Home(lab.home), [arm], Options(provider="vast"))
+    with pytest.raises(NotInThisVersion, match="slurm"):
+        prepare(Home(lab.home), [arm], Options(provider="slurm"))
     with pytest.raises(UsageError, match="at least one slot"):
         prepare(Home(lab.home), [arm], Options(slots=0))
 

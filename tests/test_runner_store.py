@@ -540,13 +540,13 @@ def test_a_request_of_another_version_is_refused_and_does_not_stop_the_controlle
     from runner.accept import Accept
     from runner.places import Places
 
-    number = requests.ask(home, "gc", {})
+    number = requests.ask(home, "prune", {})
     with session.reading() as connection:
         (request,) = requests.pending(connection)
     Accept(session, home, Places(session, {}, lambda: 1.0), lambda: 1.0)(request)
     with reading(home) as connection:
         answer = requests.read_answer(connection, number)
-    assert answer == requests.Answer(False, "gc: not in this version")
+    assert answer == requests.Answer(False, "prune: not in this version")
 
 
 def test_verdicts_keep_words_where_json_has_no_number(session: Session) -> None:

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from provisioning.base import (
     Absent,
     Ambiguous,
+    Fit,
     Handle,
     HostLost,
     NoCapacity,
+    NotYet,
     NotYetReleased,
     Observation,
     Offer,
@@ -28,6 +30,7 @@ from provisioning.base import (
     Shell,
     Slot,
     SlotProbe,
+    Unfit,
     Unknown,
 )
 from provisioning.vast.api import DEFAULT_URL, Created, RefusedButCreated, VastApi
@@ -38,7 +41,7 @@ from provisioning.vast.listing import Listed, ListReader
 from provisioning.vast.models import Charge, Instance
 from provisioning.vast.offers import as_offer, choose, explain, query
 from provisioning.vast.prices import needed_s
-from provisioning.vast.rented_hosts import Fit, NotYet, RentedHosts, Unfit
+from provisioning.vast.rented_hosts import RentedHosts
 from provisioning.vast.switch import SwitchTimes, onstart
 from provisioning.vast.wanted import Wanted
 

@@ -17,7 +17,18 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from provisioning.base import AuthenticationFailed, HostLost, ProvisioningError, Request, Shell, Slot, SlotProbe
+from provisioning.base import (
+    AuthenticationFailed,
+    Fit,
+    HostLost,
+    NotYet,
+    ProvisioningError,
+    Request,
+    Shell,
+    Slot,
+    SlotProbe,
+    Unfit,
+)
 from provisioning.host_keys import ChangedHostKey, HostKeys
 from provisioning.host_worker import HostWorker
 from provisioning.host_workers import HostWorkers
@@ -39,29 +50,6 @@ LOG_S = 30.0
 _SLOTS = TypeAdapter(tuple[Slot, ...])
 _PROBE = TypeAdapter(SlotProbe)
 _HOST_KEY = re.compile(r"armature host key: \S{1,40} (SHA256:[A-Za-z0-9+/]{43})")
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """The machine can be used: where it is reached, usable GPUs, cores."""
-
-    place: str
-    gpus: int
-    cores: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotYet:
-    """Nothing is known against the machine yet; ask again."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unfit:
-    """The machine cannot be used, and waiting will not help."""
-
-    why: str
 
 
 @dataclass(slots=True)

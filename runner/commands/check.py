@@ -9,8 +9,6 @@ from typing import Any
 
 from runner.code_files import LeftOut
 from runner.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE
-from runner.hiring import document as hire_document
-from runner.hiring import sentence
 from runner.home import find_home
 from runner.launching import Options, Prepared, prepare
 from runner.screen import printable
@@ -66,7 +64,7 @@ def plan_document(prepared: Prepared) -> dict[str, Any]:
         "slots": sorted({str(slot) for slots in prepared.slots.values() for slot in slots}),
         "left_out": sorted({str(one) for found in prepared.left_out.values() for one in found}),
         "silent": {host: str(why) for host, why in prepared.silent.items()},
-        "rent": None if prepared.hire is None else hire_document(prepared.hire),
+        "rent": _rent_document(prepared),
         "disk_mib": prepared.plan.disk_mib,
         "hours": prepared.plan.hours,
         "budget": list(prepared.budget_notes),
@@ -117,12 +115,27 @@ def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
         yield f"warning: {note}"
     for host, why in prepared.silent.items():
         yield f"warning: {host} is left out: {why}"
-    for machine in prepared.hire.machines if prepared.hire else ():
-        yield f"rent   {sentence(machine)}"
+    yield from _rent_lines(prepared)
     if brief:
         return
     yield ""
     yield from _needs(prepared)
+
+
+def _rent_lines(prepared: Prepared) -> Iterator[str]:
+    if prepared.hire is not None:
+        from runner.hiring import sentence
+
+        for machine in prepared.hire.machines:
+            yield f"rent   {sentence(machine)}"
+
+
+def _rent_document(prepared: Prepared) -> dict[str, Any] | None:
+    if prepared.hire is None:
+        return None
+    from runner.hiring import document as hire_document
+
+    return hire_document(prepared.hire)
 
 
 def _severity(letter: str) -> str:

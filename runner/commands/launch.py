@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from runner.commands.check import plan_document, print_plan
 from runner.errors import EXIT_OK, EXIT_USAGE, UnmetHosts, UsageError
-from runner.hiring import Hire, refuse_unpaid, sentence
 from runner.home import Home, find_home
 from runner.launching import Options, Prepared, commit, ensure_controller, prepare, refuse_unfair, wait_for_answer
 from runner.lock import is_held
@@ -24,6 +24,9 @@ from runner.store import requests
 from runner.store.database import reading
 from runner.store.history import newest_event, report_outcome
 from runner.view import all_ended, chosen_status, exit_code, leave_or_stop, say, watch
+
+if TYPE_CHECKING:
+    from runner.hiring import Hire
 
 REPORT_WITHIN_S = 300.0
 CONTROLLER_AGAIN_S = 5.0
@@ -81,6 +84,8 @@ def _prepared(home: Home, paths: Sequence[Path], options: Options, *, may_ask: b
 
 def _confirm(hire: Hire, *, yes: bool, as_json: bool) -> None:
     """Nothing is rented without a limit, and without a yes. Raises UsageError and BudgetError."""
+    from runner.hiring import refuse_unpaid, sentence
+
     refuse_unpaid(hire)
     if yes:
         return

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from provisioning.base import Absent, AuthenticationFailed, Handle
-from provisioning.vast.rented_hosts import Fit, Unfit
+from provisioning.base import Absent, AuthenticationFailed, Fit, Handle, Unfit
 from runner.renting import decide
 from runner.renting.bills import Bills
 from runner.renting.book import Book

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from provisioning.base import Ambiguous, Handle, Observation, Offer, Refused, Released, Request
-from provisioning.vast.rented_hosts import Fit, NotYet, Unfit
+from provisioning.base import Ambiguous, Fit, Handle, NotYet, Observation, Offer, Refused, Released, Request, Unfit
 
 
 class Strangers(Protocol):

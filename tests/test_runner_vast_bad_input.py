@@ -1,0 +1,231 @@
+"""What a launch on rented machines refuses, and machines that are not what was rented: a clear word, nothing left."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from runner.cli import run as runner
+from runner.home import Home, create_home
+from runner.launching import Options, commit, prepare, ready_database
+from runner.renting.decide import Limits
+from runner.store import requests
+from runner.store.database import reading
+from tests.fakes.vast import Boot
+from tests.fakes.vast_lab import KEY, VastLab, VastRounds, step_all, vast_lab, vast_rounds
+
+TRAINING = """
+for step in range(1, 21):
+    print(f"step {step}/20 loss={1.0 / step:.9f}", flush=True)
+"""
+
+CREATE = "PUT /api/v0/asks/{id}/"
+VAST = ("--provider", "vast")
+LIMIT = ("--max-usd", "40", "--hours", "1")
+
+PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
+
+
+def arm(lab: VastLab) -> Path:
+    return lab.arm("A", TRAINING, "20", steps=20, resources={"gpus": 1})
+
+
+class Refused:
+    """One command in this process, and what it said."""
+
+    def __init__(self, lab: VastLab, capsys: pytest.CaptureFixture[str]) -> None:
+        self.lab = lab
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path, **environment: str | None) -> tuple[int, str]:
+        """Exit code and error stream."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RUNNER_HOME", str(self.lab.home))
+            for name, value in {**self.lab.extra_environment, **environment}.items():
+                patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
+            patch.chdir(self.lab.folder)
+            code = runner([str(one) for one in arguments])
+        said = self._capsys.readouterr().err
+        assert KEY not in said
+        return code, " ".join(said.split())
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[VastLab]:
+    with vast_lab(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def refused(lab: VastLab, capsys: pytest.CaptureFixture[str]) -> Refused:
+    return Refused(lab, capsys)
+
+
+def check_nothing_was_asked_for(lab: VastLab) -> None:
+    """No machine was rented and nobody was told to rent one."""
+    assert lab.ever() == []
+    assert lab.fake.counts()[CREATE] == 0
+    assert not lab.fake.breaches
+    if lab.home.exists():
+        with reading(Home(lab.home)) as connection:
+            assert requests.pending(connection) == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "code", "words"),
+    [
+        (LIMIT, {"VAST_API_KEY": None}, 2, ["VAST_API_KEY is not set", "manage-keys", "nothing was rented"]),
+        (LIMIT, {"VAST_API_KEY": "wrong-key"}, 2, ["check VAST_API_KEY", "manage-keys", "nothing was rented"]),
+        (LIMIT, {"VAST_URL": "http://example.org"}, 2, ["VAST_URL", "nothing was rented"]),
+        ((*LIMIT, "--gpu", "H200"), {}, 3, ["nothing to rent", "15 offers: 15 have another GPU than H200"]),
+        ((*LIMIT, "--disk-gb", "900"), {}, 3, ["nothing to rent", "15 have less than 900 GB of disk"]),
+        (("--max-usd", "1", "--hours", "1"), {}, 4, ["limit is 1.00 USD", "USD at most", "nothing was rented"]),
+        (("--hours", "1"), {}, 2, ["no limit", "--max-usd", "nothing was rented"]),
+        ((*LIMIT, "--hours", "-1"), {}, 2, ["hours"]),
+        ((*LIMIT, "--bid-usd-per-h", "0.3"), {}, 2, ["bid_usd_per_h", "is_interruptible"]),
+    ],
+)
+def test_what_cannot_be_rented_is_refused(
+    refused: Refused, options: tuple[str, ...], environment: dict[str, str | None], code: int, words: list[str]
+) -> None:
+    found, said = refused("launch", arm(refused.lab), *VAST, *options, "--yes", **environment)
+    assert found == code, said
+    for word in words:
+        assert word in said
+    check_nothing_was_asked_for(refused.lab)
+
+
+def test_an_empty_account_rents_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with vast_lab(tmp_path, balance_usd=0.0) as lab:
+        code, said = Refused(lab, capsys)("launch", arm(lab), *VAST, *LIMIT, "--yes")
+        assert code == 3
+        assert "the account is empty (0.00 USD): nothing was rented" in said
+        check_nothing_was_asked_for(lab)
+
+
+def test_without_a_terminal_somebody_must_have_said_yes(refused: Refused) -> None:
+    code, said = refused("launch", arm(refused.lab), *VAST, *LIMIT)
+    assert code == 2
+    assert "at most 1.39 USD" in said
+    assert "--yes" in said
+    check_nothing_was_asked_for(refused.lab)
+
+
+def test_what_looks_like_a_secret_stays_here_until_somebody_says_that_it_is_none(refused: Refused) -> None:
+    lab = refused.lab
+    path = arm(lab)
+    (path.parent / "deploy.txt").write_text(PRIVATE_KEY)
+    code, said = refused("launch", path, *VAST, *LIMIT, "--yes")
+    assert code == 2
+    assert "deploy.txt:1: a private key" in said
+    assert "--allow-upload" in said
+    assert "b3BlbnNz" not in said
+    check_nothing_was_asked_for(lab)
+    (file,) = [word for word in said.split() if word.endswith("deploy.txt")][-1:]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.extra_environment.items():
+            patch.setenv(name, value)
+        sets = ("budget.study.max_usd=40",)
+        allowed = Options(provider="vast", wanted={"hours": 1.0}, sets=sets, allow_upload=(file,))
+        assert commit(prepare(Home(lab.home), [path], allowed)) == 1
+
+
+# ---- machines that are not what was rented ---------------------------------------------------------------------------
+
+
+TROUBLES = {
+    "ssh_refused": "it is reachable, but not fit for runs, for",
+    "loading_for_ever": "it is loading for",
+    "exits": "it has failed",
+    "fewer_gpus": "it is not fit for runs: 3 of 4 GPUs can be used",
+    "nvidia_smi_broken": "it is not fit for runs: 0 of 4 GPUs can be used",
+}
+"""What is wrong with a first machine, and why it is given back."""
+
+FIRST = 20_000_001
+"""The number of the first instance of an account."""
+
+QUICK = Limits(requested_s=4.0, created_s=4.0, loading_s=3.0, running_s=4.0, unfit_s=4.0, quiet_s=2.0)
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> Iterator[dict[str, VastRounds]]:
+    """A home for each trouble; their rounds are made in turn."""
+    with ExitStack() as stack:
+        found = {}
+        for name in (*TROUBLES, "full"):
+            (tmp_path / name).mkdir()
+            lab = stack.enter_context(vast_lab(tmp_path / name))
+            found[name] = stack.enter_context(vast_rounds(lab, QUICK))
+        yield found
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_machine_that_is_not_what_was_rented_goes_back(homes: dict[str, VastRounds], small: Path) -> None:
+    for name in TROUBLES:
+        lab = homes[name].lab
+        lab.boots(Boot(contract_s=0.1, created_s=0.1, loading_s=0.2, trouble=name))
+        homes[name].launch(lab.arm("A", TRAINING, "20", steps=20, resources={"gpus": 2}))
+    fill(homes["full"].lab, small)
+    homes["full"].launch(arm(homes["full"].lab))
+    step_all({name: (rounds, ended(rounds)) for name, rounds in homes.items()}, 90.0)
+    for name, why in TROUBLES.items():
+        lab = homes[name].lab
+        assert lab.status()["A-s0"]["state"] == "finished"
+        bad, good = lab.leases()
+        assert bad.because.startswith(why)
+        assert bad.is_fault
+        assert bad.machine != good.machine
+        assert [one for one in lab.events("renting:trouble") if bad.because in one]
+        lab.check_nothing_is_left(2)
+    # A disk that is full is nothing that another machine would mend.
+    lab = homes["full"].lab
+    run = lab.status()["A-s0"]
+    assert run["state"] == "failed(staging)"
+    assert "the host cannot keep the code: the archive: No space left on device" in run["reason"]
+    lab.check_nothing_is_left(1)
+
+
+def fill(lab: VastLab, small: Path) -> None:
+    """Let the first machine keep runs where there is hardly any room, and the arm be large."""
+    there = lab.home_there(FIRST) / ".armature"
+    there.mkdir(parents=True)
+    (there / "runs").symlink_to(small)
+    (arm(lab).parent / "table.bin").write_bytes(random.Random(0).randbytes(300_000))
+
+
+def ended(rounds: VastRounds) -> Callable[[], bool]:
+    """Whether its one run has ended and nothing is rented any more."""
+
+    def look() -> bool:
+        run = rounds.lab.status()["A-s0"]
+        is_open = any(one.is_open for one in rounds.lab.leases())
+        return run["state"].startswith(("finished", "failed")) and not is_open
+
+    return look
+
+
+# ---- runner gc -------------------------------------------------------------------------------------------------------
+
+
+def test_gc_needs_a_key(refused: Refused) -> None:
+    create_home(Home(refused.lab.home))
+    ready_database(Home(refused.lab.home))
+    code, said = refused("gc", VAST_API_KEY=None)
+    assert code == 2
+    assert "VAST_API_KEY is not set" in said
+    check_nothing_was_asked_for(refused.lab)
