@@ -23,10 +23,9 @@ from unittest.mock import patch
 from pydantic import SecretStr
 from sqlalchemy import Connection
 
-from provisioning.base import Ambiguous, Handle, Observation, Offer, Refused, Released, Request
+from provisioning.base import Ambiguous, Fit, Handle, NotYet, Observation, Offer, Refused, Released, Request, Unfit
 from provisioning.vast.api import VastApi
 from provisioning.vast.provider import VastProvider
-from provisioning.vast.rented_hosts import Fit, NotYet, Unfit
 from runner.home import Home
 from runner.lock import HomeLock
 from runner.renting.leases import Lease, State, Want
