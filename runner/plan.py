@@ -155,7 +155,7 @@ def checkpoints_kept(arm: ResolvedArm) -> int:
 def _require_slots(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
     for arm in arms:
         if arm.resources.gpus and not capacity.gpu_slots:
-            problem = f"asks for {arm.resources.gpus} GPU(s), and {_whose(capacity)} no slot for that"
+            problem = f"asks for {arm.resources.gpus} GPU(s), and {_has_no(capacity)} slot for that"
             raise SpecError(
                 arm.where("resources.gpus"),
                 problem,
@@ -163,8 +163,8 @@ def _require_slots(arms: Sequence[ResolvedArm], capacity: Capacity) -> None:
                 next_command=f"runner check {shlex.quote(arm.file)}",
             )
         if not arm.resources.gpus and not capacity.cpu_slots:
-            fewer = "fewer" if capacity.provider == "local" else "no slot for that"
-            problem = f"asks for {arm.resources.cpus} CPU core(s), and {_whose(capacity)} {fewer}"
+            less = "this host has fewer" if capacity.provider == "local" else f"{_has_no(capacity)} slot for that"
+            problem = f"asks for {arm.resources.cpus} CPU core(s), and {less}"
             raise SpecError(
                 arm.where("resources.cpus"),
                 problem,
@@ -186,17 +186,22 @@ def _require_whole_waves(arms: Sequence[ResolvedArm], capacity: Capacity) -> Non
             if room < len(together):
                 raise SpecError(
                     arm.where("resources.colocate"),
-                    f"require: {len(together)} arms share seed {seed}; {_whose(capacity)} room for {room} of them at "
-                    "once",
+                    f"require: {len(together)} arms share seed {seed}; {_room_text(capacity, room)} of them at once",
                     allowed="prefer, off, fewer or smaller arms, or a host with more slots",
                     next_command=f"runner check {shlex.quote(arm.file)}",
                 )
 
 
-def _whose(capacity: Capacity) -> str:
+def _room_text(capacity: Capacity, room: int) -> str:
     if capacity.provider == "local":
-        return "this host has"
-    return f"the {capacity.provider} host has" if capacity.hosts == 1 else f"no {capacity.provider} host has"
+        return f"this host has room for {room}"
+    return f"no {capacity.provider} host has room for more than {room}"
+
+
+def _has_no(capacity: Capacity) -> str:
+    if capacity.provider == "local":
+        return "this host has no"
+    return f"the {capacity.provider} host has no" if capacity.hosts == 1 else f"no {capacity.provider} host has a"
 
 
 def _room(arms: Sequence[ResolvedArm], capacity: Capacity) -> int:

@@ -116,7 +116,7 @@ def _outage(bench: Bench, hosts: dict[str, Sshd]) -> None:
     )
     for name in "AB":
         document = {
-            "study": "outage", "arm": name, "seeds": [0], "steps": steps,
+            "study": "outage", "arm": name, "seeds": [0], "steps": steps, "resources": {"gpus": 0},
             "command": ["python3", "{arm_dir}/train.py", name],
             "metrics": {"source": "regex", "pattern": r"step (?P<step>\d+)/\d+ loss=(?P<loss>\S+)"},
         }  # fmt: skip
