@@ -178,29 +178,6 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """The machine can be used: where it is reached, usable GPUs, cores."""
-
-    place: str
-    gpus: int
-    cores: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotYet:
-    """Nothing is known against the machine yet; ask again."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unfit:
-    """The machine cannot be used, and waiting will not help."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """A process that cannot be confused with a later one of the same number.
 

@@ -233,7 +233,8 @@ class Rented:
         anyway. Returns the runs."""
         hit = [
             run for run in runs
-            if run.attempt is not None and run.attempt.lease == lease.id and run.state in ON_A_SLOT
+            if run.attempt is not None and run.attempt.lease == lease.id
+            and (run.state in ON_A_SLOT or run.attempt.number == run.autopsy_attempt)
         ]  # fmt: skip
         for run in hit:
             assert run.attempt is not None
@@ -241,6 +242,8 @@ class Rented:
             with self._session.transaction() as connection:
                 if run.attempt.phase not in (Phase.ENDED, Phase.GONE):
                     changes.set_attempt(connection, run.run, number, phase="gone", ended=now, failure=PREEMPTED)
+                if run.state not in ON_A_SLOT:
+                    continue  # its autopsy: the next round says that it is over
                 if run.state is RunState.STOPPING:
                     state = RunState.ABORTED if run.rule else RunState.CANCELLED
                     changes.move_run(connection, run.run, state, f"{run.reason}; {said}", now, rule=run.rule)

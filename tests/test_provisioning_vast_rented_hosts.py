@@ -14,7 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from provisioning.agent_archive import agent_archive
-from provisioning.base import Fit, Handle, HostLost, NoCapacity, NotYet, Request, Slot, Unfit
+from provisioning.base import Handle, HostLost, NoCapacity, Request, Slot
+from provisioning.fitness import Fit, NotYet, Unfit
 from provisioning.home_key import HomeKey, home_key
 from provisioning.host_workers import HostWorkers
 from provisioning.ssh_connection import Deadlines

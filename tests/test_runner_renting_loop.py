@@ -18,11 +18,9 @@ from provisioning.base import (
     Absent,
     Ambiguous,
     AuthenticationFailed,
-    Fit,
     Handle,
     HostLost,
     NoCapacity,
-    NotYet,
     NotYetReleased,
     Observation,
     Offer,
@@ -33,9 +31,9 @@ from provisioning.base import (
     Released,
     Request,
     SkipOffer,
-    Unfit,
     Unknown,
 )
+from provisioning.fitness import Fit, NotYet, Unfit
 from runner.errors import HomeError
 from runner.home import Home
 from runner.renting.lanes import LaneThreads

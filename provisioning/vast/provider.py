@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from provisioning.base import (
     Absent,
     Ambiguous,
-    Fit,
     Handle,
     HostLost,
     NoCapacity,
-    NotYet,
     NotYetReleased,
     Observation,
     Offer,
@@ -30,9 +28,9 @@ from provisioning.base import (
     Shell,
     Slot,
     SlotProbe,
-    Unfit,
     Unknown,
 )
+from provisioning.fitness import Fit, NotYet, Unfit
 from provisioning.vast.api import DEFAULT_URL, Created, RefusedButCreated, VastApi
 from provisioning.vast.asking import CreateRequest
 from provisioning.vast.boot import boot_of

@@ -19,16 +19,14 @@ from pydantic import TypeAdapter
 
 from provisioning.base import (
     AuthenticationFailed,
-    Fit,
     HostLost,
-    NotYet,
     ProvisioningError,
     Request,
     Shell,
     Slot,
     SlotProbe,
-    Unfit,
 )
+from provisioning.fitness import Fit, NotYet, Unfit
 from provisioning.host_keys import ChangedHostKey, HostKeys
 from provisioning.host_worker import HostWorker
 from provisioning.host_workers import HostWorkers

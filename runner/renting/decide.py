@@ -191,7 +191,7 @@ def _away(lease: Lease, name: str, said: str, in_stage_s: float, limits: Limits)
     if lease.was_ready and in_stage_s < limit_s:
         if lease.fit_s is None:
             return Change(lease)
-        told = Told(TROUBLE, f"{name}: it is {lease.stage}{said}; its runs are preempted, and it has {limit_s:.0f} s")
+        told = Told(TROUBLE, f"{name}: it is {lease.stage}{said}; its runs wait, and it has {limit_s:.0f} s")
         return Change(replace(lease, fit_s=None), (told,))
     reason = f"it is {lease.stage}{said}" + (f" for {in_stage_s:.0f} s" if lease.was_ready else " before it was fit")
     # Who was outbid has a good machine; one that is away is a bad one.

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from provisioning.base import Absent, AuthenticationFailed, Fit, Handle, Unfit
+from provisioning.base import Absent, AuthenticationFailed, Handle
+from provisioning.fitness import Fit, Unfit
 from runner.renting import decide
 from runner.renting.bills import Bills
 from runner.renting.book import Book

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from provisioning.base import Ambiguous, Fit, Handle, NotYet, Observation, Offer, Refused, Released, Request, Unfit
+from provisioning.base import Ambiguous, Handle, Observation, Offer, Refused, Released, Request
+from provisioning.fitness import Fit, NotYet, Unfit
 
 
 class Strangers(Protocol):

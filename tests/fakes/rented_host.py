@@ -13,13 +13,14 @@ from pydantic import SecretStr
 
 from provisioning.agent_archive import agent_archive
 from provisioning.base import Ambiguous, Handle, NoCapacity, Observation, Offer, Refused, Released, Request, Shell
+from provisioning.fitness import NotYet
 from provisioning.home_key import home_key
 from provisioning.host_workers import HostWorkers
 from provisioning.ssh_connection import Deadlines
 from provisioning.vast.api import VastApi
 from provisioning.vast.errors import TooEarly
 from provisioning.vast.provider import VastProvider
-from provisioning.vast.rented_hosts import NotYet, RentedHosts
+from provisioning.vast.rented_hosts import RentedHosts
 from provisioning.vast.switch import SwitchTimes
 from tests.fakes.attempts import SUPERVISOR, until
 from tests.fakes.vast import Boot, Fake, FollowingClock

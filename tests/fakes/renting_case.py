@@ -23,7 +23,8 @@ from unittest.mock import patch
 from pydantic import SecretStr
 from sqlalchemy import Connection
 
-from provisioning.base import Ambiguous, Fit, Handle, NotYet, Observation, Offer, Refused, Released, Request, Unfit
+from provisioning.base import Ambiguous, Handle, Observation, Offer, Refused, Released, Request
+from provisioning.fitness import Fit, NotYet, Unfit
 from provisioning.vast.api import VastApi
 from provisioning.vast.provider import VastProvider
 from runner.home import Home
