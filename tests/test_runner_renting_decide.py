@@ -133,7 +133,7 @@ def test_a_paused_machine_loses_its_runs_and_gets_a_chance() -> None:
     change = seen(booted(), "halted", 120.0, "outbid")
     assert not change.lease.is_ready
     assert not change.lease.because
-    assert "preempted" in change.told[0].reason
+    assert "its runs wait" in change.told[0].reason
     lease = seen(change.lease, "loading", 180.0).lease
     lease = seen(lease, "reachable", 240.0).lease
     assert not lease.is_ready  # it must prove itself anew
