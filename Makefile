@@ -2,7 +2,7 @@
 #   make setup    the .venv, and no more
 #   make demo     the quickstart study, from nothing to a report
 #   make check    format, lint, types, tests: exactly what CI runs
-#   make soak     200 studies whose controller is killed again and again; SEED=123 plays one of them again
+#   make soak     the long tests, and 200 studies whose controller is killed again and again; SEED=123 plays one again
 #   make bench    figures with their peers beside them, see benchmarks/README.md; QUICK=1 for a look
 #   make accept   the long list of end-to-end checks, resumable, one result file each
 # On an up-to-date checkout only what changed is installed again.
@@ -57,6 +57,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 soak: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES))
 
 bench: $(INSTALLED)

@@ -10,6 +10,7 @@ next, so each error below is a verb for the caller.
     ├── AuthenticationFailed  credentials are wrong: stop and tell the person
     ├── RateLimited        asked too often: ask again later
     ├── SpawnRefused       the host answers, and will not start this attempt: the attempt failed
+    ├── StagingFailed      what a run needs cannot be put on the host: the attempt failed
     ├── HomeKeyError       the key pair of this home cannot be used: tell the person
     └── HostLost           the host does not answer: its processes may still be alive
 """
@@ -55,6 +56,10 @@ class SpawnRefused(ProvisioningError):
         self.attempt = attempt
         self.reason = reason
         super().__init__(f"{attempt}: {reason}")
+
+
+class StagingFailed(ProvisioningError):
+    """The host answers, and the code cannot be put there: a full disk, files changed there; a person must act."""
 
 
 class HomeKeyError(ProvisioningError):

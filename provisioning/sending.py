@@ -14,9 +14,9 @@ from typing import IO
 from pydantic import TypeAdapter
 
 from provisioning.agent_code import BUSY, TORN
-from provisioning.base import HostLost
+from provisioning.base import HostLost, StagingFailed
 from provisioning.questions import PIECE_BYTES, Question, Steps
-from provisioning.staging import Received, StagingFailed, State
+from provisioning.staging import Received, State
 
 _STATE = TypeAdapter(State)
 _RECEIVED = TypeAdapter(Received)

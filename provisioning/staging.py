@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import NonNegativeInt, TypeAdapter
 
 from provisioning.agent_code import BUSY, TORN
-from provisioning.base import HostLost, ProvisioningError
+from provisioning.base import HostLost, StagingFailed
 from provisioning.questions import PIECE_BYTES, Question, Steps
 
 MOST_CODE_BYTES = 64 * 2**20
@@ -31,10 +31,6 @@ CACHES = ("__pycache__",)
 
 _NAME = re.compile(r"[0-9A-Za-z]{8,64}")
 _SAME_TIME = (1980, 1, 1, 0, 0, 0)
-
-
-class StagingFailed(ProvisioningError):
-    """The host answers, and the code cannot be put there: a full disk, files changed there; a person must act."""
 
 
 @dataclass(frozen=True, slots=True)

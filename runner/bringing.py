@@ -8,10 +8,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from provisioning.base import HostLost
+from provisioning.base import HostLost, StagingFailed
 from provisioning.questions import CarriesOut, Steps
-from provisioning.sending import sending_steps
-from provisioning.staging import StagingFailed, code_archive, staging_steps
 from runner.places import Place
 
 Key = tuple[int, str]
@@ -31,6 +29,8 @@ class Bringing:
         shell = place.shell
         if not isinstance(shell, CarriesOut) or (place.lease, str(code)) in self._there:
             return True
+        from provisioning.staging import code_archive, staging_steps  # loaded only where something is brought
+
         there = shell.path_there(str(code.parent))
         return self._is_there(shell, (place.lease, str(code)), lambda: staging_steps(code_archive(code), there))
 
@@ -46,6 +46,8 @@ class Bringing:
             return True
         if not (folder / "state.json").is_file() or not any(folder.glob("*.safetensors")):
             raise StagingFailed(f"{folder}: this checkpoint is not here, and not on {place.host or 'the host'} either")
+        from provisioning.sending import sending_steps
+
         return self._is_there(shell, (place.lease, str(folder)), lambda: sending_steps(folder, there))
 
     def _is_there(self, shell: CarriesOut, key: Key, begin: Any) -> bool:

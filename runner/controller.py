@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from provisioning.base import HostLost, Provider, Slot, SpawnRefused
-from provisioning.staging import StagingFailed
+from provisioning.base import HostLost, Provider, Slot, SpawnRefused, StagingFailed
 from runner.accept import Accept
 from runner.actions import Action, Settle, Start, StartTogether
 from runner.clock import Clock, SystemClock

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
 from provisioning.base import HostLost, ProvisioningError
-from provisioning.evacuation import Evacuated, Evacuation
 from provisioning.questions import CarriesOut
 from provisioning.run_checkpoints import checkpoint_step
 from runner.home import Home
@@ -25,6 +24,9 @@ from runner.records import ON_A_SLOT
 from runner.store import changes
 from runner.store.opening import driver_of
 from runner.store.session import Session
+
+if TYPE_CHECKING:
+    from provisioning.evacuation import Evacuated, Evacuation
 
 SYNCED = "synced"
 WAIVED = "waived"
@@ -63,10 +65,10 @@ class Away:
 class _Coming:
     """One run on its way. `began_s` is when it was first to come, `next_s` when to try (again); both monotonic."""
 
-    evacuation: Evacuation
     began_s: float
     next_s: float = 0.0
     tries: int = 0
+    evacuation: Evacuation | None = None
     work: Future[Evacuated] | None = None
 
 
@@ -109,7 +111,7 @@ class Homecoming:
         for one in idle:
             if one.is_gone:
                 key = (one.run, one.lease)
-                coming = self._coming.setdefault(key, _Coming(Evacuation("", self._home.root), self._monotonic()))
+                coming = self._coming.setdefault(key, _Coming(self._monotonic()))
                 self._give_up(one, coming, f"its machine {one.host} is gone")
             else:
                 self._bring(one)
@@ -127,7 +129,7 @@ class Homecoming:
 
     def _bring(self, one: Away) -> None:
         now_s = self._monotonic()
-        coming = self._coming.setdefault((one.run, one.lease), _Coming(Evacuation("", self._home.root), now_s))
+        coming = self._coming.setdefault((one.run, one.lease), _Coming(now_s))
         if coming.work is not None and coming.work.done():
             self._conclude(one, coming)
         elif coming.work is None and now_s >= coming.next_s:
@@ -136,6 +138,8 @@ class Homecoming:
             self._give_up(one, coming, "it did not come in time")
 
     def _begin(self, one: Away, coming: _Coming) -> None:
+        from provisioning.evacuation import Evacuation  # loaded only where something comes home
+
         here = self._home.root / one.run
         try:
             shell = self._places.by_lease(one.lease).shell
@@ -164,8 +168,10 @@ class Homecoming:
             self._give_up(one, coming, "it was tried often enough")
 
     def _give_up(self, one: Away, coming: _Coming, why: str) -> None:
+        from provisioning.evacuation import Evacuation
+
         self._let_be(coming)
-        came = coming.evacuation.result()
+        came = (coming.evacuation or Evacuation("", self._home.root)).result()
         missing = _named(came.lost) if came.is_listed else "nobody knows what it holds"
         self._settle(one, came, "waived", WAIVED, f"its files are not all here ({why}): {missing}")
 

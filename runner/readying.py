@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from provisioning.staging import StagingFailed
+from provisioning.base import StagingFailed
 from runner.home import Home
 from runner.launch_spec import Launchable
 from runner.places import Place

@@ -174,7 +174,7 @@ def by_tests(*tests: str) -> Any:
     """A line that runs tests of the clone and names them."""
 
     def run(bench: Bench) -> None:
-        out = bench.run(".venv/bin/python", "-m", "pytest", "-vv", *tests, limit_s=1800)
+        out = bench.run(".venv/bin/python", "-m", "pytest", "-vv", "-m", "long or not long", *tests, limit_s=1800)
         passed = [
             line.split("::", 1)[1].split(" ")[0] for line in out.splitlines() if "::" in line and "PASSED" in line
         ]
@@ -184,6 +184,7 @@ def by_tests(*tests: str) -> Any:
     return run
 
 
-hostile = by_tests("tests/test_runner_ssh.py", "-k", "hostile")
+rented = by_tests("tests/test_runner_vast.py", "tests/test_runner_vast_bad_input.py")
+hostile = by_tests("tests/test_runner_ssh_refusals.py", "-k", "harm or hostile")
 secrets = by_tests("tests/test_runner_secrets.py")
 offline = by_tests("tests/test_runner_vast_offline.py")

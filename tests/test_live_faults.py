@@ -31,6 +31,7 @@ def test_what_a_gpu_says_and_a_limit_of_memory_are_called_what_they_are(tmp_path
     assert told["oom_first"].found == "failed(does_not_fit)"
 
 
+@pytest.mark.long
 def test_a_nan_is_seen_at_once_and_a_suspended_training_is_seen_and_forgiven(tmp_path: Path) -> None:
     told = told_of(tmp_path, "nan", "sigstop")
     assert wrong(told) == []

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from provisioning.base import HostLost
+from provisioning.base import HostLost, StagingFailed
 from provisioning.questions import PIECE_BYTES, carry_out
 from provisioning.sending import sending_steps
 from provisioning.ssh_connection import Deadlines
-from provisioning.staging import StagingFailed
 from tests.fakes.asked_agent import AskedAgent, files_of_at_most, often_cut, tree
 from tests.fakes.sshd import Sshd
 

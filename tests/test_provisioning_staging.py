@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from provisioning import agent_code, staging
-from provisioning.base import HostLost
+from provisioning.base import HostLost, StagingFailed
 from provisioning.questions import PIECE_BYTES, carry_out
 from provisioning.ssh_connection import Deadlines
-from provisioning.staging import CodeArchive, Staged, StagingFailed, code_archive, staging_steps
+from provisioning.staging import CodeArchive, Staged, code_archive, staging_steps
 from tests.fakes.asked_agent import AskedAgent, files_of_at_most, often_cut, tree
 from tests.fakes.sshd import Sshd
 

@@ -138,6 +138,7 @@ def test_what_is_planted_is_found_as_it_is_and_in_base64(planted: Planted) -> No
             assert planted.in_bytes(line) == planted.in_bytes(base64.b64encode(line)) == [name]
 
 
+@pytest.mark.long
 def test_no_secret_is_kept_shown_or_sent(lab: VastLab, planted: Planted, tmp_path: Path) -> None:
     path = lab.arm(
         "A", SCRIPT, "{steps}", steps=20, resources={"gpus": 1},

@@ -145,6 +145,7 @@ def homes(tmp_path: Path) -> Iterator[dict[str, VastRounds]]:
         yield found
 
 
+@pytest.mark.long
 def test_runs_go_on_when_their_machine_is_paused_away_or_gone(homes: dict[str, VastRounds]) -> None:
     paused, away, gone = (homes[name].lab for name in ("outbid", "offline", "destroy"))
     dear = ("budget.study.max_usd=1000",)

@@ -156,6 +156,7 @@ FIRST = 20_000_001
 QUICK = Limits(requested_s=4.0, created_s=4.0, loading_s=3.0, running_s=4.0, unfit_s=4.0, quiet_s=2.0)
 
 
+@pytest.mark.long
 def test_a_machine_that_is_not_what_was_rented_gives_way_to_another(tmp_path: Path) -> None:
     with ExitStack() as stack:
         homes = {}

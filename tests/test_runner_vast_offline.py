@@ -56,6 +56,7 @@ def servers(port: int) -> list[psutil.Process]:
     raise AssertionError(f"no sshd listens on {port}")
 
 
+@pytest.mark.long
 def test_six_hours_without_a_network(lab: VastLab, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Ahead()
     monkeypatch.setattr("tests.fakes.vast_lab.QuickClock", lambda: clock)
