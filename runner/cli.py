@@ -34,6 +34,7 @@ Allow = Annotated[
     list[str] | None, typer.Option("--allow", help="RULE=reason: accept a fairness error; the report says why.")
 ]
 
+Yes = Annotated[bool, typer.Option("--yes", help="Rent without asking (free slots need no confirmation).")]
 HostsOption = Annotated[
     str | None, typer.Option("--hosts", help="With --provider ssh: the list of your machines (hosts.yaml).")
 ]
@@ -51,7 +52,7 @@ def launch(
     slots: Slots = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Rent without asking (free slots need no confirmation).")] = False,
+    yes: Yes = False,
     sets: Sets = None,
     seeds: Seeds = None,
     arms: Arms = None,
@@ -186,37 +187,40 @@ def resume(
         str | None, typer.Argument(help="A run; without one, adopt what is running.", show_default=False)
     ] = None,
     start: Annotated[str, typer.Option("--from", help="best or last: which checkpoint to continue from.")] = "last",
+    yes: Yes = False,
     home: HomeOption = None,
 ) -> None:
     """Start the controller again and go on; with RUN, a new attempt of it."""
     from runner.commands import person as person_commands
 
-    raise typer.Exit(person_commands.resume(home, run, start))
+    raise typer.Exit(person_commands.resume(home, run, start, yes=yes))
 
 
 @app.command()
 def extend(
     run: Annotated[str, typer.Argument(help="A run: id, unique prefix, or study/arm-s0.", show_default=False)],
     steps: Annotated[int, typer.Option("--steps", help="Its new budget in steps, in all.", show_default=False)],
+    yes: Yes = False,
     home: HomeOption = None,
 ) -> None:
     """Give a run more steps; a training goes on from its last checkpoint with the new schedule."""
     from runner.commands import extend as extend_command
 
-    raise typer.Exit(extend_command.extend(home, run, steps))
+    raise typer.Exit(extend_command.extend(home, run, steps, yes=yes))
 
 
 @app.command()
 def autopsy(
     run: Annotated[str, typer.Argument(help="An ended run of our trainer.", show_default=False)],
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is accepted.")] = False,
+    yes: Yes = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a run's best checkpoint with its last one: weights, averaging, guidance, routing - what became worse?"""
     from runner.commands import autopsy as autopsy_command
 
-    raise typer.Exit(autopsy_command.autopsy(home, run, detach=detach, as_json=as_json))
+    raise typer.Exit(autopsy_command.autopsy(home, run, detach=detach, as_json=as_json, yes=yes))
 
 
 @app.command()

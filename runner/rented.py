@@ -96,7 +96,7 @@ class Rented:
 
     def step(self, runs: Sequence[StoredRun]) -> tuple[str, ...]:
         """One round; returns the runs that it changed."""
-        wanted = {run.provider for run in runs if run.provider in RENTED and run.state not in ENDED}
+        wanted = {run.provider for run in runs if run.provider in RENTED and _needs_one(run)}
         for name in wanted | self._had:
             self._of(name)
         for name, renting in self._renting.items():
@@ -206,7 +206,7 @@ class Rented:
 
     def _is_needed(self, lease: Lease, runs: Sequence[StoredRun]) -> bool:
         for run in runs:
-            if run.state in ENDED and run.autopsy_attempt is None:
+            if not _needs_one(run):
                 continue
             if _key(run) == lease.want or (run.attempt is not None and run.attempt.lease == lease.id):
                 return True
@@ -256,6 +256,11 @@ class Rented:
         return [run.run for run in hit]
 
 
+def _needs_one(run: StoredRun) -> bool:
+    """Whether a run waits for a machine or is at work on one; or an autopsy of it is."""
+    return run.state not in ENDED or run.autopsy_attempt is not None
+
+
 def _key(run: StoredRun) -> str | None:
     return None if run.wanted is None else str(run.wanted["key"])
 
@@ -264,7 +269,7 @@ def _wants(provider: str, runs: Iterable[StoredRun]) -> list[Want]:
     """One for all runs of a launch and a study that wait or are at work."""
     found = {}
     for run in runs:
-        if run.provider != provider or run.wanted is None or run.state in ENDED:
+        if run.provider != provider or run.wanted is None or not _needs_one(run):
             continue
         wanted = run.wanted
         request = Request(wanted["slots"], wanted["gpus"], wanted["cpus"], wanted["min_vram_gib"], wanted["wanted"])

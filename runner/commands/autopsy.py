@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import select
 
 from runner.autopsies import AUTOPSY_ENDED, refuse_autopsy
+from runner.commands.rent_again import confirm_rent
 from runner.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE, InfrastructureError
 from runner.home import Home, find_home
 from runner.launching import START_AGAIN_S, ensure_controller, ready_database, wait_for_answer
@@ -37,7 +38,7 @@ class _Outcome:
     reason: str
 
 
-def autopsy(home_path: Path | None, name: str, *, detach: bool, as_json: bool) -> int:
+def autopsy(home_path: Path | None, name: str, *, detach: bool, as_json: bool, yes: bool = False) -> int:
     """Ask for an autopsy of an ended run and return the exit code: 0 made (with `detach`: accepted), 1 not made, 2
     refused. One that waits or is under way already is waited for."""
     home = find_home(home_path)
@@ -46,6 +47,7 @@ def autopsy(home_path: Path | None, name: str, *, detach: bool, as_json: bool) -
     run = find_run(name, read_named_runs(home))
     if not run.has_autopsy:
         refuse_autopsy(run.id, RunState(run.state), is_trainer=_is_trainer(home, run))
+        confirm_rent(home, run, yes=yes)
     with reading(home) as connection:
         since = newest_event(connection)
     answer = wait_for_answer(home, requests.ask(home, "autopsy", {"run": run.run}))

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
+from runner.commands.rent_again import confirm_rent
 from runner.errors import EXIT_OK, EXIT_USAGE, InfrastructureError, SpecError, UsageError, Where
 from runner.extending import EXTENDED, Way, extension, with_steps
 from runner.home import Home, find_home
@@ -29,7 +30,7 @@ CHECK_TIMEOUT_S = 120.0
 _SIZES = tuple(name for name in TrainerCheck.__dataclass_fields__ if name != "steps_total")
 
 
-def extend(home_path: Path | None, name: str, steps: int) -> int:
+def extend(home_path: Path | None, name: str, steps: int, *, yes: bool = False) -> int:
     """Give a run a longer budget and return the exit code. A live training is stopped with a checkpoint first; a script
     must have ended, and must take its budget as `{steps}`."""
     home = find_home(home_path)
@@ -38,6 +39,7 @@ def extend(home_path: Path | None, name: str, steps: int) -> int:
     run = find_run(name, read_named_runs(home))
     if run.superseded:
         raise UsageError(f"{run.id} is superseded by a newer generation of {run.path}; extend that one: {run.path}")
+    confirm_rent(home, run, yes=yes)
     row = _stored(home, run)
     arm, state = from_json(row.arm_document), RunState(row.state)
     is_trainer = arm.command is None

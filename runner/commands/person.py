@@ -86,7 +86,7 @@ def stop(home_path: Path | None, name: str | None, *, everything: bool, wait: bo
     return EXIT_OK if answer.accepted else EXIT_USAGE
 
 
-def resume(home_path: Path | None, name: str | None, start: str) -> int:
+def resume(home_path: Path | None, name: str | None, start: str, *, yes: bool = False) -> int:
     """Take up again what is running; with a name, queue a new attempt of that run."""
     if start not in STARTS:
         raise UsageError(f"--from {start}: allowed: {', '.join(STARTS)}")
@@ -96,7 +96,13 @@ def resume(home_path: Path | None, name: str | None, start: str) -> int:
     home = find_home(home_path)
     require_home(home)
     ready_database(home)
-    payload = {} if name is None else {"run": _resumable(name, read_named_runs(home)).run, "from": start}
+    payload = {}
+    if name is not None:
+        from runner.commands.rent_again import confirm_rent
+
+        run = _resumable(name, read_named_runs(home))
+        confirm_rent(home, run, yes=yes)
+        payload = {"run": run.run, "from": start}
     answer = wait_for_answer(home, requests.ask(home, "resume", payload))
     print(answer.message)
     return EXIT_OK if answer.accepted else EXIT_USAGE
