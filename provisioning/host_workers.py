@@ -12,7 +12,7 @@ from pathlib import Path
 from provisioning.agent_archive import AgentArchive
 from provisioning.agent_channel import AgentChannel
 from provisioning.host_keys import HostKeys
-from provisioning.host_worker import ANSWER_S, LOOK_S, HostWorker
+from provisioning.host_worker import ANSWER_S, LOOK_S, PAUSE_S, SILENT_S, HostWorker
 from provisioning.mirrored_shell import MirroredShell
 from provisioning.ssh_connection import Connection, Deadlines
 from provisioning.ssh_host import SshHost
@@ -21,7 +21,7 @@ from provisioning.ssh_host import SshHost
 class HostWorkers:
     """Workers by the name of their host. Run folders below `here` are copies of those there.
 
-    A verb waits `answer_s` for its host; `look_s` is the time between two looks.
+    A verb waits `answer_s` for its host; the other durations are those of HostWorker.
     """
 
     def __init__(
@@ -32,6 +32,8 @@ class HostWorkers:
         *,
         answer_s: float = ANSWER_S,
         look_s: float = LOOK_S,
+        pause_s: float = PAUSE_S,
+        silent_s: float = SILENT_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.answer_s = answer_s
@@ -39,6 +41,8 @@ class HostWorkers:
         self._here = here
         self._deadlines = deadlines
         self._look_s = look_s
+        self._pause_s = pause_s
+        self._silent_s = silent_s
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._held: dict[str, tuple[SshHost, HostWorker]] = {}
@@ -53,7 +57,10 @@ class HostWorkers:
                 held[1].close(0.0)
             connect = partial(Connection.open, host, keys, self._deadlines)
             agent = AgentChannel(host, connect, self._archive, self._deadlines, self._monotonic)
-            worker = HostWorker(agent, answer_s=self.answer_s, look_s=self._look_s, monotonic=self._monotonic)
+            worker = HostWorker(
+                agent, answer_s=self.answer_s, look_s=self._look_s, pause_s=self._pause_s, silent_s=self._silent_s,
+                monotonic=self._monotonic,
+            )  # fmt: skip
             self._held[host.name] = (host, worker)
             return worker
 

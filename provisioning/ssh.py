@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from provisioning.agent import Survey
 from provisioning.agent_archive import agent_archive
-from provisioning.agent_channel import AgentChannel
 from provisioning.base import (
     Absent,
     Handle,
@@ -29,9 +27,9 @@ from provisioning.base import (
 )
 from provisioning.host_keys import HostKeys
 from provisioning.host_worker import ANSWER_S, LOOK_S, PAUSE_S, SILENT_S, HostWorker
+from provisioning.host_workers import HostWorkers
 from provisioning.local import READING_S
-from provisioning.mirrored_shell import MirroredShell
-from provisioning.ssh_connection import Connection, Deadlines
+from provisioning.ssh_connection import Deadlines
 from provisioning.ssh_host import SshHost
 
 CUT_S = 10.0
@@ -68,18 +66,15 @@ class SshProvider:
         silent_s: float = SILENT_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._archive = agent_archive(supervisor_path)
         self._hosts = {host.name: host for host in hosts}
         self._listed = set(self._hosts) if listed is None else set(listed)
         self._keys = keys
-        self._here = here
         self._deadlines = deadlines
-        self._answer_s = answer_s
-        self._look_s = look_s
-        self._pause_s = pause_s
-        self._silent_s = silent_s
         self._monotonic = monotonic
-        self._workers: dict[str, HostWorker] = {}
+        self._workers = HostWorkers(
+            agent_archive(supervisor_path), here, deadlines, answer_s=answer_s, look_s=look_s, pause_s=pause_s,
+            silent_s=silent_s, monotonic=monotonic,
+        )  # fmt: skip
         self._released: set[str] = set()
         self.silent: dict[str, ProvisioningError] = {}
         """Why a host of the last offers is not among them, by name."""
@@ -87,10 +82,7 @@ class SshProvider:
     def know(self, hosts: Sequence[SshHost]) -> None:
         """Runs are placed on these hosts from now on, and reached as they say; what runs on others goes on."""
         self._listed = {host.name for host in hosts}
-        for host in hosts:
-            if self._hosts.get(host.name) != host and (worker := self._workers.pop(host.name, None)) is not None:
-                worker.close(0.0)
-            self._hosts[host.name] = host
+        self._hosts |= {host.name: host for host in hosts}  # one that went elsewhere gets a new connection
 
     def hosts(self) -> tuple[Offer, ...]:
         """The hosts that runs are placed on."""
@@ -142,22 +134,11 @@ class SshProvider:
 
     def shell(self, handle: Handle) -> Shell:
         """A shell for the run folders of the home that the handle's label names. Closing it closes no connection."""
-        home, host = handle.label.split("/")[1], self._hosts[handle.host]
-        return MirroredShell(self._worker(handle.host), self._here, f"{host.folder}/runs/{home}", host.python)
+        return self._workers.shell(self._hosts[handle.host], self._keys, handle.label.split("/")[1])
 
     def close(self) -> None:
         """Close all connections; what was spawned lives on."""
-        for worker in self._workers.values():
-            worker.close()
-        self._workers.clear()
+        self._workers.close()
 
     def _worker(self, name: str) -> HostWorker:
-        if name not in self._workers:
-            host = self._hosts[name]
-            connect = partial(Connection.open, host, self._keys, self._deadlines)
-            agent = AgentChannel(host, connect, self._archive, self._deadlines, self._monotonic)
-            self._workers[name] = HostWorker(
-                agent, answer_s=self._answer_s, look_s=self._look_s, pause_s=self._pause_s, silent_s=self._silent_s,
-                monotonic=self._monotonic,
-            )  # fmt: skip
-        return self._workers[name]
+        return self._workers.worker(self._hosts[name], self._keys)

@@ -67,6 +67,7 @@ def ssh_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
     keys = HostKeys(tmp_path / "known_hosts", lambda *_: True, also=None)
     here = tmp_path / "here"
     provider = Followed(str(SUPERVISOR), [sshd.host], keys, here, answer_s=20.0, look_s=0.02)
+    provider.here = here
     cleanup.callback(provider.close)
     return Rig(provider, str(here), sys.executable, f"{sshd.home}/.armature/runs/test")
 
@@ -74,9 +75,11 @@ def ssh_rig(tmp_path: Path, cleanup: ExitStack) -> Rig:
 class Followed(SshProvider):
     """Every shell copies the folder of the test from the start, as the loop has it done for the runs it reads."""
 
+    here: Path
+
     def shell(self, handle: Handle) -> Shell:
         shell = super().shell(handle)
-        shell.follow({str(self._here): ()})
+        shell.follow({str(self.here): ()})
         return shell
 
 
