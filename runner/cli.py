@@ -311,8 +311,9 @@ def offers(
 ) -> None:
     """Show what could be rented at Vast.ai now and what your plan would cost there. Rents nothing."""
     from runner.commands import offers as offers_command
+    from runner.renting.offered import wanted_of
 
-    wanted = offers_command.wanted_of(
+    wanted = wanted_of(
         {
             "gpu_names": gpu or None, "gpus": gpus, "min_vram_gib": vram, "max_usd_per_h": max_usd, "hours": hours,
             "disk_gb": disk, "traffic_up_gb": up, "traffic_down_gb": down, "min_reliability": reliability,

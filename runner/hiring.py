@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from provisioning.base import AuthenticationFailed, ProvisioningError
-from provisioning.vast.account import KEY_VARIABLE, WHERE_KEYS_ARE_MADE, vast_account
-from provisioning.vast.api import VastApi
 from provisioning.vast.offers import Ranked, Wanted, asked, ceiling_usd, explain, order_of
 from provisioning.vast.prices import needed_s
 from runner.clock import Clock, SystemClock
-from runner.commands.offers import Market, look, remarks, wanted_of
 from runner.errors import BudgetError, InfrastructureError, UsageError
 from runner.plan import Plan
+from runner.renting.offered import Market, account_api, looked, remarks, wanted_of
 from runner.spec.models import ResolvedArm
 
 
@@ -68,18 +64,14 @@ def estimate(
     """What would be rented for a launch: for each study one machine with a slot for every arm that has something to do,
     or with as many as `slots`. Raises UsageError, and InfrastructureError when nothing fits or nobody answers."""
     clock = clock or SystemClock()
-    try:
-        url, key = vast_account(environment)
-        api = VastApi(key, clock.monotonic, random.random, url=url)
-    except ValueError as problem:
-        raise UsageError(f"{problem} (nothing was rented)") from None
+    api = account_api(environment, clock)
     busy = {(run.study, run.arm) for run in plan.to_run}
     machines, notes, left_usd = [], [], None
     for study in dict.fromkeys(arm.study for arm in arms):
         mine = [arm for arm in arms if arm.study == study and (study, arm.arm) in busy]
         if mine:
             wanted = _wanted(mine, slots, asked_for)
-            market = _look(api, wanted, clock)
+            market = looked(api, wanted, clock)
             machines.append(_machine(study, mine, slots, wanted, market))
             notes += [f"{study}: {said}" for said in remarks(market, wanted)]
             left_usd = market.left_usd
@@ -162,15 +154,3 @@ def _machine(study: str, arms: Sequence[ResolvedArm], slots: int | None, wanted:
         ceiling_usd=ceiling_usd(order_of(first, wanted, needed_s(wanted))),
         max_usd=arms[0].budget["study"]["max_usd"],
     )
-
-
-def _look(api: VastApi, wanted: Wanted, clock: Clock) -> Market:
-    try:
-        return look(api, wanted, clock)
-    except AuthenticationFailed as problem:
-        said = str(problem).rstrip(": ")
-        raise UsageError(
-            f"{said}; check {KEY_VARIABLE}; keys are made at {WHERE_KEYS_ARE_MADE} (nothing was rented)"
-        ) from None
-    except ProvisioningError as problem:
-        raise InfrastructureError(f"{problem}; nothing was rented; try again") from None

@@ -94,6 +94,7 @@ class Homecoming:
         self._moved = moved
         self._coming: dict[tuple[str, int], _Coming] = {}
         self._hosts: dict[str, str] = {}
+        self._is_elsewhere = False
 
     def host_of(self, run: str) -> str:
         """The host that a run's files are on: until they are here it may go on nowhere else. '' when they are here."""
@@ -102,7 +103,8 @@ class Homecoming:
     def step(self) -> bool:
         """One round; says whether something is still to come."""
         with self._session.reading() as connection:
-            found = away(connection)
+            self._is_elsewhere = self._is_elsewhere or has_elsewhere(connection)
+            found = away(connection) if self._is_elsewhere else ()
         self._hosts = {one.run: one.host for one in found}
         idle = [one for one in found if one.state not in ON_A_SLOT]
         keys = {(one.run, one.lease) for one in idle}
@@ -187,6 +189,12 @@ class Homecoming:
                 changes.set_attempt(connection, one.run, attempt, sync=sync)
             changes.add_event(connection, self._now(), what, said, study=one.study, run=one.run, data=data)
         del self._coming[one.run, one.lease]
+
+
+def has_elsewhere(connection: Connection) -> bool:
+    """Whether anything was ever placed on another machine: most homes never ask for more than that."""
+    query = "SELECT EXISTS (SELECT 1 FROM leases WHERE provider != 'local')"
+    return bool(driver_of(connection).execute(query).fetchone()[0])
 
 
 def away(connection: Connection) -> tuple[Away, ...]:

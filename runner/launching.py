@@ -171,7 +171,7 @@ def _hosts(options: Options) -> tuple[SshHost, ...]:
     """The machines of the list that was named; each place of runs needs its own options."""
     if (options.provider == "ssh") != (options.hosts is not None):
         missing = "--provider ssh" if options.hosts is not None else "--hosts FILE (a list of your machines)"
-        raise UsageError(f"--provider {options.provider}: {missing} is missing; see README, `Your own machines`")
+        raise UsageError(f"--provider {options.provider}: {missing} is missing; see docs/elsewhere.md")
     return () if options.hosts is None else read_hosts(options.hosts)
 
 
@@ -201,7 +201,7 @@ def _refuse_secrets(prepared: Prepared, frozen: Mapping[str, Snapshot]) -> None:
     if prepared.hire is None or not prepared.hire.machines:
         return
     found: dict[str, str] = {}
-    for snapshot in frozen.values():
+    for snapshot in {one.hash: one for one in frozen.values()}.values():  # arms share their code
         root = prepared.home.root / snapshot.root
         found |= {str(one): one.file for one in likely_secrets({n: (root / n).read_bytes() for n in snapshot.files})}
     found = {said: file for said, file in found.items() if file not in prepared.options.allow_upload}

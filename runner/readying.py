@@ -36,6 +36,7 @@ class Readying:
         self._now = now
         self._under_way: dict[tuple[int, str], None] = {}
         self._told: set[tuple[str, int]] = set()
+        self._keys: dict[tuple[str, str, str, str | None], str | None] = {}
 
     def folders(self) -> Iterator[tuple[int, str]]:
         """(lease, folder) of the jobs under way: what is written there must be seen."""
@@ -49,8 +50,14 @@ class Readying:
 
     def key(self, run: StoredRun, arm: ResolvedArm) -> str | None:
         """What its environment is known by; None without a set-up command."""
-        root = self._home.root / run.snapshot["root"]
-        return environment.key_of(arm, root, run.snapshot["arm_dir"], run.snapshot["hash"])
+        if arm.environment["setup"] is None:
+            return None
+        # The code is frozen, so the answer stays; every round asks.
+        known = (run.snapshot["hash"], run.snapshot["arm_dir"], arm.environment["setup"], arm.environment["python"])
+        if known not in self._keys:
+            root = self._home.root / run.snapshot["root"]
+            self._keys[known] = environment.key_of(arm, root, run.snapshot["arm_dir"], run.snapshot["hash"])
+        return self._keys[known]
 
     def is_ready(self, place: Place, run: StoredRun, arm: ResolvedArm, site: Site) -> bool:
         """Whether the host has the run's environment and data; else they are made. Raises StagingFailed, HostLost and

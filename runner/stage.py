@@ -101,10 +101,10 @@ class Stage:
         site = self._readying.site(place, run, {**self._shell_environment(place.shell), **variables})
         if not self._readying.is_ready(place, run, arm, site):
             return None
-        self._write_files(place.shell, run, arm, run_dir)
         wanted = self._launchable(place.shell, run, arm, run_dir, site, variables)
         if not self._has_stepped(place, run, arm, wanted):
             return None
+        self._write_files(place.shell, run, arm, run_dir)
         spec = self._launch_spec(place.shell, run, arm, wanted)
         if run.state is RunState.STAGING:
             with self._session.transaction() as connection:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from provisioning.base import Slot
 from provisioning.ledger import Rate, Spent, Usage
@@ -256,6 +256,17 @@ def test_usage_is_read_with_the_price_of_its_lease(session: Session) -> None:
         Metered("s", "s/a", 2, Usage(6.0, None, Rate(2.0))),
     )
     assert [one.usage.rate for one in shared] == [Rate(2.0, 0.5)] * 2
+
+
+def test_each_slot_of_a_rented_machine_pays_its_part(session: Session) -> None:
+    """Four runs side by side cost what the machine costs, not four times as much."""
+    store_study(session, dict(DEFAULT_BUDGET))
+    store_attempt(session, 1, 1.0, 5.0)
+    with session.transaction() as connection:
+        connection.execute(update(tables.leases).values(slots_requested=4))
+    with session.reading() as connection:
+        (one,) = read_usage(connection, ["s"])
+    assert one.usage.rate == Rate(2.0, 0.25)
 
 
 def test_the_meter_runs_on_while_the_wall_clock_is_set_back(session: Session) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from provisioning.vast.offers import Wanted
-from runner.commands.offers import MOST_BALANCE_WAIT_S, MOST_WAIT_S, offers, wanted_of
+from runner.commands.offers import offers
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, EXIT_USAGE, InfrastructureError, UsageError
+from runner.renting.offered import MOST_BALANCE_WAIT_S, MOST_WAIT_S, wanted_of
 from tests.fakes.vast import Fake, Fault, FaultPlan, FollowingClock, Offer
 from tests.fakes.vast.account import FULL_KEY, ApiKey
 from tests.fakes.vast.server import Server, example_offers

@@ -31,6 +31,7 @@ from provisioning.base import (
     Unknown,
 )
 from provisioning.fitness import Fit, NotYet, Unfit
+from provisioning.vast.account import money_left_usd
 from provisioning.vast.api import DEFAULT_URL, Created, RefusedButCreated, VastApi
 from provisioning.vast.asking import CreateRequest
 from provisioning.vast.boot import boot_of
@@ -219,10 +220,10 @@ class VastProvider:
         """The money left: the larger of balance and credit, for one may be a part of the other. Raises NoAnswer, also
         when the service says neither."""
         account = self._api.account()
-        known = [usd for usd in (account.balance_usd, account.credit_usd) if usd is not None]
-        if not known:
+        left_usd = money_left_usd(account)
+        if left_usd is None:
             raise NoAnswer("account: the answer holds no balance")
-        return max(known)
+        return left_usd
 
     def charges(self, handles: Sequence[Handle], from_time: float, to_time: float) -> Mapping[str, float] | None:
         """US dollars that the service billed for each label, of contracts that lived between two times (seconds since

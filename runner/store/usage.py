@@ -18,13 +18,14 @@ def read_usage(
 ) -> tuple[Metered, ...]:
     """Every attempt of these studies, superseded runs too: what was spent stays spent.
 
-    `slots` are all slots of a lease's host, by lease: where they are missing an attempt pays for the whole host.
+    `slots` are all slots of a lease's host, by lease: where they are missing an attempt pays for one of the slots that
+    were asked for of it, or for the whole host where nobody said how many.
     """
     runs, attempts, leases = tables.runs, tables.attempts, tables.leases
     rows = connection.execute(
         select(
             runs.c.study, runs.c.run, attempts.c.attempt, attempts.c.started, attempts.c.ended,
-            attempts.c.lease, attempts.c.slot, leases.c.price_usd_per_h,
+            attempts.c.lease, attempts.c.slot, leases.c.price_usd_per_h, leases.c.slots_requested,
         )
         .join(attempts, attempts.c.run == runs.c.run)
         .join(leases, leases.c.id == attempts.c.lease)
@@ -34,7 +35,9 @@ def read_usage(
     found = []
     for row in rows:
         others = (slots or {}).get(row.lease)
-        share = share_of(slot_from_json(row.slot), others) if others and row.price_usd_per_h else 1.0
+        share = 1.0
+        if row.price_usd_per_h:
+            share = share_of(slot_from_json(row.slot), others) if others else 1.0 / (row.slots_requested or 1)
         usage = Usage(row.started, row.ended, Rate(row.price_usd_per_h, share))
         found.append(Metered(row.study, row.run, row.attempt, usage))
     return tuple(found)

@@ -1,0 +1,130 @@
+"""What an account is offered now, asked by a command that a person waits for: bounded patience, errors that say what to
+do. Rents nothing."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from provisioning.base import AuthenticationFailed, ProvisioningError
+from provisioning.vast.account import KEY_VARIABLE, WHERE_KEYS_ARE_MADE, money_left_usd, vast_account
+from provisioning.vast.api import VastApi
+from provisioning.vast.errors import TooEarly
+from provisioning.vast.offers import Choice, Wanted, choose, query, wide_query
+from runner.clock import Clock
+from runner.errors import InfrastructureError, UsageError
+from runner.screen import printable
+
+MOST_WAIT_S = 90.0
+"""A person waits at the terminal; a service that wants more than this is left alone."""
+MOST_BALANCE_WAIT_S = 10.0
+"""The balance is worth less: the offers are there already."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """What came of one look: the choice, whether it was cut, and the money left (None: `unread` says why)."""
+
+    choice: Choice
+    is_cut: bool
+    unreadable: int
+    left_usd: float | None
+    unread: str = ""
+
+
+@dataclass(slots=True)
+class _Patience:
+    """Asks again when the service wants to be asked later, for at most `most_s` in all."""
+
+    clock: Clock
+    most_s: float
+    waited_s: float = field(default=0.0)
+
+    def ask(self, call: Callable[[], Answer]) -> Answer:
+        while True:
+            try:
+                return call()
+            except TooEarly as early:
+                wait_s = max(early.wait_s, 0.05)
+                if self.waited_s + wait_s > self.most_s:
+                    raise InfrastructureError(
+                        f"{early}; that is more than the {self.most_s:g} s that this command waits "
+                        f"({self.waited_s:.0f} s of them are used up); try again later"
+                    ) from None
+                print(printable(str(early)), file=sys.stderr, flush=True)
+                self.clock.wait(wait_s)
+                self.waited_s += wait_s
+
+
+def account_api(environment: Mapping[str, str], clock: Clock) -> VastApi:
+    """The account that the environment names. Raises UsageError without a usable key."""
+    try:
+        url, key = vast_account(environment)
+        return VastApi(key, clock.monotonic, random.random, url=url)
+    except ValueError as problem:
+        raise UsageError(f"{problem} (nothing was rented)") from None
+
+
+def looked(api: VastApi, wanted: Wanted, clock: Clock) -> Market:
+    """As `look`, with errors for a person: UsageError for a key that is refused, InfrastructureError for the rest."""
+    try:
+        return look(api, wanted, clock)
+    except AuthenticationFailed as problem:
+        said = str(problem).rstrip(": ")  # a refusal may come without a word
+        raise UsageError(
+            f"{said}; check {KEY_VARIABLE}; keys are made at {WHERE_KEYS_ARE_MADE} (nothing was rented)"
+        ) from None
+    except ProvisioningError as problem:
+        raise InfrastructureError(f"{problem}; nothing was rented; try again") from None
+
+
+def wanted_of(options: Mapping[str, Any]) -> Wanted:
+    """What the command line asks for, by the fields of `Wanted`; None leaves the default. Raises UsageError."""
+    try:
+        return Wanted.from_json({name: value for name, value in options.items() if value is not None})
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+
+
+def look(api: VastApi, wanted: Wanted, clock: Clock) -> Market:
+    """Search and read the balance. Raises ProvisioningError; a balance that cannot be read is no reason to fail."""
+    patience = _Patience(clock, MOST_WAIT_S)
+    asking = query(wanted)
+    found = patience.ask(lambda: api.search(asking))
+    if not found.offers:
+        asking = wide_query(wanted)
+        found = patience.ask(lambda: api.search(asking))
+    left_usd, unread = None, "the account does not say"
+    try:
+        left_usd = money_left_usd(_Patience(clock, MOST_BALANCE_WAIT_S).ask(api.account))
+    except (ProvisioningError, InfrastructureError) as problem:
+        unread = str(problem)
+    is_cut = len(found.offers) + found.unreadable >= asking.limit
+    return Market(
+        choose(found.offers, wanted), is_cut, found.unreadable, left_usd, "" if left_usd is not None else unread
+    )
+
+
+def remarks(market: Market, wanted: Wanted) -> list[str]:
+    """What a person must know besides: a list that was cut, records that were left out, money that will not do."""
+    said = []
+    if market.is_cut:
+        said.append("the service gave only its cheapest offers, there may be more: ask for a GPU by its name")
+    if market.unreadable:
+        said.append(f"{market.unreadable} records of the answer have no number and are left out")
+    if market.left_usd is None:
+        said.append(f"the balance of the account could not be read: {market.unread}")
+        return said
+    if market.left_usd <= 0.0:
+        said.append(f"the account is empty ({market.left_usd:.2f} USD): nothing can be rented until it is paid in")
+    elif market.choice.ranked and market.left_usd < (least := market.choice.ranked[0].cost.total_usd):
+        said.append(
+            f"the account's {market.left_usd:.2f} USD are less than the {least:.2f} USD that {wanted.hours:g} h of the "
+            "first offer cost; at 0 the service stops every instance"
+        )
+    return said
