@@ -10,7 +10,7 @@ from provisioning.vast import api
 from provisioning.vast.spacing import MARGIN, MOST_WAIT_S, Route, Spacing, threshold_s
 
 CREATE, DESTROY, LIST = api.CREATE, api.DESTROY, api.LIST
-EVERY = (api.SEARCH, CREATE, LIST, api.SHOW, api.MANAGE, api.CHANGE_BID, api.ACCOUNT, api.SSH_KEYS, api.CHARGES)
+EVERY = (api.SEARCH, CREATE, LIST, api.SHOW, api.MANAGE, api.ACCOUNT, api.SSH_KEYS, api.CHARGES)
 STEPS = st.lists(
     st.tuples(
         st.sampled_from((*EVERY, DESTROY)),

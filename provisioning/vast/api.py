@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from requests.adapters import BaseAdapter
 
 from provisioning.base import Ambiguous, AuthenticationFailed, NotYetReleased, Refused, SkipOffer
-from provisioning.vast.asking import BID_USD_PER_H, MOST_LABEL, CreateRequest, OfferQuery
+from provisioning.vast.asking import CreateRequest, OfferQuery
 from provisioning.vast.errors import CallRefused, NeverSent, NoAnswer, TooEarly
 from provisioning.vast.models import (
     Account,
@@ -45,7 +45,6 @@ LIST = Route("GET", "/api/v1/instances/", 1.0)
 SHOW = Route("GET", "/api/v0/instances/{id}/", 2.0)
 MANAGE = Route("PUT", "/api/v0/instances/{id}/", 1.0)
 DESTROY = Route("DELETE", "/api/v0/instances/{id}/", 3.0)
-CHANGE_BID = Route("PUT", "/api/v0/instances/bid_price/{id}/", 5.5)
 REQUEST_LOGS = Route("PUT", "/api/v0/instances/request_logs/{id}/")
 ACCOUNT = Route("GET", "/api/v0/users/current/", 2.0)
 SSH_KEYS = Route("GET", "/api/v0/ssh/", 1.0)
@@ -191,12 +190,6 @@ class VastApi:
             raise NotYetReleased(f"instance {instance_id}: the answer does not say that it is destroyed")
         return Destroyed(f"{answer.status}: {answer.said or 'success'}", was_there=True)
 
-    def set_label(self, instance_id: int, label: str) -> None:
-        """Change a label. Raises CallRefused when there is no such instance."""
-        if len(label) > MOST_LABEL:
-            raise ValueError(f"a label has at most {MOST_LABEL} characters, not {len(label)}")
-        self._manage(instance_id, {"label": label})
-
     def start(self, instance_id: int) -> None:
         """Ask for a stopped instance to run again; whether it can is another matter."""
         self._manage(instance_id, {"state": "running"})
@@ -204,13 +197,6 @@ class VastApi:
     def stop(self, instance_id: int) -> None:
         """Stop the container; its disk stays and is paid for."""
         self._manage(instance_id, {"state": "stopped"})
-
-    def change_bid(self, instance_id: int, bid_usd_per_h: float) -> None:
-        """Bid anew for an interruptible instance. Raises ValueError for a bid that is never accepted."""
-        low, high = BID_USD_PER_H
-        if not low <= bid_usd_per_h <= high:
-            raise ValueError(f"bid {bid_usd_per_h}: allowed: {low} to {high} USD/h")
-        self._succeed(CHANGE_BID, instance_id, {"client_id": "me", "price": bid_usd_per_h})
 
     def account(self) -> Account:
         """Whose key this is and how much money is left."""

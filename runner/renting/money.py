@@ -71,10 +71,6 @@ class Terms:
         """The traffic foreseen."""
         return self.up_gb * self.prices.up_usd_per_gb + self.down_gb * self.prices.down_usd_per_gb
 
-    def estimate_usd(self, hours: float) -> float:
-        """What so many hours of use should cost, traffic included."""
-        return self.prices.usd_per_h * max(0.0, hours) + self.traffic_usd
-
     @property
     def ceiling_usd(self) -> float:
         """The most that it may cost: running from the first second to the end of its life."""
@@ -176,11 +172,6 @@ class Bill:
     def usd(self) -> float:
         """What counts: the provider's word, else ours."""
         return self.metered_usd if self.charged_usd is None else self.charged_usd
-
-    @property
-    def difference_usd(self) -> float | None:
-        """Charged less metered; None while nothing was charged."""
-        return None if self.charged_usd is None else self.charged_usd - self.metered_usd
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,15 +116,6 @@ def with_places(command: Sequence[str], placed: Mapping[str, str]) -> list[str]:
     return [_argument(argument, placed) for argument in command]
 
 
-def trainer_with_places(trainer: Mapping[str, Any], placed: Mapping[str, str]) -> dict[str, Any]:
-    """The trainer block with the `{data:NAME}` in front of `data.path` replaced."""
-    data = trainer.get("data")
-    path = data.get("path") if isinstance(data, Mapping) else None
-    if not isinstance(data, Mapping) or not isinstance(path, str) or not names_in(path):
-        return dict(trainer)
-    return {**trainer, "data": {**data, "path": _PLACE.sub(lambda found: placed[found[1]], path)}}
-
-
 def misplaced(trainer: Mapping[str, Any]) -> str | None:
     """The dotted key of the first value in a trainer block that holds `{data:` where it means nothing: outside of
     `data.path`, or not at its beginning. None when there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import os
 import random
 import shutil
@@ -10,10 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from provisioning.agent_archive import agent_archive
 from provisioning.agent_channel import AgentChannel
@@ -22,6 +26,7 @@ from provisioning.ssh_connection import Connection, Deadlines
 from provisioning.ssh_host import SshHost
 from tests.fakes.attempts import SUPERVISOR
 
+LOOK_S = 0.005
 INSTALL = "apt-get install openssh-server"
 
 
@@ -101,13 +106,13 @@ class Sshd:
         """Start it, with more lines of configuration."""
         keys, environment = self.folder / "authorized_keys", {"HOME": str(self.home)}
         command = configured(self.folder, (self.port,), self.folder / "hostkey", keys, environment, lines)
+        listening = self.folder / "sshd.pid"  # written as soon as it listens
+        listening.unlink(missing_ok=True)
         self._process = subprocess.Popen(command, start_new_session=True)
-        while True:
+        while not (listening.exists() and listening.read_text().strip() == str(self._process.pid)):
             if self._process.poll() is not None:
                 raise RuntimeError((self.folder / "sshd.log").read_text())
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            time.sleep(LOOK_S)
 
     def agent(self, known_hosts: Path, deadlines: Deadlines, host: SshHost | None = None) -> AgentChannel:
         """The agent of this host, or of another one, over a connection of its own; a new host's key is accepted."""
@@ -129,11 +134,17 @@ class Sshd:
                 continue
 
     def stop(self) -> None:
-        """End it with all its sessions."""
+        """End it with all its sessions; its port is free then."""
         if self._process is not None:
+            server = psutil.Process(self._process.pid)
+            server.suspend()  # or a session that begins while we look at the others outlives them
+            while server.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                time.sleep(LOOK_S)
             self.signal_all(signal.SIGKILL)
             self._process.wait()
             self._process = None
+            while not _is_free(self.port):
+                time.sleep(LOOK_S)
 
 
 def _below(pid: int) -> list[int]:
@@ -155,10 +166,25 @@ def _below(pid: int) -> list[int]:
 
 def free_port() -> int:
     """A port of our own: below those that the system gives to connections, for a server that stops comes back on its
-    port, and apart from those of tests that run at the same time."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    while True:
-        port = 12_000 + 1_000 * (worker % 16) + random.randrange(1_000)
-        with socket.socket() as probe, suppress(OSError):
+    port, apart from those of tests that run at the same time, and not given before, for some are bound much later."""
+    return next(port for port in _ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    """Whether a server can start on it; connections that have ended and linger do not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            return True
+    return False
+
+
+def _own_ports() -> Iterator[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first, count = 12_000 + 2_000 * (worker % 8), 2_000
+    for step in itertools.count(random.randrange(count)):
+        yield first + step % count
+
+
+_ports = _own_ports()
