@@ -71,7 +71,7 @@ class Places:
         self._over: dict[int, Place] = {}
         self._watch = SlotWatch(session, self._probe, now, monotonic)
         self._withheld: dict[Shape, tuple[Withheld, ...]] = {}
-        self._silent: dict[str, str] = {}
+        self._silent: dict[tuple[str, str], str] = {}  # by provider and host
         self._shares: bool | None = None
         self.rented: Callable[[str], Mapping[int, Handle]] = lambda _provider: {}
 
@@ -101,7 +101,7 @@ class Places:
         try:
             return self._add(lease, handle)
         except HostLost as error:
-            self._silent[handle.host] = str(error)
+            self._silent[handle.provider, handle.host] = str(error)
             return None
 
     def follow(self, runs: Iterable[StoredRun], root: Path, others: Iterable[tuple[int, str]] = ()) -> None:
@@ -187,15 +187,15 @@ class Places:
             found[shape] = tuple(one for one in judged if isinstance(one, Slot))
             silent = [
                 Withheld(host, "silent", why)
-                for host, why in self._silent.items()
-                if shape.provider != "local" and shape.host in ("", host)
+                for (provider, host), why in self._silent.items()
+                if provider == shape.provider and shape.host in ("", host)
             ]
             self._withheld[shape] = (*(one for one in judged if isinstance(one, Withheld)), *silent)
         return found
 
     def silent(self) -> Mapping[str, str]:
         """Why hosts did not answer when they were last to be cut, by host."""
-        return self._silent
+        return {host: why for (_, host), why in self._silent.items()}
 
     def _cut_all(self, shapes: Iterable[Shape]) -> dict[Shape, list[tuple[Place, Slot]]]:
         self._silent = {}
@@ -203,7 +203,7 @@ class Places:
 
     def _cut(self, shape: Shape) -> Iterator[tuple[Place, Slot]]:
         for place in self.hold(shape.provider):
-            if shape.host not in ("", place.host) or place.host in self._silent:
+            if shape.host not in ("", place.host) or (shape.provider, place.host) in self._silent:
                 continue
             with self._session.reading() as connection:
                 wanted = leases.requested_slots(connection, place.lease)
@@ -214,7 +214,7 @@ class Places:
             except NoCapacity:
                 continue
             except HostLost as error:
-                self._silent[place.host] = str(error)
+                self._silent[shape.provider, place.host] = str(error)
 
     def withheld(self, shape: Shape | None = None) -> tuple[Withheld, ...]:
         """The slots that the last round left out: for one shape, or for all."""

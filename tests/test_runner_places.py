@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, select
 
-from provisioning.base import ProcessOwner, Slot
+from provisioning.base import Handle, HostLost, Offer, ProcessOwner, Request, Slot
 from provisioning.gpu_watch import GpuProcess, GpuReading
 from provisioning.gpus import Gpu, GpuSurvey
 from provisioning.local import LocalProvider
@@ -332,6 +332,32 @@ class TestCpuSlots:
         rig.wait(86_400.0)
         assert rig.places.prove_released([run]) == ()
         assert rig.events("quarantine") == []
+
+
+class _Away(LocalProvider):
+    """A host of one's own that does not answer."""
+
+    name = "ssh"
+
+    def slots(self, handle: Handle, request: Request) -> tuple[Slot, ...]:
+        raise HostLost("no route")
+
+
+class _NothingRented(LocalProvider):
+    name = "vast"
+
+    def hosts(self) -> tuple[Offer, ...]:
+        return ()
+
+
+def test_a_silent_host_is_no_reason_for_a_run_that_waits_for_another_provider(rig: Rig) -> None:
+    providers = {"ssh": _Away("", {}), "vast": _NothingRented("", {})}
+    places = Places(rig.session, providers, lambda: rig.now)
+    own, rented = (CPU_SHAPE._replace(provider=name) for name in providers)
+    assert places.slots([own, rented]) == {own: (), rented: ()}
+    assert [one.reason for one in places.withheld(own)] == ["no route"]
+    assert places.withheld(rented) == ()
+    assert list(places.silent().values()) == ["no route"]
 
 
 class TestAPlan:
