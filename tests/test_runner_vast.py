@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -264,7 +267,13 @@ def a_controller_that_is_killed(lab: VastLab) -> None:
     given back. Each time another one goes on."""
     lab.boots(Boot(contract_s=0.1, created_s=0.1, loading_s=1e6))
     lab.fake.plan.script("PUT", CREATE, Fault(latency_s=3.0))
-    lab.run("launch", gated_arm(lab), *RENT, "--detach")
+    refused = launch_by_typing(lab, "yes", gated_arm(lab), "--detach")
+    assert refused.returncode == 2
+    assert "nothing was rented" in refused.stderr
+    assert asked(lab, "PUT", CREATE) == 0
+    accepted = launch_by_typing(lab, "rent", gated_arm(lab), "--detach")
+    assert accepted.returncode == 0, accepted.stderr
+    assert (accepted.stdout + accepted.stderr).count("1 x RTX 4090") == 1
     lab.until(lambda: asked(lab, "PUT", CREATE), "the order")
     lab.kill_controller()
     assert [(one.state, one.host) for one in lab.leases()] == [(State.INTENDED, "")]
@@ -286,6 +295,18 @@ def a_controller_that_is_killed(lab: VastLab) -> None:
     assert lab.leases()[0].because
     lab.run("resume")
     lab.until_released()
+
+
+def launch_by_typing(lab: VastLab, word: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A launch by somebody at a terminal who is shown the plan and types a word."""
+    ours, theirs = pty.openpty()
+    options = [one for one in RENT if one != "--yes"]
+    process = lab.start("launch", *arguments, *options, stdin=theirs)
+    os.close(theirs)
+    os.write(ours, f"{word}\n".encode())
+    out, err = process.communicate(timeout=LAUNCH_S)
+    os.close(ours)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def asked(lab: VastLab, method: str, template: str) -> int:

@@ -49,11 +49,11 @@ def launch(
         _show_plan(prepared, as_json)
         return EXIT_OK
     refuse_unfair(prepared)
-    if prepared.hire is not None and prepared.hire.machines:
-        _confirm(prepared.hire, yes=yes, as_json=as_json)
+    was_asked = prepared.hire is not None and _confirmed(prepared, prepared.hire, yes=yes, as_json=as_json)
     answer = wait_for_answer(home, commit(prepared))
     if not as_json:
-        print_plan(prepared, brief=True)
+        if not was_asked:
+            print_plan(prepared, brief=True)
         say(answer.message)
     if not answer.accepted:
         return EXIT_USAGE
@@ -82,22 +82,26 @@ def _prepared(home: Home, paths: Sequence[Path], options: Options, *, may_ask: b
         return prepare(home, paths, replace(options, accepts=lambda *shown: shown in known))
 
 
-def _confirm(hire: Hire, *, yes: bool, as_json: bool) -> None:
-    """Nothing is rented without a limit, and without a yes. Raises UsageError and BudgetError."""
-    from runner.hiring import refuse_unpaid, sentence
+def _confirmed(prepared: Prepared, hire: Hire, *, yes: bool, as_json: bool) -> bool:
+    """Whether a person was shown the plan and said yes; nothing is rented without a limit, and without a yes. Raises
+    UsageError and BudgetError."""
+    from runner.hiring import refuse_unpaid
 
+    if not hire.machines:
+        return False
     refuse_unpaid(hire)
     if yes:
-        return
+        return False
     if as_json or not sys.stdin.isatty():
         raise UsageError(
             f"this rents machines for at most {hire.ceiling_usd:.2f} USD; to agree without a terminal: --yes "
             "(nothing was rented)"
         )
-    for machine in hire.machines:
-        say(printable(sentence(machine)))
+    print_plan(prepared, brief=True)
+    sys.stdout.flush()
     if typer.prompt("Type rent to rent it", default="", show_default=False).strip().lower() != "rent":
         raise UsageError("nothing was rented")
+    return True
 
 
 def _show_plan(prepared: Prepared, as_json: bool) -> None:
