@@ -18,7 +18,7 @@ from provisioning.base import HostLost
 from provisioning.incoming import BLOCK_BYTES, Incoming, sync_folders
 from provisioning.questions import PIECE_BYTES, Question, Steps
 from provisioning.run_checkpoints import importance, left_behind
-from provisioning.run_paths import path_problem, shown
+from provisioning.run_paths import is_ours, path_problem, shown
 
 MOST_RUN_BYTES = 64 * 2**30
 
@@ -52,7 +52,7 @@ class Evacuated:
     """What became of the files of a run folder: `verified` are here with the hash that they have there, those of them
     that had to travel are `brought` too; `left` were not wanted; `refused` can never be taken (a link, a name that
     leads out of the folder, more than a run may hold); `lost` were wanted and are not here. A waiver lists the last
-    two.
+    two. What only we write (run_paths.OURS) is none of them, and stays as it is here.
 
     `is_listed` is false when the host never said what it holds: then nobody knows what is missing.
     """
@@ -74,12 +74,16 @@ class Evacuated:
 @dataclass(slots=True)
 class Evacuation:
     """The files of one run folder of a host (`there`, an absolute path) on their way to `here`. For one thread; nobody
-    else may write into `here`. `best_step` is the step of the best checkpoint, None when none is known to be."""
+    else may write into `here`. `best_step` is the step of the best checkpoint, None when none is known to be; `others`
+    are steps of further ones that somebody needs. Where `is_trainer` is false nobody knows what is a checkpoint: all of
+    it comes."""
 
     there: str
     here: Path
     best_step: int | None = None
     most_bytes: int = MOST_RUN_BYTES
+    others: frozenset[int] = frozenset()
+    is_trainer: bool = True
     _is_listed: bool = False
     _wanted: dict[str, int] = field(default_factory=dict)
     _brought: dict[str, int] = field(default_factory=dict)
@@ -135,14 +139,16 @@ class Evacuation:
 
     def _choose(self, names: Mapping[str, int]) -> None:
         self._wanted, self._verified, self._lost = {}, set(), {}
-        self._left, missing = left_behind(names, self.best_step)
-        self._lost |= missing
+        self._left = {}
+        if self.is_trainer:
+            self._left, missing = left_behind(names, self.best_step, self.others)
+            self._lost |= missing
         held = 0
         for name in sorted(names, key=lambda one: (importance(one, self.best_step), one)):
             if problem := path_problem(name):
                 self._left.pop(name, None)
                 self._refused[shown(name)] = problem
-            elif name in self._left:
+            elif name in self._left or is_ours(name):
                 continue
             elif held + names[name] > self.most_bytes:
                 self._refused[name] = (

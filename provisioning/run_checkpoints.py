@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+LAST_WRITTEN = "state.json"
+"""The file that makes a checkpoint complete."""
+
 _CHECKPOINT = re.compile(r"checkpoints/step_(\d{6,12})/")
 _ASIDE = re.compile(r"checkpoints/before-attempt-\d+/")
 
@@ -15,18 +18,23 @@ def checkpoint_step(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def kept_checkpoints(names: Iterable[str], best_step: int | None) -> frozenset[int]:
-    """Steps of the checkpoints to bring home, given all file names of a run folder: the last complete one, and the one
-    of `best_step` where that is complete. A checkpoint is complete when it holds the file that is written last."""
-    steps = {checkpoint_step(name) for name in names if name.endswith("/state.json")}
+def kept_checkpoints(
+    names: Iterable[str], best_step: int | None, others: frozenset[int] = frozenset()
+) -> frozenset[int]:
+    """Steps of the checkpoints to bring home, given all file names of a run folder: the last complete one, and those of
+    `best_step` and of `others` where they are complete. One is complete when it holds the file that is written last."""
+    steps = {checkpoint_step(name) for name in names if name.endswith(f"/{LAST_WRITTEN}")}
     complete = {step for step in steps if step is not None}
-    return frozenset([max(complete)] if complete else []) | (complete & {best_step})
+    return frozenset([max(complete)] if complete else []) | (complete & {best_step, *others})
 
 
-def left_behind(names: Iterable[str], best_step: int | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Files that are not wanted and why, then what is wanted and not there."""
+def left_behind(
+    names: Iterable[str], best_step: int | None, others: frozenset[int] = frozenset()
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Files that are not wanted and why, then what is wanted and not there. What began from one of `others` may have
+    begun there already: they are not missed."""
     found = list(names)
-    kept = kept_checkpoints(found, best_step)
+    kept = kept_checkpoints(found, best_step, others)
     left = {}
     for name in found:
         step = checkpoint_step(name)

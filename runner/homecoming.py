@@ -17,10 +17,11 @@ from sqlalchemy import Connection
 
 from provisioning.base import HostLost, ProvisioningError
 from provisioning.questions import CarriesOut
-from provisioning.run_checkpoints import checkpoint_step
+from provisioning.run_checkpoints import LAST_WRITTEN, checkpoint_step
 from runner.home import Home
 from runner.places import Places
 from runner.records import ON_A_SLOT
+from runner.spec.models import TRAINER
 from runner.store import changes
 from runner.store.opening import driver_of
 from runner.store.session import Session
@@ -49,7 +50,7 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Away:
     """A run whose files are on a machine of ours, or were: `is_gone` says that it was given back. `attempts` are those
-    that wait for them."""
+    that wait for them; `needed` are steps of checkpoints that other runs begin with."""
 
     run: str
     study: str
@@ -59,6 +60,15 @@ class Away:
     best_step: int | None
     attempts: tuple[int, ...]
     is_gone: bool
+    is_trainer: bool
+    needed: frozenset[int]
+
+    def evacuation(self, there: str, here: Path) -> Evacuation:
+        """The work of bringing them from `there` to `here`."""
+        from provisioning.evacuation import Evacuation  # loaded only where something comes home
+
+        best_step = self.best_step if self.is_trainer else None
+        return Evacuation(there, here, best_step, others=self.needed, is_trainer=self.is_trainer)
 
 
 @dataclass(slots=True)
@@ -140,13 +150,11 @@ class Homecoming:
             self._give_up(one, coming, "it did not come in time")
 
     def _begin(self, one: Away, coming: _Coming) -> None:
-        from provisioning.evacuation import Evacuation  # loaded only where something comes home
-
         here = self._home.root / one.run
         try:
             shell = self._places.by_lease(one.lease).shell
             assert isinstance(shell, CarriesOut)
-            coming.evacuation = Evacuation(shell.path_there(str(here)), here, one.best_step)
+            coming.evacuation = one.evacuation(shell.path_there(str(here)), here)
             coming.work = shell.carry_out(coming.evacuation.steps())
         except HostLost:
             coming.next_s = self._monotonic() + self._limits.again_s
@@ -170,10 +178,8 @@ class Homecoming:
             self._give_up(one, coming, "it was tried often enough")
 
     def _give_up(self, one: Away, coming: _Coming, why: str) -> None:
-        from provisioning.evacuation import Evacuation
-
         self._let_be(coming)
-        came = (coming.evacuation or Evacuation("", self._home.root)).result()
+        came = (coming.evacuation or one.evacuation("", self._home.root)).result()
         missing = _named(came.lost) if came.is_listed else "nobody knows what it holds"
         self._settle(one, came, "waived", WAIVED, f"its files are not all here ({why}): {missing}")
 
@@ -183,7 +189,8 @@ class Homecoming:
             "refused": dict(came.refused), "lost": dict(came.lost),
         }  # fmt: skip
         self._moved(one.lease, came.brought_bytes)
-        data["checkpoints"] = _keep_whole(self._home.root / one.run / "checkpoints", came)
+        if one.is_trainer:
+            data["checkpoints"] = _keep_whole(self._home.root / one.run / "checkpoints", came)
         with self._session.transaction() as connection:
             for attempt in one.attempts:
                 changes.set_attempt(connection, one.run, attempt, sync=sync)
@@ -200,7 +207,9 @@ def has_elsewhere(connection: Connection) -> bool:
 def away(connection: Connection) -> tuple[Away, ...]:
     """The runs of which files are on other machines, by run and lease; those of live attempts not among them."""
     pending = driver_of(connection).execute(
-        "SELECT r.run, r.study, a.lease, l.host, r.state, r.best_step, a.attempt, l.state = 'released' "
+        "SELECT r.run, r.study, a.lease, l.host, r.state, r.best_step, a.attempt, l.state = 'released', "
+        "json_extract(r.arm_document, '$.kind'), (SELECT group_concat(json_extract(c.initial_checkpoint, '$.step')) "
+        "FROM runs AS c WHERE c.study = r.study AND c.parent = r.run) "
         "FROM attempts AS a JOIN runs AS r ON r.run = a.run JOIN leases AS l ON l.id = a.lease "
         "WHERE a.sync = 'pending' AND a.phase IN ('ended', 'gone') AND l.provider != 'local' ORDER BY r.run, a.attempt"
     )
@@ -208,20 +217,27 @@ def away(connection: Connection) -> tuple[Away, ...]:
     for row in pending:
         found.setdefault((row[0], row[2]), []).append(row)
     return tuple(
-        Away(run, study, lease, host, state, best_step, tuple(row[6] for row in rows), bool(is_gone))
+        Away(
+            run, study, lease, host, state, best_step, tuple(row[6] for row in rows), bool(is_gone), kind == TRAINER,
+            frozenset(map(int, needed.split(","))) if needed else frozenset(),
+        )
         for rows in found.values()
-        for run, study, lease, host, state, best_step, _, is_gone in rows[:1]
-    )
+        for run, study, lease, host, state, best_step, _, is_gone, kind, needed in rows[:1]
+    )  # fmt: skip
 
 
 def _keep_whole(checkpoints: Path, came: Evacuated) -> list[int]:
     """Remove of the checkpoints here what is torn, or has names and numbers and no weights: a run that goes on here
-    would take it for one. Returns the steps of the others."""
-    torn = {checkpoint_step(name) for name in (*came.lost, *came.refused)}
+    would take it for one. Returns the steps of the others. One that was whole here and that this time nothing came of
+    stays, whatever became of it there."""
+    began = {checkpoint_step(name) for name in came.brought}
+    missed = {checkpoint_step(name) for name in (*came.lost, *came.refused)}
     whole = []
     for path in sorted(checkpoints.glob("step_*")):
         step = checkpoint_step(f"checkpoints/{path.name}/")
-        if step in torn or step is None or not any(path.glob("*.safetensors")):
+        if step is None or not path.is_dir():
+            continue
+        if step in began & missed or not (path / LAST_WRITTEN).is_file() or not any(path.glob("*.safetensors")):
             shutil.rmtree(path)
         else:
             whole.append(step)

@@ -59,7 +59,9 @@ class Situation:
     def unchanged(self, run: StoredRun) -> RunFacts | None:
         """What was found before of a run that never started, if it holds still: there may be hundreds in the queue."""
         known = self._unstarted.get(run.run)
-        return known[1] if known is not None and known[0] is run and known[1].budget == self._budget(run) else None
+        if known is None or known[0] is not run or run.initial_checkpoint is not None:
+            return None  # what another run's checkpoint is bound to changes with that run
+        return known[1] if known[1].budget == self._budget(run) else None
 
     def _look(self, run: StoredRun) -> RunFacts:
         arm = self._arm(run)
@@ -72,7 +74,7 @@ class Situation:
             order=(-run.priority, run.launch, run.seed, run.arm_order),
             state=run.state,
             is_trainer=arm.command is None,
-            shape=shape_of(arm.resources, run.provider, self._bound_to(run.run)),
+            shape=shape_of(arm.resources, run.provider, self._host(run)),
             steps_total=run.steps_total,
             last_step=last_step,
             attempt=attempt,
@@ -93,6 +95,11 @@ class Situation:
             autopsy_attempt=run.autopsy_attempt,
             may_rescue=may_rescue(arm, stopping_rule),
         )
+
+    def _host(self, run: StoredRun) -> str:
+        """The host that what it begins with is on while that is nowhere else."""
+        origin = run.initial_checkpoint
+        return self._bound_to(run.run) or ("" if origin is None else self._bound_to(origin["run"]))
 
     def forget(self, names: Collection[str]) -> None:
         """Keep in memory only what belongs to these runs."""

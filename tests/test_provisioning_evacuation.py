@@ -20,12 +20,13 @@ from provisioning.base import HostLost
 from provisioning.evacuation import Evacuated, Evacuation
 from provisioning.questions import PIECE_BYTES, carry_out
 from provisioning.run_checkpoints import importance, kept_checkpoints, left_behind
+from provisioning.run_paths import OURS
 from provisioning.ssh_connection import Deadlines
 from tests.fakes.asked_agent import AskedAgent, files_of_at_most, often_cut, tree
 from tests.fakes.sshd import Sshd
 
 NAMES = st.sampled_from(
-    ["config.yaml", "attempt-1/metrics.jsonl", "attempt-1/exit.json", "validation/step_000002/images/ema/ü.png",
+    ["conf.yaml", "attempt-1/metrics.jsonl", "attempt-1/exit.json", "validation/step_000002/images/ema/ü.png",
      "validation/step_000002/scores.csv", "checkpoints/step_000002/model.safetensors", "out/[red]<script>.txt"]
 )  # fmt: skip
 TREES = st.dictionaries(NAMES, st.binary(max_size=200), min_size=1)
@@ -51,7 +52,7 @@ def run_folder(folder: Path, size: int = 1000) -> Path:
     """A run with three checkpoints, of which the second is the best."""
     files = {f"checkpoints/step_00000{step}/model.safetensors": random.Random(step).randbytes(size) for step in "123"}
     files |= {f"checkpoints/step_00000{step}/state.json": b"{}" for step in "123"}
-    return write(folder, files | {"attempt-1/metrics.jsonl": b"{}\n" * 100, "config.yaml": b"a: 1\n", "empty": b""})
+    return write(folder, files | {"attempt-1/metrics.jsonl": b"{}\n" * 100, "conf.yaml": b"a: 1\n", "empty": b""})
 
 
 def bring(evacuation_of: Evacuation, ask: Any) -> Evacuated:
@@ -135,13 +136,13 @@ def test_a_real_connection_that_is_cut_again_and_again(tmp_path: Path, cleanup: 
 def test_what_is_here_already_is_verified_and_does_not_travel(tmp_path: Path) -> None:
     there, agent = run_folder(tmp_path / "there"), AskedAgent()
     shutil.copytree(there, tmp_path / "here")
-    (tmp_path / "here" / "config.yaml").write_bytes(b"a: 2\n")
+    (tmp_path / "here" / "conf.yaml").write_bytes(b"a: 2\n")
     result = bring(Evacuation(str(there), tmp_path / "here", best_step=2), agent.ask)
-    assert result.brought == ("config.yaml",)
+    assert result.brought == ("conf.yaml",)
     assert result.brought_bytes == 5
-    assert {"config.yaml", "empty", "attempt-1/metrics.jsonl"} < set(result.verified)
+    assert {"conf.yaml", "empty", "attempt-1/metrics.jsonl"} < set(result.verified)
     assert agent.verbs == ["files", "digests", "pieces"]
-    assert (tmp_path / "here" / "config.yaml").read_bytes() == b"a: 1\n"
+    assert (tmp_path / "here" / "conf.yaml").read_bytes() == b"a: 1\n"
 
 
 def test_a_file_that_changed_meanwhile_is_lost_and_comes_the_next_time(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_full_disk_here_is_told_and_the_small_files_come(tmp_path: Path) -> No
         result = bring(found, AskedAgent().ask)
     assert set(result.lost) == {f"checkpoints/step_00000{step}/model.safetensors" for step in (2, 3)}
     assert all("this machine cannot keep it: File too large" in why for why in result.lost.values())
-    assert "config.yaml" in result.verified
+    assert "conf.yaml" in result.verified
     assert bring(found, AskedAgent().ask).is_complete
 
 
@@ -284,6 +285,20 @@ def test_links_devices_and_names_that_lead_out_are_refused_and_named(tmp_path: P
     assert all(not path.is_symlink() for path in (tmp_path / "base").rglob("*"))
 
 
+def test_what_only_we_write_stays_as_it_is_here_and_nobody_misses_it(tmp_path: Path) -> None:
+    there = run_folder(tmp_path / "there")
+    write(there, dict.fromkeys(OURS, b"theirs") | {"attempt-1/config.yaml": b"theirs"})
+    write(tmp_path / "here", {"config.yaml": b"ours"})
+    result = bring(Evacuation(str(there), tmp_path / "here", best_step=2), AskedAgent().ask)
+    here = files_of(tmp_path / "here")
+    assert {name: data for name, data in here.items() if data in (b"ours", b"theirs")} == {
+        "config.yaml": b"ours", "attempt-1/config.yaml": b"theirs",
+    }  # fmt: skip
+    assert result.is_complete
+    assert (result.refused, result.lost) == ({}, {})
+    assert not OURS & {*result.verified, *result.left}
+
+
 def lie_about_files(verb: str, value: Any) -> Any:
     if verb == "files":
         more = ["../up", "/etc/passwd", "checkpoints/step_000001/../../../up", "a/" * 9 + "deep"]
@@ -300,14 +315,14 @@ def test_a_sparse_file_of_ten_gigabytes_is_refused_unread(tmp_path: Path) -> Non
     assert result.refused == {
         "huge.bin": "with it (10,000,000,000 bytes) the run would hold more than 1,048,576",
     }
-    assert "config.yaml" in result.verified
+    assert "conf.yaml" in result.verified
     assert agent.verbs == ["files", "digests", "pieces"]
 
 
 @pytest.mark.parametrize("what", ["other bytes", "other digest", "too few", "too many", "none"])
 def test_bytes_that_do_not_have_their_hash_never_take_a_place(tmp_path: Path, what: str) -> None:
-    there = write(tmp_path / "there", {"config.yaml": b"a: 1\n", "exit.json": b"{}"})
-    write(tmp_path / "here", {"config.yaml": b"what was here before"})
+    there = write(tmp_path / "there", {"conf.yaml": b"a: 1\n", "exit.json": b"{}"})
+    write(tmp_path / "here", {"conf.yaml": b"what was here before"})
 
     def lie(verb: str, value: Any) -> Any:
         if verb == "digests" and what == "other digest":
@@ -318,9 +333,9 @@ def test_bytes_that_do_not_have_their_hash_never_take_a_place(tmp_path: Path, wh
 
     agent = AskedAgent(lie)
     result = bring(Evacuation(str(there), tmp_path / "here"), agent.ask)
-    assert set(result.lost) == {"config.yaml"}
+    assert set(result.lost) == {"conf.yaml"}
     assert result.verified == ("exit.json",)
-    assert (tmp_path / "here" / "config.yaml").read_bytes() == b"what was here before"
+    assert (tmp_path / "here" / "conf.yaml").read_bytes() == b"what was here before"
     assert len(agent.verbs) < 6
 
 
@@ -375,11 +390,11 @@ def test_a_file_and_a_folder_of_one_name_harm_nothing(tmp_path: Path) -> None:
 
 
 def test_a_link_in_our_own_folder_is_not_written_through(tmp_path: Path) -> None:
-    there = write(tmp_path / "there", {"config.yaml": b"a: 1\n"})
+    there = write(tmp_path / "there", {"conf.yaml": b"a: 1\n"})
     write(tmp_path, {"mine": b"keep"})
     (tmp_path / "here").mkdir()
-    for name in ("config.yaml", ".config.yaml.home.part"):
+    for name in ("conf.yaml", ".conf.yaml.home.part"):
         (tmp_path / "here" / name).symlink_to(tmp_path / "mine")
     result = bring(Evacuation(str(there), tmp_path / "here"), AskedAgent().ask)
-    assert "config.yaml" in result.lost
+    assert "conf.yaml" in result.lost
     assert (tmp_path / "mine").read_bytes() == b"keep"

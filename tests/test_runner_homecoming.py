@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -35,7 +36,7 @@ from tests.fakes.attempts import until
 LIMITS = Limits(again_s=10.0, within_s=3600.0, tries=3)
 RUN = "lab/A-s0-1"
 FILES = {
-    "config.yaml": b"a: 1\n",
+    "conf.yaml": b"a: 1\n",
     "attempt-1/exit.json": b"{}",
     "attempt-1/metrics.jsonl": b"{}\n" * 50,
     "checkpoints/step_000002/model.safetensors": b"weights",
@@ -131,8 +132,8 @@ class Rig:
             connection.execute(
                 insert(tables.runs).values(
                     run=RUN, id="1", study="lab", arm="A", seed=0, generation=1, arm_order=0, launch=1, identity="1",
-                    provider="ssh", arm_document={}, snapshot={}, provenance={}, state=RunState.FINISHED,
-                    overridden=[], created=1.0, changed=1.0,
+                    provider="ssh", arm_document={"kind": "trainer"}, snapshot={}, provenance={},
+                    state=RunState.FINISHED, overridden=[], created=1.0, changed=1.0,
                 )
             )  # fmt: skip
         self.lease = row.id
@@ -155,6 +156,18 @@ class Rig:
     def set_run(self, **values: Any) -> None:
         with self.session.transaction() as connection:
             connection.execute(update(tables.runs).values(**values))
+
+    def add_child(self, step: int) -> None:
+        """A run that begins with a checkpoint of the other."""
+        with self.session.transaction() as connection:
+            connection.execute(
+                insert(tables.runs).values(
+                    run="lab/A-rescue1-s0-2", id="2", study="lab", arm="A-rescue1", seed=0, generation=1, arm_order=0,
+                    launch=1, identity="2", provider="ssh", arm_document={"kind": "trainer"}, snapshot={},
+                    provenance={}, state=RunState.QUEUED, overridden=[], created=1.0, changed=1.0, parent=RUN,
+                    initial_checkpoint={"run": RUN, "step": step},
+                )
+            )  # fmt: skip
 
     def round(self, wait_s: float = 0.0, *, serve: bool = True) -> bool:
         """Wait, one round, and what it asked for is answered."""
@@ -185,6 +198,10 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     yield found
     found.homecoming.close()
     found.session.close()
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / RUN / "checkpoints" / f"step_{step:06d}"
 
 
 def without(name: str) -> Callable[[str, Any], Any]:
@@ -326,6 +343,58 @@ def test_the_best_checkpoint_is_missed_by_name(rig: Rig) -> None:
     (event,) = rig.events("waived")
     assert event.data["lost"] == {"checkpoints/step_000001": "the best checkpoint is not there, or not complete"}
     assert rig.here() == FILES, "the last one came all the same"
+
+
+def test_a_checkpoint_that_another_run_begins_with_comes_too(rig: Rig) -> None:
+    for step in (1, 3):
+        shutil.copytree(rig.far.there / RUN / "checkpoints/step_000002", step_folder(rig.far.there, step))
+    rig.add_child(step=1)
+    rig.round()
+    assert rig.homecoming.host_of(RUN) == "ada"
+    rig.round()
+    (event,) = rig.events("synced")
+    assert event.data["checkpoints"] == [1, 3]
+    assert step_folder(rig.home.root, 1).is_dir()
+
+
+def test_what_is_whole_here_stays_when_nothing_more_of_it_comes(rig: Rig) -> None:
+    rig.round()
+    rig.round()
+    assert rig.syncs() == ["done"]
+    rig.ended_attempt(2)  # it went on from there, and its machine is gone before anything was compared
+    rig.homecoming.step()
+    rig.far.serve(most=1)
+    with rig.session.transaction() as connection:
+        connection.execute(update(tables.leases).values(state="released"))
+    rig.round(serve=False)
+    assert rig.syncs() == ["done", "waived"]
+    assert rig.here() == FILES
+    (event,) = rig.events("waived")
+    assert event.data["checkpoints"] == [2]
+
+
+@pytest.mark.parametrize("name", ["step_100.pt", "step_final/model.pt", "step_000100/optimizer.pt", "step_000100"])
+def test_what_a_script_calls_a_checkpoint_is_one_of_its_files(rig: Rig, name: str) -> None:
+    """We know nothing of it: it comes home, is nowhere missed, and stays."""
+    rig.set_run(arm_document={"kind": "command"}, best_step=7)
+    shutil.rmtree(rig.far.there / RUN / "checkpoints")
+    path = rig.far.there / RUN / "checkpoints" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    rig.round()
+    rig.round()
+    assert rig.syncs() == ["done"]
+    assert rig.here()[f"checkpoints/{name}"] == b"weights"
+
+
+@pytest.mark.parametrize("name", ["step_000002", "step_1"])
+def test_a_file_where_a_checkpoint_should_be_ends_nothing(rig: Rig, name: str) -> None:
+    shutil.rmtree(rig.far.there / RUN / "checkpoints")
+    (rig.far.there / RUN / "checkpoints").mkdir()
+    (rig.far.there / RUN / "checkpoints" / name).write_bytes(b"no folder")
+    rig.round()
+    rig.round()
+    assert rig.syncs() == ["done"]
 
 
 def test_time_runs_out_and_what_is_missing_is_listed(rig: Rig) -> None:

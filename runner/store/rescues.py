@@ -70,6 +70,8 @@ def _row(connection: Connection, parent: StoredRun, found: Rescued, generation: 
         "arm_order": parent.arm_order,
         "launch": parent.launch,
         "priority": parent.priority,
+        "provider": parent.provider,
+        "wanted": None if parent.wanted is None else dict(parent.wanted),
         "wave": None,
         "identity": found.identity,
         "arm_document": to_json(found.arm),
