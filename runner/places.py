@@ -117,8 +117,12 @@ class Places:
         for lease in folders:
             with suppress(HostLost):
                 self.by_lease(lease)  # after a restart they are taken up again, and then told
+        # A host that was given back and taken anew has two leases and one shell, which is told of both at once.
+        wanted: dict[Shell, dict[str, tuple[ProcessIdentity, ...]]] = {}
         for place in self._places.values():
-            place.shell.follow(folders.get(place.lease, {}))
+            wanted.setdefault(place.shell, {}).update(folders.get(place.lease, {}))
+        for shell, followed in wanted.items():
+            shell.follow(followed)
 
     def by_lease(self, lease: int) -> Place:
         """The place of a lease, taken up again after a restart of the controller; the host is not asked anything.
@@ -278,7 +282,8 @@ class Places:
             place.shell.close()
             with self._session.transaction() as connection:
                 leases.give_back(connection, place.lease, released.proof, self._now())
-            del self._places[place.lease]
+            # Older leases of the same host went with its shell.
+            self._places = {lease: one for lease, one in self._places.items() if one.shell is not place.shell}
             self._held = {key: lease for key, lease in self._held.items() if lease != place.lease}
         return proven
 
@@ -304,9 +309,14 @@ class Places:
     def _add(self, lease: int, handle: Handle) -> Place:
         if lease not in self._places:
             provider = self._providers[handle.provider]
-            shell = provider.shell(handle)
+            same = (one.shell for one in self._places.values() if _is_same_host(one.handle, handle))
+            shell = next(same, None) or provider.shell(handle)
             self._places[lease] = Place(lease, handle, provider, shell, "" if shell.is_here else handle.host)
         return self._places[lease]
+
+
+def _is_same_host(one: Handle, other: Handle) -> bool:
+    return (one.provider, one.host) == (other.provider, other.host)
 
 
 def live_slots(connection: Connection) -> tuple[Slot, ...]:

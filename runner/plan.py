@@ -252,8 +252,8 @@ def _about_existing(run: KnownRun, *, is_trainer: bool) -> tuple[Intent, str]:
         if run.state is RunState.ABORTED:
             again += f", `runner resume {run.id}` overrides the abort"
         return Intent.NOTHING, f"is {run.state} already, so nothing is done ({again})"
-    how = "a new attempt continues from its last complete checkpoint" if is_trainer else "the command is started again"
-    return Intent.RESTART, f"is {run.state}, so {how}"
+    how = "continues from its last complete checkpoint, if there is one" if is_trainer else "starts the command again"
+    return Intent.RESTART, f"is {run.state}, so a new attempt {how}"
 
 
 def _waves(

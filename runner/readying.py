@@ -6,17 +6,20 @@ What a host has made once it has for every run that needs the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from sqlalchemy import func, select
 
 from provisioning.base import StagingFailed
 from runner.home import Home
-from runner.launch_spec import Launchable
+from runner.launch_spec import Launchable, attempt_dir
 from runner.places import Place
 from runner.screen import printable
 from runner.spec.models import ResolvedArm
 from runner.staging import environment, jobs
 from runner.staging.jobs import Failed, Job, Site
 from runner.staging.preflight import NoPreflight, preflight
-from runner.store import changes
+from runner.store import changes, tables
 from runner.store.facts import StoredRun
 from runner.store.session import Session
 
@@ -25,6 +28,9 @@ STAGING = ".staging"
 
 NO_PREFLIGHT = "no_preflight"
 SHOWN_LINES = 5
+
+STARTS = ("launch", "resume", "extend")
+"""What a person asks for that makes runs start."""
 
 
 class Readying:
@@ -91,9 +97,22 @@ class Readying:
         self._under_way |= dict.fromkeys((place.lease, folder) for folder in sorted(waiting))
         for job, failed in progress.tried_again:
             self._tell(run, "staging", f"{_said(failed)}; it is tried again (try {job.number + 1})", number=job.number)
-        if progress.failed:
-            raise StagingFailed(_said(progress.failed[0][1]))
+        for job, failed in progress.failed:
+            if not self._asked_since(job):
+                raise StagingFailed(_said(failed))
+            jobs.begin(place.shell, replace(job, number=job.number + 1))
+            self._under_way[place.lease, str(job.seen_dir)] = None
+            self._tell(run, "staging", f"{_said(failed)}; somebody has asked since: it is tried again", job.number)
         return progress.is_ready
+
+    def _asked_since(self, failed: Job) -> bool:
+        """Whether a person has asked for a run after we saw this job fail: what was missing may be there now."""
+        wishes = select(func.max(tables.requests.c.time)).where(tables.requests.c.kind.in_(STARTS))
+        with self._session.reading() as connection:
+            asked_s = connection.execute(wishes).scalar_one_or_none()
+        seen = attempt_dir(failed.seen_dir, failed.number) / "exit.json"
+        # What is read of a host is written here when it comes, so this is our own clock.
+        return asked_s is not None and seen.is_file() and asked_s > seen.stat().st_ctime
 
     def _tell(self, run: StoredRun, what: str, said: str, number: int = 0) -> None:
         key = (f"{run.run} {what}", number)

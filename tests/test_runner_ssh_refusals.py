@@ -332,3 +332,30 @@ def check_screens(lab: SshLab, command: Callable[..., Said]) -> None:
     assert "evil" in screens["status"], "the words of the host are shown, without their power"
     assert "evil" in screens["report.md"]
     assert "<script>" not in screens["report.md"]
+
+
+NEEDY = """
+import pathlib, sys
+assert pathlib.Path(sys.argv[2]).exists(), "it is not there"
+for step in range(1, int(sys.argv[1]) + 1):
+    print(f"step {step}/20 loss={1.0 / step:.9f}", flush=True)
+"""
+
+
+def test_what_could_not_be_made_ready_is_tried_anew_when_somebody_asks_again(lab: SshLab, here: Rounds) -> None:
+    lab.add_host("ada")
+    wanted = lab.folder / "wanted"
+    arms = [lab.arm(name, NEEDY, "{steps}", str(wanted), steps=20) for name in ("A", "B")]
+    here.launch(arms[0])
+    here.until_ended()
+    assert lab.status()["A-s0"]["state"] == "failed(staging)"
+    assert "it is not there" in lab.status()["A-s0"]["reason"]
+    here.launch(arms[0])
+    here.until_ended()
+    assert lab.status()["A-s0"]["state"] == "failed(staging)", "it is still missing"
+    wanted.touch()
+    here.launch(*arms)
+    here.until_ended()
+    assert {run["state"] for run in lab.status().values()} == {"finished"}
+    tries = lab.home / lab.status()["A-s0"]["run_dir"] / "preflight"
+    assert sorted(path.name for path in tries.glob("attempt-*")) == ["attempt-1", "attempt-2", "attempt-3"]
