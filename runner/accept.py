@@ -5,6 +5,7 @@ Each answer stands in the same transaction as what it promises, so a request is 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ class Accept:
         except (ValueError, HomeKeyError) as problem:
             raise UsageError(
                 f"the controller of this home cannot rent: {problem}; it keeps the environment that it was started "
-                "with: end it (its runs go on) and launch again (nothing was started)"
+                f"with: `kill {os.getpid()}` ends it (its runs go on), then launch again (nothing was started)"
             ) from problem
 
     def _list_hosts(self, documents: Sequence[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,8 +50,13 @@ class Hire:
 
     @property
     def ceiling_usd(self) -> float:
-        """The most that all of it can cost."""
+        """The most that all of it can cost as planned, on the offers of now."""
         return sum(machine.ceiling_usd for machine in self.machines)
+
+    @property
+    def max_usd(self) -> float:
+        """What its studies may spend in all, whatever is rented for them; infinite when one has no limit."""
+        return sum(math.inf if machine.max_usd is None else machine.max_usd for machine in self.machines)
 
 
 def estimate(
@@ -101,13 +107,14 @@ def refuse_unpaid(hire: Hire) -> None:
 def sentence(machine: Machine) -> str:
     """What would be rented, for a person."""
     order = order_of(machine.first, machine.wanted, needed_s(machine.wanted))
-    limit = "no limit" if machine.max_usd is None else f"limit {machine.max_usd:.2f} USD"
+    limit = "no max_usd" if machine.max_usd is None else f"max_usd {machine.max_usd:.2f} USD"
     fits = "1 offer fits" if machine.fits == 1 else f"{machine.fits} offers fit"
     return (
         f"{machine.study}  {machine.slots} slots on {order['gpus']} x {order['gpu_name']}, "
         f"{machine.first.prices.usd_per_h:.3f} USD/h (offer {order['offer_id']}; {fits}); "
         f"{machine.wanted.hours:g} h planned, about {machine.first.cost.total_usd:.2f} USD; "
-        f"at most {machine.ceiling_usd:.2f} USD until {needed_s(machine.wanted) / 3600.0:.3g} h, {limit}"
+        f"at most {machine.ceiling_usd:.2f} USD until {needed_s(machine.wanted) / 3600.0:.3g} h; "
+        f"with other offers or more hours: {limit}"
     )
 
 

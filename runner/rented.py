@@ -16,6 +16,8 @@ from provisioning.base import Handle, HomeKeyError, HostLost, Provider, Request
 from runner.errors import HomeError
 from runner.places import Places
 from runner.records import ENDED, ON_A_SLOT, RunState
+from runner.renting import bills
+from runner.renting.book import study_limits_usd
 from runner.renting.decide import Limits
 from runner.renting.lanes import LaneThreads
 from runner.renting.leases import Lease, Want
@@ -69,9 +71,13 @@ class Rented:
         self._ready: dict[int, Handle] = {}
         self._sweeps: dict[int, float] = {}
         self._asked_longer_s: dict[int, float] = {}
-        self._charged: dict[int, float | None] = {}
+        self._charged: dict[int, tuple[float, float] | None] = {}
         with session.reading() as connection:
             self._had = {lease.provider for lease in held(connection) if lease.provider in RENTED}
+            unread = bills.unread(connection, now()) & RENTED
+        self._only_bills = self._begin_for_bills(unread - self._had)
+        self._had |= self._only_bills
+        self._bills_until_s = monotonic() + BILL_S
 
     @property
     def is_open(self) -> bool:
@@ -100,7 +106,7 @@ class Rented:
         for name in wanted | self._had:
             self._of(name)
         for name, renting in self._renting.items():
-            renting.step(_wants(name, runs))
+            renting.step(self._wants(name, runs))
         self._note_ready()
         self._lengthen(runs)
         changed: list[str] = []
@@ -110,8 +116,12 @@ class Rented:
                 changed += self._settle_runs(lease, runs, said)
             elif lease.is_ready and (ended := self._ended_unseen(lease, runs)):
                 changed += self._settle_runs(lease, ended, f"its machine {lease.host} was started again")
-            elif lease.was_ready and not self._is_needed(lease, runs):
-                self._renting[lease.provider].release(lease.id, "its runs have ended, and what they made is home")
+            elif lease.leaving:
+                said = f"its machine {lease.host} is left: {lease.leaving}"
+                changed += self._settle_runs(lease, runs, said)
+            if lease.was_ready and lease.is_kept and not self._is_needed(lease, runs):
+                said = lease.leaving or "its runs have ended, and what they made is home"
+                self._renting[lease.provider].release(lease.id, said)
         self._note_bills()
         soon_s = self._now() + BILL_S
         self._had = {
@@ -192,21 +202,61 @@ class Rented:
         for lease in before.keys() ^ self._ready.keys():
             self._places.reach_anew(lease)
 
+    def _begin_for_bills(self, names: Iterable[str]) -> set[str]:
+        """Those of these places that can be asked, for they may charge more yet. Without a key a bill stays unread."""
+        found = set()
+        for name in names:
+            with suppress(HomeError):
+                leases = self._of(name).leases()
+                self._charged |= {one.id: _charge(one) for one in leases}
+                found.add(name)
+        return found
+
+    def _let_go_of_the_silent(self) -> None:
+        """Nobody stays for a place that does not answer when only a bill of it is missing: a later controller asks."""
+        if self._monotonic() < self._bills_until_s:
+            return
+        for name in self._only_bills & self._renting.keys():
+            one = self._renting[name]
+            if not one.is_swept and not any(lease.is_open for lease in one.leases()):
+                del self._renting[name]
+        self._only_bills = set()
+
     def _note_bills(self) -> None:
         """What the provider charged, once it is known, changes what the reports of its studies say."""
+        self._let_go_of_the_silent()
         for lease in self._leases():
-            before = self._charged.get(lease.id, None if lease.is_open else lease.charged_usd)
-            self._charged[lease.id] = lease.charged_usd
-            if lease.charged_usd == before:
+            charged = _charge(lease)
+            before = self._charged.get(lease.id, None if lease.is_open else charged)
+            self._charged[lease.id] = charged
+            if charged == before:
                 continue
             with self._session.transaction() as connection:
                 used = "SELECT DISTINCT run FROM attempts WHERE lease = ?"
                 for (run,) in driver_of(connection).execute(used, (lease.id,)).fetchall():
                     changes.set_run(connection, run, changed=self._now())
 
+    def _wants(self, provider: str, runs: Iterable[StoredRun]) -> list[Want]:
+        """One for all runs of a launch and a study that wait or are at work. What it may cost is what its study may
+        now; the limit in the row of a run is that of its launch, and counts where the study has none."""
+        mine = [run for run in runs if run.provider == provider and run.wanted is not None and _needs_one(run)]
+        if not mine:
+            return []
+        with self._session.reading() as connection:
+            limits = study_limits_usd(connection)
+        found = {}
+        for run in mine:
+            wanted = run.wanted
+            assert wanted is not None
+            request = Request(wanted["slots"], wanted["gpus"], wanted["cpus"], wanted["min_vram_gib"], wanted["wanted"])
+            max_usd = limits.get(run.study, wanted["max_usd"])
+            found[wanted["key"]] = Want(wanted["key"], request, run.study, max_usd)
+        return list(found.values())
+
     def _is_needed(self, lease: Lease, runs: Sequence[StoredRun]) -> bool:
+        """Whether a run may yet be there, or something of one is still to come home."""
         for run in runs:
-            if not _needs_one(run):
+            if lease.leaving or not _needs_one(run):
                 continue
             if _key(run) == lease.want or (run.attempt is not None and run.attempt.lease == lease.id):
                 return True
@@ -265,16 +315,9 @@ def _key(run: StoredRun) -> str | None:
     return None if run.wanted is None else str(run.wanted["key"])
 
 
-def _wants(provider: str, runs: Iterable[StoredRun]) -> list[Want]:
-    """One for all runs of a launch and a study that wait or are at work."""
-    found = {}
-    for run in runs:
-        if run.provider != provider or run.wanted is None or not _needs_one(run):
-            continue
-        wanted = run.wanted
-        request = Request(wanted["slots"], wanted["gpus"], wanted["cpus"], wanted["min_vram_gib"], wanted["wanted"])
-        found[wanted["key"]] = Want(wanted["key"], request, run.study, wanted["max_usd"])
-    return list(found.values())
+def _charge(lease: Lease) -> tuple[float, float] | None:
+    """What the provider has charged and what counts for it, USD; None while it has not said."""
+    return None if lease.charged_usd is None else (lease.charged_usd, bills.bill_of(lease).usd)
 
 
 def _swept(renting: Renting) -> str:

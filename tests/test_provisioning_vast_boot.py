@@ -73,7 +73,7 @@ def test_every_trouble_that_the_service_can_see_is_told(trouble: str) -> None:
         (["stop"], Stage.HALTED),
         (["no_balance"], Stage.HALTED),
         (["expire"], Stage.HALTED),
-        (["freeze"], Stage.HALTED),
+        (["freeze"], Stage.FROZEN),
         (["freeze", "thaw"], Stage.REACHABLE),
         (["stop", "start"], Stage.REQUESTED),
         (["offline"], Stage.OFFLINE),

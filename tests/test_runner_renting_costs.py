@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from runner.renting.costs import read_costs
+from runner.renting.costs import machine_document, read_costs
 from runner.renting.leases import Lease, State
 from runner.renting.money import Meter, Prices, Terms
 from runner.renting.rows import add_lease
@@ -71,3 +71,15 @@ def test_parts_of_all_machines_are_the_whole(database: Path) -> None:
     assert costs.by_arm["study/B"].used_usd == pytest.approx(0.625)
     assert costs.by_run[""].idle_usd == 2.0  # nobody used the second
     assert set(costs.by_study) == {"study"}
+
+
+@pytest.mark.parametrize(("charges_asked", "usd"), [(1, 2.0), (2, 0.5)])
+def test_a_part_of_a_bill_is_shown_and_does_not_count_below_our_meter(
+    database: Path, charges_asked: int, usd: float
+) -> None:
+    with sqlite3.connect(database) as writer:
+        asked = f"json_set(document, '$.charges_asked', {charges_asked})"
+        writer.execute(f"UPDATE leases SET charged_usd = 0.5, document = {asked} WHERE id = 1")
+        machine = machine_document(read_costs(writer, "vast", 9000.0).machines[0])
+    writer.close()
+    assert (machine["metered_usd"], machine["charged_usd"], machine["usd"]) == (2.0, 0.5, usd)

@@ -148,6 +148,37 @@ def test_a_machine_that_stays_away_is_given_back(stage: str, limit_s: float) -> 
     assert watched(booted(), stage, 120.0, 120.0 + limit_s + 1.0).lease.because
 
 
+def test_a_pause_may_last_as_long_as_the_work_that_it_interrupts() -> None:
+    worked_s = 4 * LIMITS.halted_s
+    lease = replace(booted(), meter=replace(booted().meter, gpu_s=worked_s))
+    assert not watched(lease, "halted", 120.0, 120.0 + worked_s - 60.0).lease.because
+    assert "halted" in watched(lease, "halted", 120.0, 120.0 + worked_s + 120.0).lease.because
+
+
+def test_one_that_was_ready_is_not_given_up_by_the_limits_of_a_first_start() -> None:
+    """It was away, is there again, and our own line to it fails: what it holds has not come home."""
+    back = seen(seen(booted(), "offline", 120.0).lease, "reachable", 180.0).lease
+    assert back.fit_s is None
+    kept = watched(back, "reachable", 240.0, 240.0 + 2 * LIMITS.unfit_s)
+    assert not kept.lease.because
+    assert watched(kept.lease, "reachable", 240.0, 300.0 + LIMITS.offline_s).lease.because
+
+
+def test_one_that_was_ready_and_is_not_fit_any_more_is_left_before_it_is_given_back() -> None:
+    back = seen(seen(booted(), "offline", 120.0).lease, "reachable", 180.0).lease
+    change = decide.after_unfit(back, "3 of 4 GPUs", 200.0)
+    left = change.lease
+    assert left.leaving == "it is not fit for runs: 3 of 4 GPUs"
+    assert left.is_kept
+    assert not left.is_ready
+    assert "brought home first" in change.told[0].reason
+    assert decide.after_fit(left, 210.0).lease is left
+    assert decide.after_unfit(left, "again", 210.0).lease is left
+    assert watched(left, "reachable", 240.0, 300.0 + LIMITS.offline_s).lease.is_kept
+    gone = decide.give_back(left, left.leaving, 9000.0)
+    assert gone.is_fault
+
+
 def test_a_container_that_started_again_is_not_ready() -> None:
     change = seen(booted(), "loading", 120.0)
     assert not change.lease.is_ready

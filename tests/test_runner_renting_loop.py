@@ -3,6 +3,7 @@ repeated until it is proven, and what a restart goes on with."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
@@ -39,6 +40,7 @@ from runner.home import Home
 from runner.renting.lanes import LaneThreads
 from runner.renting.leases import State, Want
 from runner.renting.loop import Renting
+from runner.store.opening import driver_of
 from runner.store.session import Session
 from tests.fakes.renting_case import at_once, new_home
 from tests.fakes.vast import VirtualClock
@@ -216,6 +218,72 @@ def test_the_bill_is_asked_for_after_the_return(bench: Bench) -> None:
     assert bench.market.count("charges") == 2
     assert bench.renting.spent_usd("study") == bench.renting.bound_usd("study") == 1.25
     assert bench.renting.next_due_s() == float("inf")
+
+
+def test_a_part_of_a_bill_frees_no_budget(bench: Bench) -> None:
+    bench.step(WANT, for_s=6900.0)
+    bench.renting.release(1, "done")
+    bench.step(for_s=600.0)
+    (lease,) = bench.renting.leases()
+    assert (lease.charged_usd, lease.charges_asked) == (1.25, 1)
+    assert lease.bill.metered_usd > 1.9
+    assert bench.renting.spent_usd("study") == bench.renting.bound_usd("study") == lease.bill.metered_usd
+    want = replace(WANT, key="study/1", max_usd=lease.terms.ceiling_usd + 1.3)  # enough beside 1.25 USD
+    bench.step(want, for_s=60.0)
+    assert bench.market.count("create") == 1
+    bench.step(want, for_s=4000.0)
+    assert bench.market.count("create") == 2
+
+
+def test_a_bill_that_cannot_be_read_is_left_for_long_after_a_minute(bench: Bench) -> None:
+    bench.market.script["charges"] = [AuthenticationFailed("this key reads no bills")] * 1000
+    bench.step(WANT, for_s=60.0)
+    bench.renting.release(1, "done")
+    bench.step(for_s=300.0)
+    assert bench.renting.awaits_bill_s > bench.clock() + 3000.0
+    bench.step(for_s=86400.0)
+    assert bench.market.count("charges") < 200
+
+
+def test_the_limit_is_that_of_the_study_now(bench: Bench) -> None:
+    bench.step(WANT, for_s=30.0)
+    assert "max_usd is 10.00" in bench.renting.extend(1, 100_000.0)
+    set_limit(bench, 50.0)
+    bench.step(for_s=1.0)
+    assert bench.renting.extend(1, 100_000.0) == ""
+    set_limit(bench, None)  # what is rented never is without one
+    bench.restart()
+    bench.step(for_s=1.0)
+    assert bench.renting.leases()[0].max_usd == 50.0
+    set_limit(bench, 0.001)
+    bench.step(for_s=60.0)
+    assert "max_usd is used up" in bench.renting.leases()[0].because
+
+
+def set_limit(bench: Bench, max_usd: float | None) -> None:
+    """As `launch --max-usd … --amend` does."""
+    assert bench.session is not None
+    document = json.dumps({"budget": {"study": {"max_hours": None, "max_usd": max_usd}}})
+    with bench.session.transaction() as connection:
+        driver_of(connection).execute(
+            "REPLACE INTO studies (study, document, source, lint, created) VALUES ('study', ?, '', '[]', 0.0)",
+            (document,),
+        )
+
+
+def test_a_frozen_machine_is_a_halted_one_whose_gpus_are_paid_for(bench: Bench) -> None:
+    bench.step(WANT, for_s=3000.0)
+    ((number, (label, _)),) = bench.market.machines.items()
+    bench.market.machines[number] = (label, "frozen")
+    bench.step(WANT, for_s=100.0)
+    before = bench.renting.leases()[0]
+    bench.step(WANT, for_s=700.0)
+    (lease,) = bench.renting.leases()
+    assert (lease.stage, lease.is_ready, lease.because) == ("halted", False, "")
+    assert lease.meter.gpu_s - before.meter.gpu_s == pytest.approx(lease.meter.at_s - before.meter.at_s)
+    assert lease.meter.gpu_s > 3000.0 + 600.0
+    bench.step(WANT, for_s=300.0)  # a pause that is paid for ends after the shortest limit
+    assert bench.renting.leases()[0].because.startswith("it is halted")
 
 
 def test_a_machine_that_was_ready_is_not_taken_away_with_its_want(bench: Bench) -> None:

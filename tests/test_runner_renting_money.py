@@ -85,6 +85,7 @@ def test_what_is_billed_in_which_state() -> None:
     assert used("loading", 100.0) == (0.0, 100.0, 0.0)
     assert used("reachable", 100.0) == (100.0, 100.0, 0.0)
     assert used("halted", 100.0) == (0.0, 100.0, 0.0)
+    assert used("frozen", 100.0) == (100.0, 100.0, 0.0)
     assert used("offline", 100.0) == (0.0, 0.0, 0.0)
     # A change that was seen at once is dated to the middle …
     assert used("loading", 60.0, "reachable") == (30.0, 60.0, 0.0)
@@ -147,6 +148,13 @@ def test_an_order_must_fit_beside_what_is_bound() -> None:
 def test_the_providers_bill_counts_before_ours() -> None:
     assert Bill(1.0).usd == 1.0
     assert Bill(1.0, 1.25).usd == 1.25
+    assert Bill(10.0, 1.0).usd == 1.0
+
+
+def test_a_part_of_a_bill_does_not_count_below_our_meter() -> None:
+    assert Bill(10.0, 1.0, is_whole=False).usd == 10.0
+    assert Bill(10.0, 11.0, is_whole=False).usd == 11.0
+    assert Bill(10.0, None, is_whole=False).usd == 10.0
 
 
 def test_traffic_only_grows() -> None:

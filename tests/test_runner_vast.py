@@ -104,6 +104,14 @@ def attempts(lab: VastLab) -> list[tuple[Any, ...]]:
     return lab.rows(f"{query} ORDER BY a.attempt")
 
 
+def come_back_with_fewer_gpus(lab: VastLab) -> None:
+    """The host is there again and its container starts anew; one of the GPUs is not there any more."""
+    (machine,) = lab.ours()
+    with lab.fake.lock:
+        lab.fake.world.change(replace(machine, boot=replace(machine.boot, trouble="fewer_gpus")))
+        lab.fake.world.happen(machine.id, "back")
+
+
 def states(lab: VastLab) -> list[str]:
     """The states that the run has gone through."""
     known = "('queued', 'running', 'preempted', 'cancelled', 'finished', 'failed', 'lost')"
@@ -138,28 +146,34 @@ def homes(tmp_path: Path) -> Iterator[dict[str, VastRounds]]:
     """A home for each thing that may befall a machine; what is waited for counts for all of them."""
     with ExitStack() as stack:
         found = {}
-        for name in ("destroy", "outbid", "offline"):
+        for name in ("destroy", "outbid", "offline", "fewer"):
             (tmp_path / name).mkdir()
             # What the service charges is rounded to a tenth of a cent.
             dear = [replace(one, gpu_usd_per_h=one.gpu_usd_per_h * 100, min_bid_usd_per_h=50.0) for one in offers(4, 0)]
             lab = stack.enter_context(vast_lab(tmp_path / name, dear))
-            limits = Limits(halted_s=15.0, offline_s=2.0, quiet_s=2.0)
+            limits = Limits(halted_s=15.0, offline_s=2.0 if name == "offline" else 60.0, quiet_s=2.0)
             found[name] = stack.enter_context(vast_rounds(lab, limits))
         yield found
 
 
 @pytest.mark.long
 def test_runs_go_on_when_their_machine_is_paused_away_or_gone(homes: dict[str, VastRounds]) -> None:
-    paused, away, gone = (homes[name].lab for name in ("outbid", "offline", "destroy"))
+    paused, away, gone, fewer = (homes[name].lab for name in ("outbid", "offline", "destroy", "fewer"))
     dear = ("budget.study.max_usd=1000",)
     homes["outbid"].launch(trainer_arm(paused), wanted={"hours": 1.0, "is_interruptible": True}, sets=dear)
     homes["offline"].launch(gated_arm(away), sets=dear)
     homes["destroy"].launch(trainer_arm(gone), sets=dear)
-    each(homes, outbid=lambda: step(paused) >= 45, offline=lambda: step(away) == 30, destroy=lambda: step(gone) >= 65)
+    homes["fewer"].launch(trainer_arm(fewer), sets=dear)
+    each(
+        homes, outbid=lambda: step(paused) >= 45, offline=lambda: step(away) == 30, destroy=lambda: step(gone) >= 65,
+        fewer=lambda: step(fewer) >= 45,
+    )  # fmt: skip
     (first,) = paused.ours()
     paused.happen("outbid")
     (away.folder / "go").touch()
     away.happen("offline")
+    fewer.happen("offline")
+    pace(fewer, 1000)
     # What the third has done until now comes home; what it does then is lost with another machine.
     run_dir = str(gone.status()["T-s0"]["run_dir"])
     requests.ask(Home(gone.home), "stop", {"runs": [run_dir], "reason": "stopped by a person"})
@@ -168,7 +182,9 @@ def test_runs_go_on_when_their_machine_is_paused_away_or_gone(homes: dict[str, V
         outbid=lambda: paused.leases()[0].stage == "halted",
         offline=lambda: "preempted" in states(away),
         destroy=lambda: gone.status()["T-s0"]["sync"] == "done" and not gone.leases()[0].is_open,
+        fewer=lambda: fewer.leases()[0].stage == "offline",
     )
+    come_back_with_fewer_gpus(fewer)
     assert paused.status()["T-s0"]["state"] == "running"  # a paused container may go on as it was
     paused.happen("win")
     pace(paused, 1000)
@@ -193,7 +209,11 @@ def test_runs_go_on_when_their_machine_is_paused_away_or_gone(homes: dict[str, V
     assert [row[2:] for row in attempts(gone)] == [("ended", "done"), ("gone", "waived"), ("ended", "done")]
     assert len({row[1] for row in attempts(gone)}) == 3
     assert resumed(gone) == [at_home, at_home]
-    for lab, machines in ((paused, 1), (away, 2), (gone, 3)):
+    # It is of no use any more and can be talked to: all that policy keeps comes home before it goes.
+    assert [row[2:] for row in attempts(fewer)] == [("gone", "done"), ("ended", "done")]
+    assert resumed(fewer)[0] >= 40
+    assert [said for said in fewer.events("renting:trouble") if "GPU" in said and "brought home first" in said]
+    for lab, machines in ((paused, 1), (away, 2), (gone, 3), (fewer, 2)):
         check_trained_in_small(lab)
         check_bills(lab)
         lab.check_nothing_is_left(machines)
@@ -267,10 +287,6 @@ def a_controller_that_is_killed(lab: VastLab) -> None:
     given back. Each time another one goes on."""
     lab.boots(Boot(contract_s=0.1, created_s=0.1, loading_s=1e6))
     lab.fake.plan.script("PUT", CREATE, Fault(latency_s=3.0))
-    refused = launch_by_typing(lab, "yes", gated_arm(lab), "--detach")
-    assert refused.returncode == 2
-    assert "nothing was rented" in refused.stderr
-    assert asked(lab, "PUT", CREATE) == 0
     accepted = launch_by_typing(lab, "rent", gated_arm(lab), "--detach")
     assert accepted.returncode == 0, accepted.stderr
     assert (accepted.stdout + accepted.stderr).count("1 x RTX 4090") == 1
@@ -323,6 +339,9 @@ def check_that_one_machine_was_enough(lab: VastLab) -> None:
 
 def gc_of_what_is_left(lab: VastLab) -> None:
     """An instance under a label of this home that no lease of it holds, and three that are not ours."""
+    refused = launch_by_typing(lab, "yes", gated_arm(lab))
+    assert refused.returncode == 2
+    assert "nothing was rented" in refused.stderr
     left = lab.fake.plant(f"armature/{lab.home_id}/77")
     foreign = [lab.fake.plant(label) for label in ("somebody", "armature/another-home/77", None)]
     done = lab.run("gc")
@@ -340,6 +359,7 @@ def check_that_only_ours_was_given_back(lab: VastLab) -> None:
     assert f"armature/{lab.home_id}/77" in told
     assert "it carries this home's label, and no lease of this home holds it" in told
     assert asked(lab, "DELETE", DESTROY) == 1
+    assert asked(lab, "PUT", CREATE) == 0
     lab.fake.assert_clean()
 
 

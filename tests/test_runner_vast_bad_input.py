@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runner.cli import run as runner
+from runner.hiring import sentence
 from runner.home import Home, create_home
 from runner.launching import Options, commit, prepare, ready_database
 from runner.renting.decide import Limits
@@ -112,9 +113,22 @@ def test_an_empty_account_rents_nothing(tmp_path: Path, capsys: pytest.CaptureFi
 def test_without_a_terminal_somebody_must_have_said_yes(refused: Refused) -> None:
     code, said = refused("launch", arm(refused.lab), *VAST, *LIMIT)
     assert code == 2
-    assert "at most 1.39 USD" in said
+    assert "at most 1.39 USD as planned, with other offers or more hours for up to 40.00 USD (max_usd)" in said
     assert "--yes" in said
     check_nothing_was_asked_for(refused.lab)
+
+
+def test_the_plan_names_what_it_costs_and_what_bounds_the_study(lab: VastLab) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.extra_environment.items():
+            patch.setenv(name, value)
+        options = Options(provider="vast", wanted={"hours": 1.0}, sets=("budget.study.max_usd=40",))
+        hire = prepare(Home(lab.home), [arm(lab)], options).hire
+    assert hire is not None
+    said = sentence(hire.machines[0])
+    assert "at most 1.39 USD until 3.25 h; with other offers or more hours: max_usd 40.00 USD" in said
+    assert "\n" not in said
+    assert hire.max_usd == 40.0
 
 
 def test_what_looks_like_a_secret_stays_here_until_somebody_says_that_it_is_none(refused: Refused) -> None:

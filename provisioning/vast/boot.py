@@ -2,7 +2,8 @@
 
     requested -> created -> loading -> running -> reachable
     halted: stopped, its disk is still paid for      failed: this start comes to nothing
-    offline: its host is not heard of                gone: the contract is over
+    frozen: paused, its GPUs are still paid for      gone: the contract is over
+    offline: its host is not heard of
 
 The record does not say what came before, so it is for the caller to know how long a stage may last, and whether a
 machine that is offline had ever been of use.
@@ -26,6 +27,7 @@ class Stage(StrEnum):
     RUNNING = "running"
     REACHABLE = "reachable"
     HALTED = "halted"
+    FROZEN = "frozen"
     FAILED = "failed"
     OFFLINE = "offline"
     GONE = "gone"
@@ -62,7 +64,7 @@ def boot_of(instance: Instance) -> Boot:
     if instance.intended_status == "stopped":
         return Boot(Stage.HALTED, "outbid, or stopped" if instance.is_halted else "it is being stopped")
     if "frozen" in (status, instance.intended_status):
-        return Boot(Stage.HALTED, "frozen: its GPUs are still paid for")
+        return Boot(Stage.FROZEN, "frozen: its GPUs are still paid for")
     if status == "exited":
         return Boot(Stage.FAILED, said or "its container has ended")
     if status == "running":

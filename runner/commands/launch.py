@@ -94,8 +94,8 @@ def _confirmed(prepared: Prepared, hire: Hire, *, yes: bool, as_json: bool) -> b
         return False
     if as_json or not sys.stdin.isatty():
         raise UsageError(
-            f"this rents machines for at most {hire.ceiling_usd:.2f} USD; to agree without a terminal: --yes "
-            "(nothing was rented)"
+            f"this rents machines for at most {hire.ceiling_usd:.2f} USD as planned, with other offers or more hours "
+            f"for up to {hire.max_usd:.2f} USD (max_usd); to agree without a terminal: --yes (nothing was rented)"
         )
     print_plan(prepared, brief=True)
     sys.stdout.flush()

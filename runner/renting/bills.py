@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sqlalchemy import Connection
+
 from runner.renting.book import Book
 from runner.renting.lanes import ASK, Answer, Calls, Waits
 from runner.renting.leases import Change, Lease
 from runner.renting.market import Market
+from runner.renting.money import Bill
+from runner.store.opening import driver_of, stored_document
 
 AFTER_S = (60.0, 3900.0)
 """A bill is asked for so long after a release: what was charged at once, and once more when an hour has been closed."""
 
 BEFORE_S = 3600.0
 """The span that is asked for begins so much before the oldest of the machines: two clocks need not agree."""
+
+MOST_TRIES, LATER_S = 6, 3600.0
+"""After so many errors in a row, a minute of them, a bill is left for so long: a key may be allowed no bills at all."""
+
+FORGET_S = 30 * 86400.0
+"""No controller begins to ask for a bill that is so old: the account may be closed, and its key still be set."""
 
 
 class Bills:
@@ -26,6 +36,7 @@ class Bills:
         self._waits = waits
         self._batch: dict[int, int] = {}
         self._span_s = (0.0, 0.0)
+        self._tries = 0
 
     def due_s(self) -> float:
         """When the next bill may be asked for; infinite when all are known."""
@@ -50,8 +61,12 @@ class Bills:
 
     def _on_charges(self, answer: Answer) -> None:
         if answer.error is not None:
+            self._tries += 1
             self._waits.after("charges", answer.now_s, answer.error)
+            if self._tries % MOST_TRIES == 0:
+                self._waits.at("charges", answer.now_s + LATER_S)
             return
+        self._tries = 0
         self._waits.well("charges")
         if answer.result is None:  # there are more pages
             return
@@ -65,7 +80,30 @@ class Bills:
         )
 
 
+def bill_of(lease: Lease) -> Bill:
+    """What a machine cost so far. What is charged may grow until the last reading."""
+    return replace(lease.bill, is_whole=_is_whole(lease.charges_asked))
+
+
+def as_counted(lease: Lease) -> Lease:
+    """As a lease counts against its purse: with a bill that is not below our own meter until the last reading."""
+    bill = bill_of(lease)
+    return lease if bill.charged_usd is None else replace(lease, charged_usd=bill.usd)
+
+
+def unread(connection: Connection, now_s: float) -> set[str]:
+    """The providers of machines that were given back and whose bills were not read for the last time; what is older
+    than a month is not asked for any more."""
+    query = "SELECT provider, document FROM leases WHERE released > ? AND host != '' AND document IS NOT NULL"
+    rows = driver_of(connection).execute(query, (now_s - FORGET_S,)).fetchall()
+    return {name for name, text in rows if not _is_whole(stored_document(text).get("charges_asked", 0))}
+
+
+def _is_whole(charges_asked: int) -> bool:
+    return charges_asked >= len(AFTER_S)
+
+
 def _due_s(lease: Lease) -> float:
-    if lease.released_s is None or not lease.host or lease.charges_asked >= len(AFTER_S):
+    if lease.released_s is None or not lease.host or _is_whole(lease.charges_asked):
         return float("inf")
     return lease.released_s + AFTER_S[lease.charges_asked]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
+from sqlalchemy import Connection
+
 from runner.renting.decide import TROUBLE, after_restart
 from runner.renting.leases import Change, Lease, State, Told
 from runner.renting.rows import add_lease, next_id, read_leases, write_changes
 from runner.store import changes
+from runner.store.opening import driver_of, stored_document
 from runner.store.session import Session
 
 KEEP_METER_S = 300.0
@@ -73,6 +76,15 @@ class Book:
         """The open lease of a want."""
         return next((one for one in self.open() if one.want == key), None)
 
+    def mind_limits(self) -> None:
+        """Bound what is rented by what its study may spend now: `--amend` moves that for machines that are held too."""
+        if not self.open():
+            return
+        with self._session.reading() as connection:
+            limits = study_limits_usd(connection)
+        moved = [replace(one, max_usd=limits.get(one.purse, one.max_usd)) for one in self.open()]
+        self.write([Change(one) for one in moved if one != self.leases[one.id]])
+
     def add(self, intend: Callable[[int], Lease], told: Callable[[Lease], Told]) -> Lease:
         """Write and commit the row of a new lease, made from its number; nobody has been asked for it yet."""
         with self._session.transaction() as connection:
@@ -131,3 +143,14 @@ class Book:
             return True
         same = replace(lease, meter=then, seen_s=stored.seen_s, watched_s=stored.watched_s, absences=stored.absences)
         return same != stored
+
+
+def study_limits_usd(connection: Connection) -> dict[str, float]:
+    """What each stored study may cost in all, as it was launched or amended last. One without a limit is left out: what
+    is rented keeps the limit that it was rented with."""
+    limits = {}
+    for study, text in driver_of(connection).execute("SELECT study, document FROM studies"):
+        study_limit = ((stored_document(text).get("budget") or {}).get("study") or {}).get("max_usd")
+        if study_limit is not None:
+            limits[study] = float(study_limit)
+    return limits

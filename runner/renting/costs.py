@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runner.renting.bills import bill_of
 from runner.renting.leases import Lease
 from runner.renting.money import Bill, Share, grouped, split
 from runner.renting.rows import leases_in
@@ -62,7 +63,7 @@ def _cost(driver: sqlite3.Connection, lease: Lease, now_s: float) -> LeaseCost:
         seconds = max(0.0, (now_s if ended is None else ended) - started)
         used_s[run] = used_s.get(run, 0.0) + seconds
     held_s = max(0.0, (now_s if lease.released_s is None else lease.released_s) - lease.created_s)
-    bill = lease.bill
+    bill = bill_of(lease)
     return LeaseCost(lease, bill, split(bill.usd, max(1, lease.slots_requested or len(slots)), held_s, used_s))
 
 
@@ -76,7 +77,7 @@ def _added(parts: list[dict[str, Share]]) -> dict[str, Share]:
 
 
 def machine_document(one: LeaseCost) -> dict[str, Any]:
-    """A machine as JSON values, for `status --json`: `usd` is what counts, the provider's word where it has spoken."""
+    """A machine as JSON values, for `status --json`: `usd` is what counts, the provider's word once it is its last."""
     lease = one.lease
     return {
         "lease": lease.id, "study": lease.purse, "label": lease.label, "machine": lease.host,

@@ -21,7 +21,6 @@ from provisioning.base import (
     Unknown,
 )
 from runner.renting.leases import (
-    BOOT_STAGES,
     CREATED,
     FAILED,
     GONE,
@@ -52,7 +51,8 @@ class Limits:
     quiet_s: how long after an unknown outcome complete lists must not show the label before nothing exists: six times
     the published delay of the list (10 s), for what the provider commits after our connection is gone.
     halted_s, offline_s: how long a machine that was ready may be paused, or away, before it is given back. A pause
-    costs its disk only, but its runs wait; a host that is away so long is one that its own switch gives up too.
+    costs its disk only, but its runs wait: it may last as long as they have worked there, for that would be lost. A
+    host that is away so long is one that its own switch gives up too.
     most_failures within failures_s: then a want waits, so that a night of bad machines costs a bounded number of boots.
     """
 
@@ -178,7 +178,9 @@ def _judge(lease: Lease, limits: Limits) -> Change:
         # Its container was started again: everything that ran there is gone, and it must prove itself anew.
         told = Told(TROUBLE, f"{name}: it starts again ({lease.stage}){said}")
         return Change(replace(lease, fit_s=None), (told,))
-    if lease.fit_s is None and lease.stage in BOOT_STAGES and in_stage_s >= limits.stage_s(lease.stage):
+    # One that was ready holds what has not come home: it has as long to come back as one that is away.
+    limit_s = max(limits.stage_s(lease.stage), limits.offline_s if lease.was_ready else 0.0)
+    if lease.fit_s is None and not lease.leaving and in_stage_s >= limit_s:
         what = "is reachable, but not fit for runs," if lease.stage == REACHABLE else f"is {lease.stage}"
         reason = f"it {what} for {in_stage_s:.0f} s{said}"
         return Change(give_back(lease, reason, lease.seen_s, is_fault=True), (Told(TROUBLE, f"{name}: {reason}"),))
@@ -187,7 +189,8 @@ def _judge(lease: Lease, limits: Limits) -> Change:
 
 def _away(lease: Lease, name: str, said: str, in_stage_s: float, limits: Limits) -> Change:
     """Paused (outbid, stopped, no balance) or not reached by the provider."""
-    limit_s = limits.halted_s if lease.stage == HALTED else limits.offline_s
+    # To wait for as long as the work took, and then to lose it, costs at most twice what the better choice does.
+    limit_s = max(limits.halted_s, lease.meter.gpu_s) if lease.stage == HALTED else limits.offline_s
     if lease.was_ready and in_stage_s < limit_s:
         if lease.fit_s is None:
             return Change(lease)
@@ -201,7 +204,7 @@ def _away(lease: Lease, name: str, said: str, in_stage_s: float, limits: Limits)
 
 def after_fit(lease: Lease, now_s: float) -> Change:
     """The machine has what was rented, and its switch is armed: runs may go there."""
-    if lease.because or lease.stage != REACHABLE or lease.fit_s is not None:
+    if lease.because or lease.leaving or lease.stage != REACHABLE or lease.fit_s is not None:
         return Change(lease)
     again = " again" if lease.was_ready else ""
     told = Told("renting:ready", f"{lease.label} ({lease.host}) is fit for runs{again}")
@@ -209,10 +212,14 @@ def after_fit(lease: Lease, now_s: float) -> Change:
 
 
 def after_unfit(lease: Lease, why: str, now_s: float) -> Change:
-    """The machine is not what was rented, and will not become so."""
-    if lease.because:
+    """The machine is not what was rented, and will not become so. One that was ready is left first: what is on it is
+    brought home."""
+    if lease.because or lease.leaving:
         return Change(lease)
     reason = f"it is not fit for runs: {why}"
+    if lease.was_ready:
+        told = Told(TROUBLE, f"{lease.label} ({lease.host}): {reason}; what is on it is brought home first")
+        return Change(replace(lease, leaving=reason, why=reason), (told,))
     told = Told(TROUBLE, f"{lease.label} ({lease.host}): {reason}")
     return Change(give_back(lease, reason, now_s, is_fault=True), (told,))
 
@@ -253,6 +260,7 @@ def give_back(
     `is_fault` unless told): it counts among the tries of its want."""
     if lease.because or not lease.is_open:
         return lease
+    is_fault = is_fault or bool(lease.leaving)
     failed = is_fault if is_failure is None else is_failure
     return replace(
         lease, because=because, fit_s=None, is_fault=is_fault, failed_s=now_s if failed else lease.failed_s

@@ -66,6 +66,7 @@ class Lease:
     `stage` is what the provider last said (one of the stages above), first at `stage_since_s`, last at `seen_s`;
     `watched_s` is how long it was seen so: of a silence only a part counts, so that nobody is accused by it.
     `fit_s` is when the machine was found fit for runs (None: not yet, or no longer), `was_ready` whether it ever was.
+    `leaving` says why no run may be there any more although what is on it is still to come home ('' = one may).
     `because` says why it is being given back ('' = it is kept); `is_fault`: its machine failed us and is remembered.
     `unsure_s` is since when nobody knows whether anything exists under the label (None: that is known), `absences` how
     many complete lists since then did not have it. `max_usd` bounds the whole purse.
@@ -95,6 +96,7 @@ class Lease:
     seen_s: float = 0.0
     fit_s: float | None = None
     was_ready: bool = False
+    leaving: str = ""
     because: str = ""
     is_fault: bool = False
     unsure_s: float | None = None
@@ -114,6 +116,11 @@ class Lease:
     def is_ready(self) -> bool:
         """Whether runs may be on it now."""
         return self.state is State.OWNED and self.fit_s is not None and not self.because
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it exists and is not being given back."""
+        return self.state is State.OWNED and not self.because
 
     @property
     def handle(self) -> Handle:

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from provisioning.base import Absent, AuthenticationFailed, Handle
+from provisioning.base import Absent, AuthenticationFailed, Handle, Observation, Present
 from provisioning.fitness import Fit, Unfit
 from runner.renting import decide
-from runner.renting.bills import Bills
+from runner.renting.bills import Bills, as_counted
 from runner.renting.book import Book
 from runner.renting.decide import Limits
 from runner.renting.lanes import ASK, LOOK, RELEASE, Answer, Calls, Submit, Waits
-from runner.renting.leases import REACHABLE, Change, Lease, State, Told, Want
+from runner.renting.leases import HALTED, REACHABLE, Change, Lease, Told, Want
 from runner.renting.market import Market
-from runner.renting.money import Terms, terms_of_order, why_unaffordable
+from runner.renting.money import FROZEN, Terms, terms_of_order, why_unaffordable
 from runner.renting.orders import Orders
 from runner.renting.returns import Returns
 from runner.renting.watch import Watch
@@ -67,6 +67,7 @@ class Renting:
         self._wants = {want.key: want for want in wants}
         self._calls.apply_answers()
         now_s = self._clock()
+        self._book.mind_limits()
         self._mind_time(now_s)
         self._orders.follow(tuple(self._wants.values()), now_s)
         self._hand_over(now_s)
@@ -120,11 +121,11 @@ class Renting:
     def bound_usd(self, purse: str) -> float:
         """What the leases of a purse may cost at most: bills of those that are over, outlooks of the others."""
         now_s = self._clock()
-        return sum(one.bound_usd(now_s) for one in self._book.all() if one.purse == purse)
+        return sum(as_counted(one).bound_usd(now_s) for one in self._book.all() if one.purse == purse)
 
     def spent_usd(self, purse: str) -> float:
         """What the leases of a purse have cost until now."""
-        return sum(one.until(self._clock()).bill.usd for one in self._book.all() if one.purse == purse)
+        return sum(as_counted(one.until(self._clock())).bill.usd for one in self._book.all() if one.purse == purse)
 
     @property
     def provider(self) -> str:
@@ -234,7 +235,7 @@ class Renting:
             # Only for a lease as it was when it was asked about: it may have been released since.
             if (then.state, then.host, then.unsure_s) == (lease.state, lease.host, lease.unsure_s):
                 seen = answer.result[lease.label]
-                changed.append(decide.after_observation(lease, seen, self._watch.listed_s, answer.now_s, self._limits))
+                changed.append(_after_observation(lease, seen, self._watch.listed_s, answer.now_s, self._limits))
         if any(one.lease.unsure_s is not None or not one.lease.is_open for one in changed):
             self._watch.doubt(answer.now_s)
         self._book.write(changed)
@@ -249,7 +250,7 @@ class Renting:
         return [
             one
             for one in self._book.open()
-            if one.state is State.OWNED and one.stage == REACHABLE and one.fit_s is None and not one.because
+            if one.is_kept and one.stage == REACHABLE and one.fit_s is None and not one.leaving
         ]
 
     def _look(self, now_s: float) -> None:
@@ -320,3 +321,15 @@ class Renting:
         if lease.unsure_s is not None:
             return f"it is not known whether {lease.label} was made; the provider's lists will tell{said}"
         return f"{lease.label} is {lease.stage or 'ordered'}{said}"
+
+
+def _after_observation(lease: Lease, seen: Observation, listed_s: float, now_s: float, limits: Limits) -> Change:
+    """What the provider's word means. A frozen machine is a halted one to everybody but its meter."""
+    if not isinstance(seen, Present) or seen.stage != FROZEN:
+        return decide.after_observation(lease, seen, listed_s, now_s, limits)
+    # A halted one may wait for as long as it worked, for that costs its disk only; this one has the shortest limit.
+    paused = replace(lease, meter=replace(lease.meter, gpu_s=0.0))
+    change = decide.after_observation(paused, replace(seen, stage=HALTED), listed_s, now_s, limits)
+    if change.lease is paused:
+        return Change(lease)
+    return replace(change, lease=replace(change.lease, meter=lease.meter.until(now_s, FROZEN)))

@@ -22,7 +22,10 @@ provider's bill says more."""
 TRAFFIC_RESERVE = 1.25
 """Traffic is billed without a limit; the ceiling allows a quarter more than was foreseen."""
 
-GPU_STAGES = frozenset({"running", "reachable"})
+FROZEN = "frozen"
+"""Paused in a way that keeps its GPUs: a meter knows it as this, everybody else as halted."""
+
+GPU_STAGES = frozenset({"running", "reachable", FROZEN})
 """Stages in which the GPUs are paid for."""
 
 FREE_STAGES = frozenset({"offline", "gone"})
@@ -163,15 +166,21 @@ def why_unaffordable(ceiling_usd: float, bound_usd: float, max_usd: float | None
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What one machine cost: by our meter, and by the provider (None: it has not said)."""
+    """What one machine cost: by our meter, and by the provider (None: it has not said).
+
+    `is_whole`: the provider was asked for the last time. Until then it may have more to charge.
+    """
 
     metered_usd: float
     charged_usd: float | None = None
+    is_whole: bool = True
 
     @property
     def usd(self) -> float:
-        """What counts: the provider's word, else ours."""
-        return self.metered_usd if self.charged_usd is None else self.charged_usd
+        """What counts: the provider's last word, else the larger of its word and ours: half a bill frees no budget."""
+        if self.charged_usd is None:
+            return self.metered_usd
+        return self.charged_usd if self.is_whole else max(self.metered_usd, self.charged_usd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from provisioning.base import Ambiguous, NoCapacity, Offer, RateLimited, Refused, SkipOffer
 from runner.renting import decide
+from runner.renting.bills import as_counted
 from runner.renting.book import Book
 from runner.renting.decide import Creation, Limits, NotMade, OfferGone
 from runner.renting.lanes import ASK, Answer, Calls, Waits
@@ -138,7 +139,8 @@ class Orders:
             except ValueError as problem:
                 self.why[want.key] = f"offer {offer.offer_id}: {problem}"
         ceilings = [(offer, terms.ceiling_usd) for offer, terms in priced]
-        choice = decide.choose(want, ceilings, self._book.all(), now_s, self._limits)
+        counted = [as_counted(one) for one in self._book.all()]
+        choice = decide.choose(want, ceilings, counted, now_s, self._limits)
         if choice.offer is None:
             self.why[want.key] = choice.why
             del self._offers[want.key]
