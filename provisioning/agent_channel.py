@@ -85,7 +85,7 @@ class AgentChannel:
             self._send(line, until)
             answer = json.loads(self._line(until, MOST_ANSWER_BYTES))
             value, error = answer.get("value"), answer.get("error")
-        except (OSError, EOFError, ValueError, AttributeError, paramiko.SSHException) as problem:
+        except (OSError, EOFError, ValueError, RecursionError, AttributeError, paramiko.SSHException) as problem:
             complaint = self._complaint()
             self.close()
             raise HostLost(f"{self._host.name}: {problem or type(problem).__name__}{complaint}") from problem

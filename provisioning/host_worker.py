@@ -93,6 +93,28 @@ class _Latest:
         return max_age_s if self.error is None else min(max_age_s, AGAIN_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A step of some work, and who waits for its end: `act` says whether more steps of it follow."""
+
+    act: Callable[[], bool]
+    future: Future[Any]
+
+    def carry_out(self) -> None:
+        """Do it. Whatever ends it, nobody waits for ever."""
+        goes_on = False
+        try:
+            goes_on = self.act()
+        finally:
+            if not goes_on:
+                self.give_up()
+
+    def give_up(self) -> None:
+        """Nothing more comes of it; an answer that was given stays."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(HostLost("it was given up over a mistake of our own"))
+
+
 class HostWorker:
     """The thread of one host. A question waits for `answer_s` at most; `look_s` is the time between two looks,
     `pause_s` the first pause after a failure, and `silent_s` how long a host may give no answer before that is said."""
@@ -113,7 +135,8 @@ class HostWorker:
         self._pause_s = pause_s
         self._silent_s = silent_s
         self._monotonic = monotonic
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._has_ended = False
         self._watched: tuple[Watched, ...] = ()
         self._lock = threading.Lock()
         self._sight = Sight()
@@ -165,18 +188,16 @@ class HostWorker:
         """Put a question, to wait for it later: several hosts are asked at once."""
         future: Future[Value] = Future()
 
-        def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                self._refuse_while_lost()
-                future.set_result(self._try(lambda: self._agent.ask(kind, verb, *arguments)))
-            except ProvisioningError as error:
-                future.set_exception(error)
+        def work() -> bool:
+            if future.set_running_or_notify_cancel():
+                try:
+                    self._refuse_while_lost()
+                    future.set_result(self._try(lambda: self._agent.ask(kind, verb, *arguments)))
+                except ProvisioningError as error:
+                    future.set_exception(error)
+            return False
 
-        if not self._thread.is_alive():
-            raise HostLost(self.sight().lost)
-        self._commands.put(work)
+        self._put(_Command(work, future))
         return future
 
     def carry_out(self, steps: Steps[Result]) -> Future[Result]:
@@ -185,11 +206,11 @@ class HostWorker:
         to say."""
         future: Future[Result] = Future()
 
-        def go_on(answer: Any) -> None:
+        def go_on(answer: Any) -> bool:
             try:
                 if future.cancelled():
-                    steps.close()
-                    return
+                    _close(steps)
+                    return False
                 question = steps.send(answer)
                 self._refuse_while_lost()
                 told = self._try(lambda: self._agent.ask(question.kind, question.verb, *question.arguments))
@@ -197,16 +218,23 @@ class HostWorker:
                 with suppress(InvalidStateError):  # nobody wants it any more
                     future.set_result(end.value)
             except (ProvisioningError, OSError) as error:
-                steps.close()
                 with suppress(InvalidStateError):
                     future.set_exception(error)
+                _close(steps)
             else:
-                self._commands.put(lambda: go_on(told))
+                self._commands.put(_Command(lambda: go_on(told), future))
+                return True
+            return False
 
-        if not self._thread.is_alive():
-            raise HostLost(self.sight().lost)
-        self._commands.put(lambda: go_on(None))
+        self._put(_Command(lambda: go_on(None), future))
         return future
+
+    def _put(self, command: _Command) -> None:
+        with self._lock:
+            if not self._has_ended:
+                self._commands.put(command)
+                return
+        raise HostLost(self.sight().lost)
 
     @staticmethod
     def wait(future: Future[Value], within_s: float) -> Value:
@@ -239,14 +267,30 @@ class HostWorker:
         self._thread.join(patience_s)
 
     def _run(self) -> None:
+        why = "its thread was ended by a mistake of our own"
         try:
             self._serve()
+            why = "nobody asks it any more"
         finally:
-            self._again_s = math.inf
-            self._remember(lost="nobody asks it any more")
-            while not self._commands.empty():
-                if (command := self._commands.get()) is not None:
-                    command()  # whoever waits hears that it is lost
+            self._end(why)
+
+    def _end(self, why: str) -> None:
+        """Whoever waits hears that it is lost, and nobody begins to wait any more."""
+        self._again_s = math.inf
+        self._remember(lost=why)
+        self._busy_since_s = None
+        with self._lock:
+            self._has_ended = True
+        left = []
+        while not self._commands.empty():
+            if (command := self._commands.get()) is not None:
+                left.append(command)
+        try:
+            for command in left:
+                command.carry_out()
+        finally:
+            for command in left:
+                command.give_up()
 
     def _serve(self) -> None:
         next_look_s = self._monotonic()
@@ -264,7 +308,7 @@ class HostWorker:
                 self._agent.close()
                 return
             else:
-                command()
+                command.carry_out()
             self._busy_since_s = None
 
     def _refuse_while_lost(self) -> None:
@@ -295,21 +339,22 @@ class HostWorker:
         identities = list(dict.fromkeys(one for each in watched for one in each.identities))
         if not watched or self._monotonic() < self._again_s:
             return
-        folders = [[one.folder, one.mirror.known(), [*one.skipped, *one.mirror.refused]] for one in watched]
-        question = ("look", folders, [asdict(one) for one in identities], ROUND_BYTES)
         try:
+            folders = [[one.folder, one.mirror.known(), [*one.skipped, *one.mirror.unwanted]] for one in watched]
+            question = ("look", folders, [asdict(one) for one in identities], ROUND_BYTES)
             answer = self._try(lambda: self._agent.ask(_ANSWER, *question))
+            if len(answer.folders) != len(watched) or len(answer.alive) != len(identities):
+                raise HostLost("it answered something else to look")
+            for one, new in zip(watched, answer.folders, strict=True):
+                one.mirror.take(new)
         except ProvisioningError as error:
             self._remember(lost=str(error))
             return
-        if len(answer.folders) != len(watched) or len(answer.alive) != len(identities):
-            self._remember(lost="it answered something else to look")
-            return
-        try:
-            for one, new in zip(watched, answer.folders, strict=True):
-                one.mirror.take(new)
         except OSError as error:
             self._remember(lost=f"this machine cannot keep its copy: {error}")
+            return
+        if short := next((one.mirror.short for one in watched if one.mirror.short), ""):
+            self._remember(lost=short)  # what did not fit must not be taken for what a run never said
             return
         self._caught_up = is_whole = all(new.is_whole for new in answer.folders)
         told = dict(zip(identities, answer.alive, strict=True))
@@ -323,6 +368,11 @@ class HostWorker:
             if lost and not self._sight.lost:
                 self._silent_since_s = self._busy_since_s or self._monotonic()
             self._sight = Sight(self._sight.answered_s, lost, self._sight.alive, self._sight.is_whole)
+
+
+def _close(steps: Steps[Any]) -> None:
+    with suppress(OSError):  # what it tidies up may lie on the disk that failed
+        steps.close()
 
 
 def _ours(error: BaseException) -> ProvisioningError:

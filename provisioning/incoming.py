@@ -19,6 +19,7 @@ BLOCK_BYTES = 16 * 2**20
 KEPT_FREE_BYTES = 2**28
 """So much of our disk no file of a host may take: without room for its database a controller ends."""
 
+CANNOT_KEEP = "this machine cannot keep it: "
 _READ = 2**20
 
 
@@ -57,19 +58,10 @@ class Incoming:
                         break
                 os.ftruncate(file.fileno(), self.have)
                 if self.have < self.size:
-                    return self._room(os.fstatvfs(file.fileno()))
+                    return no_room(os.fstatvfs(file.fileno()), self.size - self.have)
                 return self._check(file) if self.have else ""
         except OSError as error:
             return _here(error)
-
-    def _room(self, disk: os.statvfs_result) -> str:
-        """Why what is lacking has no room here; '' when it has."""
-        free = disk.f_bavail * disk.f_frsize
-        if free - (self.size - self.have) >= KEPT_FREE_BYTES:
-            return ""
-        return (
-            f"this machine cannot keep it: {free // 2**20:,} MiB are free, and {KEPT_FREE_BYTES // 2**20:,} stay free"
-        )
 
     def lacks(self) -> int:
         """Bytes that the block in hand still lacks."""
@@ -116,6 +108,14 @@ class Incoming:
         return self.path.with_name(f".{self.path.name}.home.part")
 
 
+def no_room(disk: os.statvfs_result, count: int) -> str:
+    """Why so many bytes more of a host have no room on a disk of ours; '' when they have."""
+    free = disk.f_bavail * disk.f_frsize
+    if free - count >= KEPT_FREE_BYTES:
+        return ""
+    return f"{CANNOT_KEEP}{free // 2**20:,} MiB are free, and {KEPT_FREE_BYTES // 2**20:,} stay free"
+
+
 def block_digests(file: IO[bytes]) -> Iterator[str]:
     """SHA-256 of each block of a file; an empty file has one."""
     for index in range(max(1, -(-os.fstat(file.fileno()).st_size // BLOCK_BYTES))):
@@ -150,4 +150,4 @@ def _opened(path: Path, flags: int) -> Iterator[IO[bytes]]:
 
 
 def _here(error: OSError | OverflowError) -> str:
-    return f"this machine cannot keep it: {getattr(error, 'strerror', None) or error}"
+    return f"{CANNOT_KEEP}{getattr(error, 'strerror', None) or error}"

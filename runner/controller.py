@@ -35,6 +35,7 @@ from runner.records import ON_A_SLOT, AttemptKind, RunState
 from runner.rented import Rented
 from runner.reporting import Report, Reporting
 from runner.schedule import Phase, RunFacts, schedule, waits_for_autopsy, waits_for_room
+from runner.screen import printable
 from runner.situation import Situation
 from runner.spec.models import TRAINER
 from runner.spending import Spending
@@ -230,7 +231,8 @@ class Controller:
         """One request; what goes wrong in it for a reason that nobody foresaw is its answer."""
 
         def refuse(error: Exception, details: str) -> None:
-            print(f"request {request.id} ({request.kind}): {error}\n{details}", file=sys.stderr, flush=True)
+            said = f"request {request.id} ({request.kind}): {error}\n{details}"
+            print(printable(said, keep_newlines=True), file=sys.stderr, flush=True)
             reason = f"our own mistake, {type(error).__name__}: {error}; it was not carried out (see {self._home.log})"
             self._accept.refuse(request, reason)
 
@@ -256,7 +258,8 @@ class Controller:
             return
         self._troubles.add((run.run, reason))
         self._noted.add(run.run)
-        print(f"{run.study}/{run.arm}-s{run.seed}: {reason}\n{details}", file=sys.stderr, flush=True)
+        said = f"{run.study}/{run.arm}-s{run.seed}: {reason}\n{details}"
+        print(printable(said, keep_newlines=True), file=sys.stderr, flush=True)  # a host's words are part of it
         with self._session.transaction() as connection:
             changes.add_event(
                 connection, self._clock.now(), "trouble", reason, study=run.study, run=run.run,

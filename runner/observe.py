@@ -114,7 +114,7 @@ def read_json(shell: Shell, path: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # a host may nest as deep as it likes
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -9,10 +9,10 @@ from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from provisioning.run_paths import OURS
 from runner.spec.models import ResolvedArm
 
 SHOWN = 8
-_OURS = frozenset({"config.yaml", "provenance.json", "control.json"})
 
 
 def unheard(arm: ResolvedArm, names: Collection[str], files: Sequence[str]) -> str | None:
@@ -37,7 +37,7 @@ def _where(arm: ResolvedArm, files: Sequence[str]) -> str:
     if metrics.get("source") == "regex":
         return "no line of its output matches metrics.pattern"
     path = str(metrics.get("path", "metrics.jsonl"))
-    mine = [name for name in files if not name.startswith("attempt-") and name not in _OURS]
+    mine = [name for name in files if not name.startswith("attempt-") and name not in OURS]
     if path.split("/")[0] in mine:
         return (
             f"metrics.path {path} is there, and nothing in it is a {metrics.get('source', 'jsonl')} record with a step"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -16,6 +18,7 @@ from pydantic import TypeAdapter
 from provisioning.base import AuthenticationFailed, HostLost, Spawned
 from provisioning.host_worker import HostWorker, Watched
 from provisioning.mirror import NOTES, Mirror
+from provisioning.questions import Question, Steps
 from provisioning.ssh_connection import Deadlines
 from provisioning.ssh_host import SshHost
 from tests.fakes.attempts import until
@@ -191,3 +194,92 @@ def test_a_jump_host_that_dies_takes_the_way_and_not_the_answer(tmp_path: Path, 
         worker.ask(FLOAT, "memory_mib")
     outer.start()
     patiently(partial(worker.ask, FLOAT, "memory_mib"))
+
+
+# ---- mistakes of our own ---------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """An agent that a mistake of ours ends, once it may."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.may_break = threading.Event()
+        self._error = error
+
+    def ask(self, *_: Any) -> Any:
+        assert self.may_break.wait(20)
+        raise self._error
+
+    def close(self) -> None:
+        """There is no connection."""
+
+
+def asking() -> Steps[None]:
+    """Work of more than one question."""
+    while True:
+        yield Question(FLOAT, "memory_mib", ())
+
+
+def broken_steps() -> Steps[None]:
+    raise KeyError("steps")
+    yield Question(FLOAT, "memory_mib", ())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [RecursionError("deep"), KeyError("x"), MemoryError()])
+def test_whatever_ends_the_thread_nobody_waits_for_ever(error: BaseException) -> None:
+    agent = Broken(error)
+    worker = HostWorker(agent)  # type: ignore[arg-type]
+    begun = [worker.begin(FLOAT, "memory_mib"), worker.carry_out(asking())]
+    begun += [worker.carry_out(broken_steps()), worker.begin(FLOAT, "memory_mib"), worker.carry_out(asking())]
+    agent.may_break.set()
+    for future in begun:
+        with pytest.raises(HostLost):
+            worker.wait(future, 20)
+    until(lambda: "mistake of our own" in worker.sight().lost)
+    for ask in (worker.begin, worker.ask):
+        with pytest.raises(HostLost, match="mistake of our own"):
+            ask(FLOAT, "memory_mib")
+    with pytest.raises(HostLost, match="mistake of our own"):
+        worker.carry_out(asking())
+
+
+def test_what_cannot_be_tidied_up_ends_no_thread() -> None:
+    def untidy() -> Steps[None]:
+        try:
+            yield Question(FLOAT, "memory_mib", ())
+        finally:
+            raise FileNotFoundError("the folder is gone")
+
+    agent = Broken(HostLost("gone"))
+    agent.may_break.set()
+    worker = HostWorker(agent)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(HostLost, match="gone"):
+            worker.wait(worker.carry_out(untidy()), 20)
+    worker.close()
+
+
+class Full:
+    """An agent of a host whose run folder holds one file."""
+
+    def ask(self, kind: TypeAdapter[Any], verb: str, *_: Any) -> Any:
+        assert verb == "look"
+        files = {"metrics.jsonl": [1, 3, 0, 0, "e30K"]}
+        return kind.validate_python({"folders": [{"files": files, "odd": [], "is_whole": True}], "alive": []})
+
+    def close(self) -> None:
+        """There is no connection."""
+
+
+def test_a_look_that_our_disk_has_no_room_for_tells_nothing_of_the_host(tmp_path: Path, cleanup: ExitStack) -> None:
+    worker = HostWorker(Full(), look_s=0.01)  # type: ignore[arg-type]
+    cleanup.callback(worker.close)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("provisioning.incoming.KEPT_FREE_BYTES", 2**62)
+        worker.watch([Watched("/run", Mirror(tmp_path / "here"))])
+        until(lambda: "metrics.jsonl: this machine cannot keep it" in worker.sight().lost)
+        assert worker.sight().answered_s is None
+    until(lambda: worker.sight().is_whole)
+    assert worker.sight().lost == ""
+    assert tree(tmp_path / "here") == {"metrics.jsonl": b"{}\n"}

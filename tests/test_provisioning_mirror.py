@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import shutil
@@ -15,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from provisioning import mirror as mirrors
 from provisioning.changes import SMALL_BYTES, changes
 from provisioning.mirror import CHANGES, NOTES, Mirror
+from provisioning.run_paths import OURS
+from tests.fakes.asked_agent import files_of_at_most
 
 SKIPPED = (".safetensors",)
 NAMES = st.sampled_from(
@@ -33,7 +37,7 @@ STEPS = st.lists(
 def look(source: Path, mirror: Mirror, budget: int = 10**6) -> bool:
     """One question and its answer, through JSON as on the line; whether nothing was cut off."""
     asked = json.loads(json.dumps(mirror.known()))
-    answer = json.loads(json.dumps(changes(str(source), asked, [*SKIPPED, *mirror.refused], budget)))
+    answer = json.loads(json.dumps(changes(str(source), asked, [*SKIPPED, *mirror.unwanted], budget)))
     found = CHANGES.validate_python(answer)
     mirror.take(found)
     return found.is_whole
@@ -137,6 +141,46 @@ def test_links_devices_and_pipes_are_named_and_not_read(tmp_path: Path) -> None:
     assert set(mirror.refused) == {"link", "folder", "pipe"}
 
 
+def test_a_link_keeps_away_no_file_whose_path_ends_as_its_own(tmp_path: Path) -> None:
+    source, mirror = tmp_path / "there", Mirror(tmp_path / "here")
+    act(source, "append", "attempt-1/metrics.jsonl", b"{}\n")
+    (source / "metrics.jsonl").symlink_to("attempt-1/metrics.jsonl")
+    look(source, mirror)
+    act(source, "append", "attempt-1/metrics.jsonl", b"{}\n")
+    look(source, mirror)
+    assert files(mirror.folder) == {"attempt-1/metrics.jsonl": b"{}\n{}\n"}
+    assert set(mirror.refused) == {"metrics.jsonl"}
+
+
+def test_what_only_we_write_is_never_taken_and_comes_once(tmp_path: Path) -> None:
+    source, mirror = tmp_path / "there", Mirror(tmp_path / "here")
+    for name in (*OURS, "attempt-1/config.yaml"):
+        act(source, "rewrite", name, b"theirs")
+    for name in sorted(OURS)[:-1]:  # the last is not here yet
+        act(mirror.folder, "rewrite", name, b"ours")
+    for _ in range(2):
+        look(source, mirror)
+    assert files(mirror.folder) == dict.fromkeys(sorted(OURS)[:-1], b"ours") | {"attempt-1/config.yaml": b"theirs"}
+    assert mirror.refused == {}
+    assert changes(str(source), mirror.known(), (), 10**6)["files"] == {}
+    act(source, "append", "config.yaml", b" and more")  # as a file that grew it would come from its old end on
+    look(source, mirror)
+    assert mirror.refused == {}
+    assert (mirror.folder / "config.yaml").read_bytes() == b"ours"
+
+
+def test_a_checkpoint_that_is_whole_here_is_not_mixed_with_another_of_its_name(tmp_path: Path) -> None:
+    source, mirror = tmp_path / "there", Mirror(tmp_path / "here")
+    for step in (1, 2):
+        act(source, "rewrite", f"checkpoints/step_00000{step}/state.json", b"theirs")
+    act(mirror.folder, "rewrite", "checkpoints/step_000001/state.json", b"ours")
+    act(mirror.folder, "rewrite", "checkpoints/step_000001/model.safetensors", b"weights")
+    look(source, mirror)
+    assert (mirror.folder / "checkpoints/step_000001/state.json").read_bytes() == b"ours"
+    assert (mirror.folder / "checkpoints/step_000002/state.json").read_bytes() == b"theirs"
+    assert mirror.refused == {}
+
+
 def piece(data: bytes = b"x", *, offset: int = 0, size: int | None = None) -> list[Any]:
     return [1, offset + len(data) if size is None else size, 0, offset, base64.b64encode(data).decode()]
 
@@ -150,6 +194,7 @@ def answer(**files: list[Any]) -> Any:
     [
         "../escape", "a/../../escape", "/etc/cron.d/x", "", ".", "..", "a//b", "a/", ".mirror.json", "a/.hidden",
         "a\0b", "a\nb", "\x1b[31mred", "a\\b", "x" * 300, "/".join("abcdefghijklm"), "\u202etxt.exe", "a/./b",
+        "samples/" + "\u6f22" * 82 + ".png", "\udcff" * 90, "config.yaml/../x",
     ],
 )  # fmt: skip
 def test_a_name_that_could_do_harm_is_refused_and_named(tmp_path: Path, name: str) -> None:
@@ -185,6 +230,67 @@ def test_a_host_cannot_fill_the_disk(tmp_path: Path) -> None:
     assert "more than 100 bytes" in mirror.refused["b"]
 
 
+def test_a_host_cannot_make_files_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "MOST_FILES", 5)
+    monkeypatch.setattr(mirrors, "MORE_ATTEMPT_FILES", 2)
+    source, mirror = tmp_path / "there", Mirror(tmp_path / "here")
+    for number in range(8):
+        act(source, "append", f"image-{number}.png", b"x")
+    look(source, mirror)
+    for number in range(4):
+        act(source, "append", f"attempt-2/{number}.json", b"{}")
+    for _ in range(2):
+        assert look(source, mirror)
+    assert set(files(tmp_path / "here")) == {f"image-{n}.png" for n in range(5)} | {
+        "attempt-2/0.json",
+        "attempt-2/1.json",
+    }
+    assert mirror.refused == {"(more files)": "the run has more than 5 files"}
+    assert changes(str(source), mirror.known(), (), 10**6)["files"] == {}, "what is not taken does not come again"
+    for number in range(40):
+        mirror.take(CHANGES.validate_python(answer(**{f"other-{number}": piece(), f"../{number}": piece()})))
+    assert len(files(tmp_path / "here")) == 7
+    assert len(mirror.known()) <= 7 + 5
+    assert max(len(mirror.refused), len(mirror.unwanted)) <= 5
+
+
+def test_what_would_fill_our_disk_is_named_and_comes_once_there_is_room(tmp_path: Path) -> None:
+    source, mirror = tmp_path / "there", Mirror(tmp_path / "here")
+    act(source, "append", "metrics.jsonl", b"{}\n")
+    act(source, "append", "empty", b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("provisioning.incoming.KEPT_FREE_BYTES", 2**62)
+        look(source, mirror)
+        assert files(mirror.folder) == {"empty": b""}
+        assert list(mirror.refused) == ["metrics.jsonl"]
+        assert "MiB are free" in mirror.short
+    look(source, mirror)
+    assert files(mirror.folder) == {"empty": b"", "metrics.jsonl": b"{}\n"}
+    assert (mirror.refused, mirror.short) == ({}, "")
+
+
+def test_a_file_that_our_disk_cannot_hold_is_refused_and_the_rest_taken(tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "run")
+    with files_of_at_most(1000):
+        mirror.take(CHANGES.validate_python(answer(a=piece(b"x" * 2000), b=piece(b"y"))))
+    assert files(tmp_path / "run") == {"b": b"y"}
+    assert mirror.refused == {"a": "this machine cannot keep it: File too large"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_full_disk_is_nothing_that_a_file_is_refused_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    mirror = Mirror(tmp_path / "run")
+    monkeypatch.setattr(mirrors, "_write", full)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        mirror.take(CHANGES.validate_python(answer(a=piece())))
+    assert mirror.refused == {}
+
+
 @pytest.mark.parametrize(("offset", "size"), [(5, 6), (2**40, 2**40 + 1), (0, 0)])
 def test_bytes_that_do_not_follow_are_refused(tmp_path: Path, offset: int, size: int) -> None:
     mirror = Mirror(tmp_path / "run")
@@ -197,7 +303,9 @@ def test_a_file_that_becomes_a_folder_is_refused_and_the_rest_taken(tmp_path: Pa
     mirror = Mirror(tmp_path / "run")
     mirror.take(CHANGES.validate_python(answer(a=piece(), **{"a/b": piece(), "c": piece()})))
     assert set(files(tmp_path / "run")) == {"a", "c"}
-    assert mirror.refused == {"a/b": "it is a file and a folder at once"}
+    mirror.take(CHANGES.validate_python(answer(**{"d/e": piece(), "d": piece()})))
+    assert set(files(tmp_path / "run")) == {"a", "c", "d/e"}, "nothing that was begun is left"
+    assert mirror.refused == dict.fromkeys(["a/b", "d"], "it is a file and a folder at once")
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,8 @@ for line in sys.stdin:
         '{"value": "eleven"}', '{"value": [1, 2]}', '{"value": {"a": 1}}', "[]", "null", "17", "not json",
         '{"error": 5}', '{"error": ["HostLost"]}', '{"error": ["KeyboardInterrupt", "no"]}',
         '{"error": ["SpawnRefused", "only one"]}', '{"value": NaN}', "",
+        pytest.param('{"value": ' + "[" * 200_000, id="deep"),
+        pytest.param('{"value": ' + "[" * 200_000 + "]" * 200_000 + "}", id="deep and whole"),
     ],
 )  # fmt: skip
 def test_a_host_that_answers_something_else_is_lost_and_nothing_worse(

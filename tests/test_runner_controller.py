@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from provisioning.base import Handle, Shell, Spawned
+from provisioning.base import Handle, HostLost, Shell, Spawned
 from provisioning.local import LocalProvider
 from runner.controller import Controller
 from runner.detach import SUPERVISOR
@@ -154,6 +154,26 @@ def test_an_error_in_one_run_becomes_its_event_and_the_others_go_on(lab: Lab, mo
     session.close()
     assert "RuntimeError: the disk said no" in event.reason
     assert "Traceback" in event.data["traceback"]
+
+
+@pytest.mark.parametrize("kind", [HostLost, RuntimeError])
+def test_what_a_host_says_cannot_touch_the_terminal_that_shows_the_log(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Exception]
+) -> None:
+    commit(prepare(Home(lab.home), [lab.arm("bad")], Options()))
+    from runner.stage import Stage
+
+    def break_it(*_: object) -> None:
+        raise kind("it said: \x1b]0;owned\x07\x1b[2J\u202e")
+
+    monkeypatch.setattr(Stage, "_write_files", break_it)
+    found = controller(lab)
+    found.step()
+    found.close()
+    said = capsys.readouterr().err
+    assert "bad-s0: " in said
+    assert "it said: \\x1b]0;owned\\x07" in said
+    assert all(character.isprintable() or character == "\n" for character in said)
 
 
 def test_every_state_change_has_a_reason_and_the_order_is_the_drawn_one(lab: Lab) -> None:

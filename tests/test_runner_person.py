@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from runner.commands import person
+from runner.commands.extend import extend
 from runner.errors import UsageError
 from runner.home import Home
 from runner.launch_spec import attempt_dir
 from runner.logs import log_lines
 from runner.records import RunState
 from runner.store import changes
+from runner.store.requests import Answer
 from tests.fakes.arms import command_arm
 from tests.fakes.stored_study import StoredStudy
 
@@ -116,3 +118,26 @@ def test_a_name_that_nothing_has_is_no_study_either(stored: StoredStudy) -> None
         person.resume(stored.home.root, "w3", "last")
     with pytest.raises(UsageError, match=r"resume takes one run of it \(none of them waits for that\)"):
         person.resume(stored.home.root, "trial", "last")
+
+
+@pytest.mark.parametrize(
+    ("command", "state"), [("stop", RunState.RUNNING), ("resume", RunState.FAILED), ("extend", RunState.FAILED)]
+)
+def test_what_an_answer_repeats_of_a_host_cannot_touch_the_terminal(
+    stored: StoredStudy,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    state: RunState,
+) -> None:
+    stored.run(command_arm(command=("python3", "-c", "pass", "{steps}")), state=state)
+    for module in ("runner.launching", "runner.commands.extend"):
+        monkeypatch.setattr(f"{module}.wait_for_answer", lambda *_: Answer(True, "the host said \x1b[2J\u202e"))
+    home, name = stored.home.root, "trial/A-s0"
+    code = {
+        "stop": lambda: person.stop(home, name, everything=False, wait=False),
+        "resume": lambda: person.resume(home, name, "last", yes=True),
+        "extend": lambda: extend(home, name, 20, yes=True),
+    }[command]()
+    assert code == 0
+    assert capsys.readouterr().out == "the host said \\x1b[2J\\u202e\n"

@@ -110,7 +110,8 @@ def explain(choice: Choice) -> str:
 def order_of(ranked: Ranked, wanted: Wanted, ttl_s: float) -> dict[str, Any]:
     """All that a create of this offer must know, and what it costs, as JSON without a secret: for `base.Offer.order`.
 
-    `ttl_s` is the instance's longest life in seconds; `bid_usd_per_h` is null on demand. Raises ValueError for a life
+    `ttl_s` is the instance's longest life in seconds, `duration_s` how long its host lets it live at all (null: it does
+    not say); `bid_usd_per_h` is null on demand. Raises ValueError for a life
     that is no positive number.
     """
     if not (math.isfinite(ttl_s) and ttl_s > 0.0):
@@ -125,6 +126,7 @@ def order_of(ranked: Ranked, wanted: Wanted, ttl_s: float) -> dict[str, Any]:
         "disk_gb": wanted.disk_gb,
         "bid_usd_per_h": prices.gpu_usd_per_h if wanted.is_interruptible else None,
         "ttl_s": float(ttl_s),
+        "duration_s": offer.duration_s,
         "gpu_usd_per_h": prices.gpu_usd_per_h,
         "storage_usd_per_h": prices.storage_usd_per_h,
         "inet_up_usd_per_gb": prices.inet_up_usd_per_gb,

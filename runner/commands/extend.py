@@ -19,6 +19,7 @@ from runner.launching import ready_database, wait_for_answer
 from runner.lock import is_held
 from runner.naming import NamedRun, find_run
 from runner.records import ENDED, RunState
+from runner.screen import printable
 from runner.spec.command import takes_steps
 from runner.spec.models import ResolvedArm, TrainerCheck, from_json
 from runner.store import requests, tables
@@ -52,7 +53,7 @@ def extend(home_path: Path | None, name: str, steps: int, *, yes: bool = False) 
     if wanted.way is Way.STOP_FIRST:
         say(f"{run.id} is {state}: it saves a checkpoint first")
     answer = _await(home, run, requests.ask(home, "extend", {"run": run.run, "steps": steps, "check": check}))
-    print(answer.message)
+    print(printable(answer.message))
     return EXIT_OK if answer.accepted else EXIT_USAGE
 
 

@@ -14,6 +14,7 @@ from runner.home import find_home
 from runner.live import print_status
 from runner.naming import NamedRun, find_run, find_runs, find_study
 from runner.records import ENDED, RunState
+from runner.screen import printable
 from runner.store.queries import read_named_runs, require_home
 from runner.store.status import home_status
 
@@ -76,7 +77,7 @@ def stop(home_path: Path | None, name: str | None, *, everything: bool, wait: bo
         print("nothing to stop: every run has ended already")
         return EXIT_OK
     answer = wait_for_answer(home, requests.ask(home, "stop", {"runs": live, "reason": "stopped by a person"}))
-    print(answer.message)
+    print(printable(answer.message))
     if wait and answer.accepted:
         try:
             watch(home, Console(highlight=False), runs=live)
@@ -104,7 +105,7 @@ def resume(home_path: Path | None, name: str | None, start: str, *, yes: bool = 
         confirm_rent(home, run, yes=yes)
         payload = {"run": run.run, "from": start}
     answer = wait_for_answer(home, requests.ask(home, "resume", payload))
-    print(answer.message)
+    print(printable(answer.message))
     return EXIT_OK if answer.accepted else EXIT_USAGE
 
 
