@@ -35,6 +35,9 @@ HEALTH_STYLES = {
     "unknown": "dim",
 }
 BAR_CELLS = 8
+NAMED_RUNS = 4
+"""So many runs are named that have one reason; the others are counted."""
+
 _ENDED = frozenset(str(state) for state in ENDED)
 
 
@@ -66,6 +69,23 @@ def lines(status: Mapping[str, Any]) -> Iterator[str]:
             yield printable("  ".join(cells))
 
 
+def machine_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """One plain line for every machine that is held, and what it costs."""
+    for study in status["studies"]:
+        yield from (printable(f"{study['study']}  {_machine(one)}") for one in _held(study))
+
+
+def _held(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [one for one in study.get("machines", ()) if one["state"] != "released"]
+
+
+def _machine(one: Mapping[str, Any]) -> str:
+    said = f"{one['machine'] or one['label']}: {one['stage'] or 'ordered'}, {one['gpus']} x {one['gpu_name']}"
+    if one["because"]:
+        said += f", is being given back ({one['because']})"
+    return f"{said}, {one['usd']:.2f} USD so far at {one['usd_per_h']:.3f} USD/h, at most {one['ceiling_usd']:.2f}"
+
+
 def _unheard(study: Mapping[str, Any]) -> str:
     count = study.get("notices_given_up", 0)
     were = "1 notice was" if count == 1 else f"{count} notices were"
@@ -89,7 +109,7 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
         console.print(render(status, console.width))
     else:
         unheard = [_unheard(study) for study in status["studies"]]
-        for line in filter(None, (*lines(status), *unheard, unattended(status))):
+        for line in filter(None, (*lines(status), *machine_lines(status), *unheard, unattended(status))):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -97,6 +117,7 @@ def _table(study: Mapping[str, Any], width: int) -> Table:
     wide = width >= 110
     is_paid = any(run["usd"] for run in study["runs"])
     has_speed = any("sys/images_per_s" in run["latest"] for run in study["runs"])
+    has_best = wide or not (is_paid and has_speed)  # what it costs, and when it ends, come first
     primary = next((run["primary"]["name"] for run in study["runs"] if run["primary"]), None)
     table = Table(title=_title(study, primary), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=24 if wide else 14)
@@ -112,12 +133,13 @@ def _table(study: Mapping[str, Any], width: int) -> Table:
     table.add_column("left", justify="right", no_wrap=True)
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("primary" if primary else "", justify="right", no_wrap=True)
-    table.add_column("best@step" if primary else "", justify="right", no_wrap=True)
+    if has_best:
+        table.add_column("best@step" if primary else "", justify="right", no_wrap=True)
     if is_paid:
         table.add_column("USD", justify="right", no_wrap=True)
     for run in study["runs"]:
         paid = [Text(f"{run['usd']:.2f}")] if is_paid else []
-        table.add_row(*_cells(run, wide, has_speed), *paid)
+        table.add_row(*_cells(run, wide, has_speed, has_best), *paid)
     return table
 
 
@@ -130,7 +152,7 @@ def _title(study: Mapping[str, Any], primary: str | None) -> Text:
     return title
 
 
-def _cells(run: Mapping[str, Any], wide: bool, has_speed: bool) -> Sequence[Text]:
+def _cells(run: Mapping[str, Any], wide: bool, has_speed: bool, has_best: bool) -> Sequence[Text]:
     state, health = str(run["state"]), str(run["health"])
     style = STATE_STYLES.get(state.split("(")[0], "")
     health_text = Text(health, style=HEALTH_STYLES.get(health, ""))
@@ -143,7 +165,7 @@ def _cells(run: Mapping[str, Any], wide: bool, has_speed: bool) -> Sequence[Text
     if wide:
         cells.append(health_text)
     latest = run["latest"]
-    cells.append(_progress(run["step"], run["steps_total"]))
+    cells.append(_progress(run["step"], run["steps_total"], BAR_CELLS if wide or has_best else 0))
     if has_speed:
         cells.append(Text(_number(latest.get("sys/images_per_s"))))
     return [
@@ -151,17 +173,14 @@ def _cells(run: Mapping[str, Any], wide: bool, has_speed: bool) -> Sequence[Text
         Text(_duration(run["eta_s"])),
         Text(_number(latest.get("train/loss", latest.get("loss")))),
         Text(_number(primary.get("value"))),
-        Text(best),
+        *([Text(best)] if has_best else []),
     ]
 
 
 def _remarks(study: Mapping[str, Any]) -> Iterator[Text]:
-    for one in study.get("machines", ()):
-        if one["state"] == "released":
-            continue
-        said = f"{one['machine'] or one['label']}: {one['stage'] or 'ordered'}, {one['gpus']} x {one['gpu_name']}"
-        money = f"{one['usd']:.2f} USD so far at {one['usd_per_h']:.3f} USD/h, at most {one['ceiling_usd']:.2f}"
-        yield Text(f"  {printable(said)}, {money}", style="dim", overflow="fold")
+    for one in _held(study):
+        yield Text(f"  {printable(_machine(one))}", style="dim", overflow="fold")
+    told: dict[str, list[str]] = {}
     for run in study["runs"]:
         verdict = run["verdict"] or {}
         notes = _why(run)
@@ -173,8 +192,16 @@ def _remarks(study: Mapping[str, Any]) -> Iterator[Text]:
             notes.append(f"{verdict['action']}: {verdict['reason']}")
         notes.extend(run["warnings"])
         notes.extend(run.get("extended", ()))
-        for note in notes:
-            yield Text(f"  {printable(run['arm'])}-s{run['seed']}: {printable(note)}", style="yellow", overflow="fold")
+        for note in dict.fromkeys(notes):
+            if not any(note != other and note in other for other in notes):  # a reason repeats what led to it
+                told.setdefault(note, []).append(f"{run['arm']}-s{run['seed']}")
+    for note, names in told.items():
+        yield Text(f"  {printable(_listed(names))}: {printable(note)}", style="yellow", overflow="fold")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED_RUNS} more" if len(names) > NAMED_RUNS else ""
+    return ", ".join(names[:NAMED_RUNS]) + more
 
 
 def _why(run: Mapping[str, Any]) -> list[str]:
@@ -193,11 +220,11 @@ def _notable(run: Mapping[str, Any]) -> bool:
     return str(run["state"]).split("(")[0] in ("aborted", "failed", "lost", "cancelled", "preempted", "stopping")
 
 
-def _progress(step: int, total: int | None) -> Text:
-    if not total:
-        return Text(str(step))
-    filled = round(BAR_CELLS * min(1.0, step / total))
-    bar = Text("━" * filled, style="green") + Text("┄" * (BAR_CELLS - filled), style="bright_black")
+def _progress(step: int, total: int | None, cells: int) -> Text:
+    if not total or not cells:
+        return Text(f"{step}/{total}" if total else str(step))
+    filled = round(cells * min(1.0, step / total))
+    bar = Text("━" * filled, style="green") + Text("┄" * (cells - filled), style="bright_black")
     return bar + Text(f" {step}/{total}")
 
 

@@ -27,7 +27,8 @@ STAGING = ".staging"
 """The folder of what runs share, below the home and below the folder of runs on every host."""
 
 NO_PREFLIGHT = "no_preflight"
-SHOWN_LINES = 5
+SHOWN_LINES = 2
+CHOOSE_PYTHON = "which interpreter is used: `python` of the host in hosts.yaml, or `environment.python` of the arm"
 
 STARTS = ("launch", "resume", "extend")
 """What a person asks for that makes runs start."""
@@ -125,5 +126,8 @@ class Readying:
 
 
 def _said(failed: Failed) -> str:
-    lines = [printable(line).strip() for line in failed.lines if line.strip()][-SHOWN_LINES:]
-    return printable(failed.reason) + (f"; it ended with: {' | '.join(lines)}" if lines else "")
+    """Why, and the last lines that do not stand in that already."""
+    reason = printable(failed.reason)
+    lines = [line for one in failed.lines if (line := printable(one).strip()) and line not in reason][-SHOWN_LINES:]
+    hint = f" ({CHOOSE_PYTHON})" if "ModuleNotFoundError" in reason else ""
+    return reason + hint + (f"; it ended with: {' | '.join(lines)}" if lines else "")

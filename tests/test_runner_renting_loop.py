@@ -142,6 +142,10 @@ class Market:
         self._next("extend", ttl_s)
         self.extended_s = ttl_s
 
+    def balance_usd(self) -> float:
+        found = self._next("balance_usd", None)
+        return 100.0 if found is None else float(found)
+
     def charges(self, handles: Sequence[Handle], from_time: float, to_time: float) -> Mapping[str, float] | None:
         self._next("charges", tuple(handles))
         return {one.label: 1.25 for one in handles}
@@ -284,6 +288,31 @@ def test_a_frozen_machine_is_a_halted_one_whose_gpus_are_paid_for(bench: Bench) 
     assert lease.meter.gpu_s > 3000.0 + 600.0
     bench.step(WANT, for_s=300.0)  # a pause that is paid for ends after the shortest limit
     assert bench.renting.leases()[0].because.startswith("it is halted")
+
+
+def test_an_empty_account_is_told_of_where_it_pauses_a_machine(bench: Bench) -> None:
+    bench.step(WANT, for_s=3000.0)
+    assert bench.market.count("balance_usd") == 0
+    ((number, (label, _)),) = bench.market.machines.items()
+    bench.market.machines[number] = (label, "halted")
+    bench.market.script["balance_usd"] = [HostLost("no answer"), -0.25, -0.5]
+    bench.step(WANT, for_s=1000.0)
+    (told,) = [one for one in bench.told("renting:trouble") if "empty" in one]
+    assert "-0.25 USD" in told
+    assert "pay in" in told
+    bench.step(WANT, for_s=1000.0)
+    assert [one for one in bench.told("renting:answers") if "there is money" in one]
+    assert bench.market.count("balance_usd") == 5
+    assert bench.renting.leases()[0].because == "", "it may be paused for as long as it has worked"
+
+
+def test_no_life_is_made_longer_than_its_host_allows(bench: Bench) -> None:
+    bench.market.offered = [replace(one, order={**ORDER, "duration_s": 20_000.0}) for one in bench.market.offered]
+    bench.step(WANT, for_s=30.0)
+    assert bench.renting.extend(1, 19_000.0) == "its host lets it live for 5.56 h only"
+    assert bench.renting.extend(1, 18_000.0) == ""
+    bench.step(WANT, for_s=30.0)
+    assert bench.market.extended_s == 18_000.0
 
 
 def test_a_machine_that_was_ready_is_not_taken_away_with_its_want(bench: Bench) -> None:

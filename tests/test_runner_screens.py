@@ -122,6 +122,50 @@ def test_reasons_and_warnings_stand_below_the_table() -> None:
     assert "no line matched" in text
 
 
+def test_one_reason_of_many_runs_stands_there_once() -> None:
+    waiting = [run(seed=seed, state="queued", reason="waits: 7 is loading") for seed in range(6)]
+    text = drawn(document(*waiting), 100)
+    assert text.count("7 is loading") == 1
+    assert "B-s0, B-s1, B-s2, B-s3 and 2 more: waits: 7 is loading" in text
+
+
+def test_what_led_to_a_reason_is_not_told_beside_it() -> None:
+    said = "preflight: exit code 1: no torch"
+    failed = run(state="failed(staging)", reason=f"it could not be started: {said}", warnings=[said, "no line matched"])
+    text = drawn(document(failed), 140)
+    assert text.count("no torch") == 1
+    assert "no line matched" in text
+
+
+MACHINE = {
+    "lease": 1, "study": "portraits", "label": "armature/h/1", "machine": "20000001", "gpus": 4,
+    "gpu_name": "RTX 4090", "state": "owned", "stage": "reachable", "because": "", "usd_per_h": 1.524, "usd": 0.32,
+    "ceiling_usd": 5.33,
+}  # fmt: skip
+
+
+def test_money_and_time_have_room_in_eighty_columns_where_machines_are_paid_for() -> None:
+    status = document(*(run(slot=f"20000001:gpu{n}", usd=10.25, eta_s=5000.0) for n in range(4)))
+    status["studies"][0]["machines"] = [MACHINE, {**MACHINE, "machine": "20000002", "because": "its runs have ended"}]
+    text = drawn(status, 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for word in ("20000001:gpu3", "400/800", "151.2", "1h23", "0.123", "0.312", "10.25"):
+        assert word in text.split("20000001: reachable")[0]
+    told = " ".join(text.split())
+    assert "20000001: reachable, 4 x RTX 4090, 0.32 USD so far at 1.524 USD/h, at most 5.33" in told
+    assert "20000002: reachable, 4 x RTX 4090, is being given back (its runs have ended)" in told
+
+
+def test_a_machine_is_told_of_without_a_terminal_until_it_is_given_back() -> None:
+    status = document(run())
+    status["studies"][0]["machines"] = [MACHINE, {**MACHINE, "machine": "20000002", "state": "released"}]
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    print_status(console, status)
+    assert isinstance(console.file, io.StringIO)
+    _, line = console.file.getvalue().splitlines()
+    assert line.startswith("portraits  20000001: reachable, 4 x RTX 4090, 0.32 USD so far")
+
+
 def test_without_a_terminal_there_is_one_plain_line_a_run() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
     print_status(console, document(run(), run(arm="C", state="failed(data)", reason="no images")))

@@ -236,6 +236,7 @@ def four_arms(lab: VastLab) -> None:
     arms = [lab.arm(name, NOTING, "x" * size, steps=60, resources={"gpus": 1}) for size, name in enumerate("ABCD", 1)]
     done = lab.run("launch", *arms, *RENT)
     assert "report of lab: written to" in done.stderr
+    assert "machine 20000003 is given back: " in done.stderr
     lab.until_released()
 
 

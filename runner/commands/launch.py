@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from runner.hiring import Hire
 
 REPORT_WITHIN_S = 300.0
+GIVEN_BACK_WITHIN_S = 300.0
 CONTROLLER_AGAIN_S = 5.0
 
 
@@ -115,7 +117,7 @@ def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: boo
     console = Console(highlight=False, stderr=as_json, quiet=as_json)
     with reading(home) as connection:
         since = newest_event(connection)
-    last_start = time.monotonic()
+    last_start, began_s = time.monotonic(), time.time()
 
     def keep_controller() -> None:
         nonlocal last_start
@@ -128,6 +130,7 @@ def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: boo
         document = watch(home, console, runs=chosen, each_round=keep_controller)
         fresh = any(run.intent is not Intent.NOTHING for run in prepared.plan.runs)
         _await_reports(home, prepared, since if fresh else 0)
+        _await_machines(home, prepared, began_s)
     except KeyboardInterrupt:
         return leave_or_stop(console, lambda: _stop(home, chosen))
     if as_json:
@@ -154,6 +157,33 @@ def _await_reports(home: Home, prepared: Prepared, since: int) -> None:
                 say(f"the report of {study} comes when all of its runs have ended: runner report {study}")
                 break
             time.sleep(0.2)
+
+
+def _await_machines(home: Home, prepared: Prepared, since_s: float) -> None:
+    """Say of each machine that was rented for a study that has ended that it is given back, or is still to be; of none
+    that was given back before `since_s` (seconds since the epoch)."""
+    deadline = time.monotonic() + GIVEN_BACK_WITHIN_S
+    for study in dict.fromkeys(arm.study for arm in prepared.arms):
+        waits = False
+        while _study_ended(home, study):
+            machines = [one for one in _machines(home, study) if (one["released"] or math.inf) >= since_s]
+            held = [one for one in machines if one["state"] != "released"]
+            if not held:
+                for one in machines:
+                    say(f"machine {one['machine'] or one['label']} is given back: {one['usd']:.2f} USD")
+                break
+            names = ", ".join(str(one["machine"] or one["label"]) for one in held)
+            if not waits:
+                say(f"{names}: what the runs made is brought home, then it is given back")
+                waits = True
+            if time.monotonic() > deadline:
+                say(f"{names}: not given back yet; the controller goes on until that is proven: runner status")
+                break
+            time.sleep(0.2)
+
+
+def _machines(home: Home, study: str) -> list[dict[str, Any]]:
+    return [one for entry in chosen_status(home, study)["studies"] for one in entry.get("machines", ())]
 
 
 def _study_ended(home: Home, study: str) -> bool:

@@ -82,7 +82,8 @@ def machine_document(one: LeaseCost) -> dict[str, Any]:
     return {
         "lease": lease.id, "study": lease.purse, "label": lease.label, "machine": lease.host,
         "gpus": lease.order.get("gpus"), "gpu_name": lease.order.get("gpu_name"), "state": str(lease.state),
-        "stage": lease.stage, "usd_per_h": lease.terms.prices.usd_per_h, "created": lease.created_s,
+        "stage": lease.stage, "because": lease.because or lease.leaving,
+        "usd_per_h": lease.terms.prices.usd_per_h, "created": lease.created_s,
         "released": lease.released_s, "ends": lease.ttl_end_s, "ceiling_usd": lease.terms.ceiling_usd,
         "metered_usd": one.bill.metered_usd, "charged_usd": one.bill.charged_usd, "usd": one.bill.usd,
     }  # fmt: skip

@@ -28,6 +28,12 @@ from runner.store.session import Session
 
 INSPECT_AGAIN_S = 5.0
 
+HOST_ENDS_S = 1800.0
+"""A machine is given back so long before the day that its host has named: then it is stopped, and cannot be read."""
+
+MONEY_AGAIN_S = 600.0
+"""Between two looks at the account while machines are paused."""
+
 
 class Renting:
     """What the controller asks for rented machines. `step` in every round, from one thread.
@@ -107,6 +113,9 @@ class Renting:
             return f"{found.label} is not ready"
         if longer.ttl_end_s <= found.ttl_end_s:
             return ""
+        longest_s = found.order.get("duration_s")
+        if longest_s is not None and longer.terms.ttl_s > longest_s - HOST_ENDS_S:
+            return f"its host lets it live for {longest_s / 3600.0:.2f} h only"
         more_usd = longer.bound_usd(now_s) - found.bound_usd(now_s)
         problem = why_unaffordable(more_usd, self.bound_usd(found.purse), found.max_usd)
         if not problem:
@@ -172,6 +181,7 @@ class Renting:
         due = [self._returns.due_s(), self._bills.due_s(), self._orders.due_s(now_s)]
         due += [self._waits.due_s("inspect", ("inspect", one.id)) for one in self._to_inspect()]
         due += [self._waits.due_s(("extend", number)) for number in self._longer]
+        due += [self._waits.due_s("money")] if self._are_paused() else []
         due += [one.ttl_end_s for one in open_leases if not one.because]
         if self._watch.is_needed(open_leases, now_s):
             due.append(max(self._watch.due_s, self._waits.due_s("observe")))
@@ -200,7 +210,30 @@ class Renting:
                 or self._list(now_s)
                 or self._orders.search(now_s)
                 or self._bills.hand_over(now_s)
+                or self._look_at_money(now_s)
             )
+
+    def _are_paused(self) -> bool:
+        return any(one.was_ready and one.is_kept and one.stage == HALTED for one in self._book.open())
+
+    def _look_at_money(self, now_s: float) -> bool:
+        """An empty account pauses all machines, and each of them looks as if it was outbid."""
+        if not self._are_paused() or self._waits.due_s("money") > now_s:
+            return False
+        self._calls.begin(ASK, self._market.balance_usd, self._on_money)
+        return True
+
+    def _on_money(self, answer: Answer) -> None:
+        if answer.error is not None:
+            self._waits.after("money", answer.now_s, answer.error)
+            return
+        self._waits.at("money", answer.now_s + MONEY_AGAIN_S)
+        name = self._market.name
+        if answer.result <= 0.0:
+            said = f"the account at {name} is empty ({answer.result:.2f} USD): its machines are paused; pay in to go on"
+            self._book.tell_once("money", said)
+        else:
+            self._book.well("money", f"there is money at {name} again")
 
     def _list(self, now_s: float) -> bool:
         due_s = max(self._watch.due_s, self._waits.due_s("observe"))
@@ -320,7 +353,10 @@ class Renting:
         said = f": {lease.why}" if lease.why else ""
         if lease.unsure_s is not None:
             return f"it is not known whether {lease.label} was made; the provider's lists will tell{said}"
-        return f"{lease.label} is {lease.stage or 'ordered'}{said}"
+        name = lease.host or lease.label
+        if lease.stage == REACHABLE and not lease.leaving:
+            return f"{name} is there, and looked over before runs go to it{said}"
+        return f"{name} is {lease.stage or 'ordered'}{said}"
 
 
 def _after_observation(lease: Lease, seen: Observation, listed_s: float, now_s: float, limits: Limits) -> Change:

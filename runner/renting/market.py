@@ -69,6 +69,10 @@ class Market(Protocol):
         """Let a machine's own switch wait until so many seconds after its birth, and read it back. Raises HostLost."""
         ...
 
+    def balance_usd(self) -> float:
+        """The money that is left in the account."""
+        ...
+
     def charges(self, handles: Sequence[Handle], from_time: float, to_time: float) -> Mapping[str, float] | None:
         """USD that were billed, by label; None while there is more to read."""
         ...

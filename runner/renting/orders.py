@@ -168,15 +168,16 @@ class Orders:
             self._is_prepared = bool(answer.result)
             return
         self._waits.after("prepare", answer.now_s, answer.error)
-        for want in self._wants:
-            self.why[want.key] = str(answer.error)
+        if not isinstance(answer.error, RateLimited):  # to be asked to wait for a second is no news
+            self.why |= dict.fromkeys((want.key for want in self._wants), str(answer.error))
 
     def _on_search(self, key: str, answer: Answer) -> None:
         if answer.error is None:
             self._waits.well(("search", key))
             self._offers[key] = answer.now_s, answer.result
             return
-        self.why[key] = str(answer.error)
+        if not isinstance(answer.error, RateLimited):
+            self.why[key] = str(answer.error)
         if isinstance(answer.error, NoCapacity | ValueError):
             self._waits.at(("search", key), answer.now_s + SEARCH_AGAIN_S)
         else:
