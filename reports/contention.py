@@ -7,7 +7,6 @@ out, and a run without enough windows says "contended: n/a" instead of a number.
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -17,6 +16,7 @@ from statistics import median
 
 from reports.readings import curve
 from reports.study import Curve, RunView, StudyView
+from reports.whereabouts import hardware
 
 CONTENDED = "contended: n/a"
 NOT_REPORTED = "not reported"
@@ -59,12 +59,6 @@ def busyness(study: StudyView) -> Busyness:
     throughput = {run.run: _throughput(run, levels[run.run], level) for run in study.runs}
     whole = {name for name, found in throughput.items() if not found.note and found.windows >= LEAST_SHARE * found.of}
     return Busyness(level, throughput, frozenset(whole))
-
-
-def hardware(run: RunView) -> str:
-    """The machine as its provenance describes it, in one canonical line; empty when unknown."""
-    found = run.provenance.get("hardware")
-    return json.dumps(found, sort_keys=True, default=str) if found else ""
 
 
 def _window_levels(study: StudyView, run: RunView) -> list[int | None]:

@@ -1,16 +1,17 @@
 """The curves of each arm: training loss with its raw points visible, and the primary with averaged and raw weights.
 
-Train losses of different objectives say nothing about each other, so every arm has its own panel and its own scale;
-validation panels share theirs.
+Train losses of different objectives say nothing about each other, so every arm has its own panel and its own range, but
+all panels of one loss are linear or all are logarithmic; validation panels share their range.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from reports.contrasts import contrasts
 from reports.figure_plan import arms_of, loss_name
@@ -24,18 +25,20 @@ from reports.figure_style import (
     mark_levels,
     metric_label,
     new_figure,
+    samples_label,
     warn_inside,
 )
 from reports.findings import ended_early, short_ending, short_findings
 from reports.pairing import baseline_arms, baseline_of
 from reports.protocols import Line, averaged_and_raw
-from reports.readings import as_line, calibration, curve, is_drawable, mean
+from reports.readings import as_line, calibration, curve, is_drawable, mean, sample_counts
 from reports.study import RunView, StudyView
 from reports.wording import counted, label
 
 _SMOOTH_SHARE = 20  # the moving mean spans a twentieth of the points
 _REFERENCE = "#a0a0a0"
 _LOG_RATIO = 30.0
+_LOG_TICKS = ((12.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)), (120.0, (1.0, 2.0, 5.0)), (math.inf, (1.0,)))  # by the span shown
 _EVENTS = ("repa_off", "routing_off", "resumed")
 _PANEL_IN = 1.75
 
@@ -44,17 +47,20 @@ def draw_curves(study: StudyView, question: str) -> Figure:
     """One row per arm: training loss on the left, validation of the primary on the right where there is one."""
     metric = study.primary.metric if study.primary is not None else ""
     arms = [arm for arm in arms_of(study) if any(_has_curves(run, metric) for run in study.runs if run.arm == arm)]
+    on_log = log_losses(study)
     validated = any(curve(run, metric).steps for run in study.runs)
+    told = _validation_label(study, metric) if validated else ""
     limits, outside = _validation_limits(study, metric) if validated else ((0.0, 1.0), "")
     figure = new_figure(question, _finding(study, validated, outside), 0.35 + _PANEL_IN * len(arms))
     grid = figure.subplots(len(arms), 2 if validated else 1, squeeze=False, sharex=True)
     styles = arm_styles(study)
     for row, arm in zip(grid, arms, strict=True):
         runs = [run for run in study.runs if run.arm == arm]
-        _draw_loss(row[0], runs, styles[arm])
+        _draw_loss(row[0], runs, styles[arm], on_log)
         if validated:
             row[1].set_ylim(*limits)
             _draw_validation(row[1], study, runs, metric, styles[arm], limits)
+            row[1].set_ylabel(told)
     for axes in grid[-1]:
         axes.set_xlabel("optimizer step")
     if grid[0][0].get_legend_handles_labels()[0]:
@@ -92,12 +98,12 @@ def _finding(study: StudyView, validated: bool, outside: str) -> str:
     parts = [
         short_findings(contrasts(study)).strip(),
         f"{' · '.join(early)}." if early else "",
-        "Train losses have their own scales: not comparable between arms.",
+        "Train losses have their own ranges: not comparable between arms.",
     ]
     if validated:
         counts = [averaged_and_raw(run, study.primary.metric)[2] for run in study.runs if study.primary is not None]
         common = min((count for count in counts if count), default=0)
-        parts.append(f"EMA and raw on {common} common samples." if common else "")
+        parts.append(f"EMA and raw on the {common} samples that both were scored on." if common else "")
     return " ".join(part for part in [*parts, outside] if part)
 
 
@@ -108,14 +114,29 @@ def _validation_limits(study: StudyView, metric: str) -> tuple[tuple[float, floa
     return limits, levels_outside(levels, limits)
 
 
-def _draw_loss(axes: Axes, runs: list[RunView], style: ArmStyle) -> None:
-    shown: list[float] = []
+def log_losses(study: StudyView) -> frozenset[str]:
+    """The losses that are drawn on a log axis, in all of their panels: one panel spans so much, and none reaches 0."""
+    spans: dict[str, list[list[float]]] = {}
+    for run in study.runs:
+        name = loss_name(run)
+        values = list(finite(as_line(curve(run, name))).values()) if name is not None else []
+        if name is not None and values:
+            spans.setdefault(name, []).append(values)
+    return frozenset(
+        name
+        for name, panels in spans.items()
+        if min(map(min, panels)) > 0 and any(max(values) / min(values) > _LOG_RATIO for values in panels)
+    )
+
+
+def _draw_loss(axes: Axes, runs: list[RunView], style: ArmStyle, on_log: frozenset[str]) -> None:
+    names = set()
     for index, run in enumerate(runs):
         name = loss_name(run)
         if name is None:
             continue
         line = finite(as_line(curve(run, name)))
-        shown += line.values()
+        names.add(name)
         missing = len(curve(run, name).steps) - len(line)
         axes.plot(
             list(line), list(line.values()), color=style.colour, alpha=0.28, linewidth=0.9, label=_once(index, "raw")
@@ -130,9 +151,11 @@ def _draw_loss(axes: Axes, runs: list[RunView], style: ArmStyle) -> None:
             axes.axvline(run.step, color="black", linewidth=1, linestyle=":")
         _mark_events(axes, run)
         axes.set_ylabel(f"{label(runs[0].arm, 16)}\n{label(name)}")
-    if shown and min(shown) > 0 and max(shown) / min(shown) > _LOG_RATIO:
+    if names and names <= on_log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=next(subs for most, subs in _LOG_TICKS if high < most * low)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -163,7 +186,16 @@ def _draw_validation(
             warn_inside(axes, f"{counted(lost, 'validation')} not finite", 0.6, "center")
     ends = [shown[max(shown)] for run in runs if (shown := finite(averaged_and_raw(run, metric)[0]))]
     mark_levels(axes, calibration(runs[0], metric), limits, left_below=max(ends, default=limits[1]))
-    axes.set_ylabel(metric_label(metric, "\n"))
+
+
+def _validation_label(study: StudyView, metric: str) -> str:
+    """The metric with its unit, and on how many samples its values in these panels rest."""
+    counted_by_run = []
+    for run in study.runs:
+        averaged, _, common = averaged_and_raw(run, metric)
+        counted_by_run.append((run, dict.fromkeys(averaged, common) if common else sample_counts(run, metric)))
+    told = samples_label(counted_by_run)
+    return metric_label(metric, "\n") + (f"\n{told}" if told else "")
 
 
 def _mark_events(axes: Axes, run: RunView) -> None:

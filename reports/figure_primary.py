@@ -19,16 +19,17 @@ from reports.figure_style import (
     metric_label,
     new_figure,
     padded,
+    samples_label,
 )
 from reports.findings import better_is, ended_early, short_ending, short_findings
 from reports.pairing import baseline_arms
-from reports.readings import calibration, is_complete, is_drawable, last
+from reports.readings import calibration, is_complete, is_drawable, last, sample_counts
 from reports.study import RunView, StudyView
 from reports.wording import label, number
 
 _ROW_IN = 0.24
 _GAP_ROWS = 0.9  # between arms
-_FOOT_ROWS = 2.0  # for the names of the reference images
+_EDGE_ROWS = 0.95  # from the first and the last row to the frame
 
 
 def draw_primary(study: StudyView, question: str) -> Figure:
@@ -43,16 +44,17 @@ def draw_primary(study: StudyView, question: str) -> Figure:
     figure = new_figure(question, finding, 1.0 + _ROW_IN * max(bottom, 5.0))
     axes = figure.add_subplot()
     axes.set_xlim(*limits)
-    axes.set_ylim(bottom, -_GAP_ROWS)
+    axes.set_ylim(bottom, -_EDGE_ROWS)
     _mark_floors(axes, floors, limits)
     _band(axes, study, ended)
     styles = arm_styles(study)
     for run in study.runs:
         _draw_run(axes, run, primary.metric, places[run.run], styles[run.arm])
     axes.set_yticks(list(ticks.values()), [_arm_title(study, arm) for arm in ticks])
-    axes.set_xlabel(f"{metric_label(primary.metric)}, {better_is(primary.direction)}")
+    told = samples_label([(run, _samples_at_end(run, primary.metric)) for run, _ in ended])
+    axes.set_xlabel(f"{metric_label(primary.metric)}, {f'{told}, ' if told else ''}{better_is(primary.direction)}")
     axes.grid(visible=False, axis="y")
-    _key(axes)
+    _key(figure, axes)
     return figure
 
 
@@ -72,7 +74,7 @@ def _places(study: StudyView) -> tuple[dict[str, float], dict[str, float], float
         places |= {run.run: start + index for index, run in enumerate(runs)}
         ticks[arm] = start + (len(runs) - 1) / 2
         row += max(len(runs), 2) + _GAP_ROWS
-    return places, ticks, row + _FOOT_ROWS
+    return places, ticks, row - _GAP_ROWS - 1.0 + _EDGE_ROWS if places else 1.0
 
 
 def _draw_run(axes: Axes, run: RunView, metric: str, place: float, style: ArmStyle) -> None:
@@ -101,11 +103,10 @@ def _mark_floors(axes: Axes, floors: Mapping[str, float], limits: tuple[float, f
     for name, value in floors.items():
         if limits[0] <= value <= limits[1]:
             axes.axvline(value, color=FAINT, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
-            right = value < sum(limits) / 2
             axes.annotate(
-                label(name.replace("_", " ")), (value, 0.01), xycoords=("data", "axes fraction"),
-                xytext=(2 if right else -2, 0), textcoords="offset points", fontsize=8.5, color="#555555", rotation=90,
-                ha="left" if right else "right", va="bottom",
+                label(name.replace("_", " ")), (value, 1.0), xycoords=("data", "axes fraction"), xytext=(-3, 2),
+                textcoords="offset points", fontsize=8.5, color="#555555", rotation=35, rotation_mode="anchor",
+                ha="left", va="bottom",
             )  # fmt: skip
 
 
@@ -117,12 +118,18 @@ def _band(axes: Axes, study: StudyView, ended: list[tuple[RunView, float]]) -> N
             axes.axvspan(min(values), max(values), color=BAND, zorder=0, label=apart)
 
 
-def _key(axes: Axes) -> None:
+def _samples_at_end(run: RunView, metric: str) -> dict[int, int]:
+    """How many samples stand behind the last value of a run, by its step."""
+    end = last(run, metric)
+    counts = sample_counts(run, metric)
+    return {end[0]: counts[end[0]]} if end is not None and end[0] in counts else {}
+
+
+def _key(figure: Figure, axes: Axes) -> None:
     axes.plot([], [], marker="o", linestyle="none", color="#3b3b3b", label="last value")
     axes.plot([], [], marker="o", linestyle="none", markerfacecolor="none", color=FAINT, label="that run's own best")
-    axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, borderaxespad=0.1, columnspacing=1.2, handletextpad=0.4
-    )
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.4)
 
 
 def _arm_title(study: StudyView, arm: str) -> str:

@@ -96,6 +96,22 @@ def metric_label(metric: str, join: str = " ") -> str:
     return label(metric) + (f"{join}({unit})" if unit else "")
 
 
+def samples_label(counted: Sequence[tuple[RunView, Mapping[int, int]]]) -> str:
+    """`mean of 48 samples` from the number of samples behind each value, by run and step; what light and full
+    validations have is told apart where they differ; empty where nothing is known."""
+    kinds: dict[str, set[int]] = {}
+    for run, counts in counted:
+        for step, count in counts.items():
+            kinds.setdefault(str(run.metas.get(step, {}).get("kind", "")), set()).add(count)
+    every = set().union(*kinds.values()) if kinds else set()
+    if len(every) < 2:
+        return "".join(f"mean of {count} samples" for count in every)
+    light, full = kinds.get("light", set()), kinds.get("full", set())
+    if len(light) == len(full) == 1 and len(every) == 2:
+        return f"mean of {min(light)} (light) or {min(full)} (full validation) samples"
+    return f"mean of {min(every)} to {max(every)} samples"
+
+
 def mark_end(axes: Axes, run: RunView, x: float, y: float, with_text: bool = True) -> None:
     """Where and why a run ended early; nothing for a run that did not. With text, `x` is a step."""
     if not ended_early(run):

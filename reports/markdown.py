@@ -19,10 +19,10 @@ from reports.budgets import times_to_quality
 from reports.conditioning import manipulations, stream_uses
 from reports.contention import Busyness, busyness
 from reports.contrasts import contrasts
-from reports.differences import provenance_rows, shown_provenance
+from reports.differences import LAUNCHED, provenance_rows, shown_provenance
 from reports.figure_plan import figure_plan
 from reports.findings import better_is, cannot_be_said, ended_early, headline, states
-from reports.happenings import happenings
+from reports.happenings import happenings, liveness_remarks
 from reports.labels import labels
 from reports.lineage import rescues
 from reports.money import machines_table, shares_table
@@ -85,9 +85,11 @@ def render(study: StudyView) -> dict[str, str]:
         "overruled": sections.overruled_rules(study),
         "rescues": rescues(study),
         "verdicts": sections.verdicts_table(study),
+        "liveness": liveness_remarks(study),
         "autopsies": autopsies(study),
         "labels": labels(study),
         "provenance": sections.Table(tables.PROVENANCE, shown_provenance(origin)),
+        "has_foreign": any(key.startswith(LAUNCHED) for key, *_ in origin),
         "launch_command": Markup(again.command),
         "launch_note": again.note,
         "command_name": _command_name(study.study),

@@ -1,7 +1,9 @@
 """Which runs trained at the same time as the run that they are read against, and for how long. Pure.
 
 Only the first wave of a study starts together; later runs take whatever slot comes free. Runs that trained at different
-times met a machine in different states, so a reader must know which they are.
+times met a machine in different states, so a reader must know which they are. What counts here is the life of the
+training processes, from start to end: loading, validation and checkpoints are in it, so it is longer than the seconds
+of training and evaluation that the same run reports.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A run and the baseline's run of its seed. `common_s` is how many seconds both trained, `shorter_s` how long the
-    shorter of both trained; None while one of them still does. `apart_s` is the pause between them, None if they met.
+    """A run and the baseline's run of its seed. `common_s` is how many seconds the training processes of both ran,
+    `shorter_s` how long those of the shorter run did; None while one of them still does. `apart_s` is the pause between
+    them, None if they met.
     """
 
     run: RunView
@@ -30,7 +33,7 @@ class Overlap:
 
     @property
     def share(self) -> float | None:
-        """The common time as a share of the shorter training (0 to 1); None when that is not known or took no time."""
+        """The common time as a share of the shorter life (0 to 1); None when that is not known or took no time."""
         if self.common_s is None or not self.shorter_s:
             return None
         return self.common_s / self.shorter_s

@@ -111,6 +111,16 @@ def score_steps(run: RunView, metric: str) -> tuple[int, ...]:
     return tuple(sorted({s.step for s in run.scores if (s.weights, s.sampler, s.metric) == found}))
 
 
+def sample_counts(run: RunView, metric: str) -> dict[int, int]:
+    """How many held-out samples stand behind each value of a full metric name, by step; no step without scores."""
+    found = protocol(metric)
+    ids: dict[int, set[str]] = {}
+    for score in run.scores:
+        if (score.weights, score.sampler, score.metric) == found and _is_valid(score):
+            ids.setdefault(score.step, set()).add(score.sample_id)
+    return {step: len(names) for step, names in ids.items()}
+
+
 def paired_differences(
     minuend: Mapping[tuple[str, int], float], subtrahend: Mapping[tuple[str, int], float]
 ) -> dict[str, float]:

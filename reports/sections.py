@@ -12,7 +12,7 @@ from reports.completeness import remarks, steps_read
 from reports.conditioning import Manipulation, StreamUse
 from reports.contention import Busyness
 from reports.contrasts import Contrast
-from reports.differences import differences, ineffective
+from reports.differences import Difference, differences, ineffective
 from reports.findings import better_is, ending, reading
 from reports.intervals import Interval
 from reports.lineage import origin, rescue, rescue_label
@@ -85,11 +85,17 @@ def arm_differences(study: StudyView) -> list[ArmDifference]:
         run = next(run for run in study.runs if run.arm == arm)
         baseline = run.baseline if run.baseline != arm else None
         changed = differences(study, arm, baseline) if baseline is not None else ()
-        rows = [[one.key, one.baseline_value, one.arm_value, "yes" if one.declared else "no"] for one in changed]
+        rows = [[one.key, one.baseline_value, one.arm_value, _declared(one)] for one in changed]
         table = Table(["key", f"{baseline or ''}", arm, "declared by the arm"], rows)
         useless = ", ".join(ineffective(study, arm, baseline)) if baseline is not None and changed else ""
         found.append(ArmDifference(arm, run.title, baseline or "", run.hypothesis, table, useless))
     return found
+
+
+def _declared(one: Difference) -> str:
+    if one.declared:
+        return "yes"
+    return "no: set for one of the two launches" if one.was_set else "no"
 
 
 def contrasts_table(found: Sequence[Contrast]) -> Table:
@@ -180,7 +186,8 @@ def throughput_table(study: StudyView, busy: Busyness) -> Table:
                 _seconds(train), _seconds(evaluation), _newest(run, "sys/active_tokens"), _memory(run),
             ]
         )  # fmt: skip
-    header = ["run", "images/s", "steps/s", "windows used", "training", "evaluation", "active tokens", "memory, peak"]
+    header = ["run", "images/s", "steps/s", "windows used", "in training steps", "in evaluation", "active tokens",
+              "memory, peak"]  # fmt: skip
     return _without_empty(Table(header, rows), {*header[1:]})
 
 
@@ -227,7 +234,7 @@ def attempts_table(study: StudyView) -> Table:
 
 
 def overlap_table(found: Sequence[Overlap]) -> Table:
-    """How long each run trained at the same time as the run that it is read against."""
+    """How long the processes of each run and of the one that it is read against ran at the same time."""
     rows = [
         [
             run_label(one.run), run_label(one.baseline),
@@ -235,7 +242,7 @@ def overlap_table(found: Sequence[Overlap]) -> Table:
         ]
         for one in found
     ]  # fmt: skip
-    return Table(["run", "read against", "both trained", "of the shorter training"], rows)
+    return Table(["run", "read against", "both processes ran", "of the shorter process"], rows)
 
 
 def apart_text(one: Overlap) -> str:

@@ -48,7 +48,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class AttemptView:
-    """One process execution of a run. `host` tells machines apart; slots of one host contend with each other."""
+    """One process execution of a run. `host` tells machines apart; slots of one host contend with each other.
+
+    `provider` is where that host is (local: the machine of the launch). `place` is what the runner knows of its slot
+    there and `said` what the process itself announced; both may lack anything, and `said` may hold anything.
+    """
 
     number: int
     kind: str
@@ -61,13 +65,17 @@ class AttemptView:
     max_rss_mib: int | None = None
     resumed_from: int | None = None
     host: str = ""
+    provider: str = "local"
+    place: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class EventView:
     """A state change, a remark of the runner, or (`announced`) what the trainer said about itself.
 
-    `number` grows with the order in which events were written, whatever the clock did.
+    `number` grows with the order in which events were written, whatever the clock did. `lease` is the number of the
+    rented machine that it is about.
     """
 
     time: float
@@ -76,6 +84,7 @@ class EventView:
     step: int | None = None
     number: int = 0
     announced: bool = False
+    lease: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +116,24 @@ class OriginView:
 
 
 @dataclass(frozen=True, slots=True)
+class LaunchView:
+    """What the launch of a run was given beside its files: `options` as words of its command line, without those of
+    --set. `is_known` is false where nothing but the provider was kept; `hosts` are the names in its list of hosts;
+    `declares_seeds` says whether the arm's files name seeds, without which an arm has seed 0 alone."""
+
+    provider: str = "local"
+    options: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    is_known: bool = True
+    declares_seeds: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RunView:
     """One run, that is an arm with a seed.
 
-    `config` is the resolved document flattened to dotted keys with JSON values; `changes` the arm's own list.
+    `config` is the resolved document flattened to dotted keys with JSON values; `changes` the arm's own list, `sets`
+    what the command line of its launch put over it.
     `images` maps (step, variant) to {sample id: absolute path of a PNG}. `metas` maps a step to its meta.json.
     `best` is (step, value) of the primary. `baseline` names the arm that this one is read against. `overridden` are the
     rules whose abort a person has overruled. `steps_total` is 0 when no budget is known. `autopsy` is the content of
@@ -150,6 +173,8 @@ class RunView:
     overridden: tuple[str, ...] = ()
     autopsy: Mapping[str, Any] | None = None
     parent: OriginView | None = None
+    sets: tuple[tuple[str, Any], ...] = ()
+    launch: LaunchView = LaunchView()
 
 
 @dataclass(frozen=True, slots=True)

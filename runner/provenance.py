@@ -1,4 +1,8 @@
-"""Where a run came from: commit, packages, hardware and a few variables. Kept beside a run, no part of its identity."""
+"""Where a run came from: commit, packages, hardware and a few variables. Kept beside a run, no part of its identity.
+
+Packages, hardware and variables are those of the process that launches, on the machine that it runs on: where a run
+trains is not known yet. What the training process says of itself comes with its first event.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import os
 import platform
 import posixpath
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,11 +74,20 @@ def _document(
             "left_out": _left_out(snapshot.left_out),
         },
         "arm_files": list(arm.sources),
-        "python": {"executable": arm.python, "version": platform.python_version()},
+        "python": _python(arm),
+        "launcher": {"executable": sys.executable, "version": platform.python_version()},
         "packages": packages,
         "hardware": hardware,
         "variables": _variables(arm, variables),
     }
+
+
+def _python(arm: ResolvedArm) -> dict[str, str | None]:
+    """The interpreter that the arm asks for; the version of one that is not ours, or is made on its host, is not known
+    here."""
+    executable = arm.environment["python"] or sys.executable
+    is_ours = arm.environment["setup"] is None and executable == sys.executable
+    return {"executable": executable, "version": platform.python_version() if is_ours else None}
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> list[dict[str, str]]:

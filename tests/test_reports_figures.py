@@ -9,17 +9,22 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 import reports.figures
 import reports.write
+from reports.figure_costs import SAMPLES, SECONDS, STEPS
+from reports.figure_curves import log_losses
 from reports.figure_plan import figure_plan, sample_ids, sample_rows
 from reports.figure_samples import read_image
+from reports.figure_style import STYLE, samples_label
 from reports.figures import DRAWN_BY, draw
 from reports.markdown import render
 from reports.study import StudyView
 from reports.write import write
-from tests.fakes.studies import PRIMARY, degenerate_studies, hostile_study, quickstart, seeded_study
+from tests.fakes.studies import PRIMARY, degenerate_studies, hostile_study, quickstart, seeded_study, with_curve
 
 NAMES = ["primary", "contrasts", "curves", "costs", "protocols", "pairs", "samples"]
 
@@ -86,6 +91,65 @@ def test_a_study_that_lacks_something_draws_what_it_planned(
     study = degenerate_studies()[name]
     for path in draw_some(study, TOUCHED.get(name, NAMES), tmp_path, monkeypatch):
         check(path)
+
+
+def drawn(study: StudyView, name: str) -> Figure:
+    with matplotlib.rc_context(STYLE):
+        figure = DRAWN_BY[f"figures/{name}.png"](study, "?")
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def test_all_panels_of_one_loss_have_one_kind_of_axis() -> None:
+    study = quickstart()
+    wide = with_curve(study.runs[3], "train/loss", {step: 1.0 + 900 * 0.98**step for step in range(1, 801, 10)})
+    for runs, kind in ((study.runs, "linear"), ((*study.runs[:3], wide, *study.runs[4:]), "log")):
+        losses = drawn(replace(study, runs=runs), "curves").axes[::2]
+        assert [axes.get_yscale() for axes in losses] == [kind] * 4
+        low_high = [axes.get_ylim() for axes in losses]
+        shown = [
+            sum(low <= tick <= high for tick in axes.get_yticks())
+            for axes, (low, high) in zip(losses, low_high, strict=True)
+        ]
+        assert min(shown) >= 2  # or nobody could read a value
+    zero = with_curve(study.runs[0], "train/loss", {1: 0.0, 2: 1.0})
+    assert log_losses(replace(study, runs=(zero, wide))) == frozenset()
+
+
+def test_a_budget_that_no_run_can_be_read_at_has_no_panel() -> None:
+    study = quickstart()
+    assert [axes.get_xlabel() for axes in drawn(study, "costs").axes] == [STEPS, SAMPLES, SECONDS]
+    shared = [replace(run, attempts=(replace(run.attempts[0], shares_cores=True),)) for run in study.runs]
+    figure = drawn(replace(study, runs=tuple(shared)), "costs")
+    assert [axes.get_xlabel() for axes in figure.axes] == [STEPS, SAMPLES]
+    assert "No panel of seconds: contended: n/a." in " ".join(text.get_text() for text in figure.texts)
+    bare = [
+        replace(run, config={}, curves={n: c for n, c in run.curves.items() if "sys/" not in n}) for run in study.runs
+    ]
+    figure = drawn(replace(study, runs=tuple(bare)), "costs")
+    assert [axes.get_xlabel() for axes in figure.axes] == [STEPS]
+    assert "training time not reported" in " ".join(text.get_text() for text in figure.texts)
+
+
+def test_axes_say_how_many_samples_their_values_rest_on() -> None:
+    study = quickstart()
+    assert "mean of 16 samples" in drawn(study, "curves").axes[1].get_ylabel()
+    assert "mean of 48 samples" in drawn(study, "costs").axes[0].get_ylabel()
+    assert "mean of 48 samples" in drawn(study, "primary").axes[0].get_xlabel()
+    run = study.runs[0]
+    fewer = replace(run, scores=tuple(s for s in run.scores if s.step == 800 or int(s.sample_id[-4:]) < 20))
+    told = drawn(replace(study, runs=(fewer,)), "costs").axes[0].get_ylabel()
+    assert "mean of 20 (light) or 48 (full validation) samples" in told
+    assert samples_label([(replace(run, metas={}), {1: 3, 2: 5, 3: 9})]) == "mean of 3 to 9 samples"
+    assert samples_label([]) == ""
+
+
+def test_no_empty_band_lies_under_the_last_arm() -> None:
+    axes = drawn(quickstart(), "primary").axes[0]
+    bottom, top = axes.get_ylim()
+    places = [place for line in axes.get_lines() if line.get_markersize() == 8 for place in line.get_ydata()]
+    assert 0.5 <= bottom - max(places) <= 1.5
+    assert 0.5 <= min(places) - top <= 1.5
 
 
 def test_command_arms_have_loss_curves_only() -> None:

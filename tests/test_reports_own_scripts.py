@@ -213,7 +213,7 @@ def test_sections_that_no_run_has_anything_for_are_left_out_and_named(script: Ru
     assert set(gone) - {"Samples"} <= set(re.findall(r"^## (.*)$", whole, re.M))
     assert "no run reported anything for it: Samples." in whole
     timed = text(with_curve(script, "sys/train_s", {40: 12.34567}))
-    assert "| run | training |\n| --- | --- |\n| nan-s0 | 12 s |" in section(timed, "Throughput and memory")
+    assert "| run | in training steps |\n| --- | --- |\n| nan-s0 | 12 s |" in section(timed, "Throughput and memory")
 
 
 def test_what_happened_tells_what_was_not_ordinary(script: RunView) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
+import sys
 from pathlib import Path
 
 from runner.home import Home
@@ -34,6 +36,15 @@ def test_it_is_json_with_packages_and_hardware(tmp_path: Path) -> None:
     assert found["hardware"]["ram_mib"] > 64
     assert found["code"]["files"] == 1
     assert found["code"]["left_out"] == [{"path": "note.md", "reason": "text for people"}]
+
+
+def test_another_interpreter_has_no_version_of_ours(tmp_path: Path) -> None:
+    ours = {"executable": sys.executable, "version": platform.python_version()}
+    assert provenance(tmp_path)["python"] == provenance(tmp_path)["launcher"] == ours
+    named = provenance(tmp_path, environment={"python": "/usr/bin/python3.9", "setup": None})
+    assert named["python"] == {"executable": "/usr/bin/python3.9", "version": None}
+    assert named["launcher"] == ours
+    assert provenance(tmp_path, environment={"python": None, "setup": "make env"})["python"]["version"] is None  # type: ignore[index]
 
 
 def test_a_repository_has_a_commit_and_a_hash_of_what_differs(tmp_path: Path) -> None:

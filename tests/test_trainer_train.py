@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -202,7 +204,10 @@ def test_the_order_of_a_run(run: Callable[..., tuple[int, Path]]) -> None:
     assert events(run_dir) == [(0, "started"), (0, "checkpoint"), (4, "checkpoint"), (8, "checkpoint"), (8, "finished")]
     started = lines(run_dir, "event")[0]
     assert started["device"] == "cpu"
-    assert started["gpu_uuids"] == []
+    assert started["gpu_uuids"] == started["gpus"] == []
+    assert (started["python"], started["executable"]) == (platform.python_version(), sys.executable)
+    assert started["packages"]["torch"] == importlib.metadata.version("torch")
+    assert started["cores"] >= 1
     assert started["parameters"] == lines(run_dir, "event")[0]["parameters"] > 0
     assert "model.head.weight" in started["optimizer_groups"]["decayed"]
     line = lines(run_dir, "train")[0]

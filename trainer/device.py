@@ -1,13 +1,20 @@
-"""Which device a process computes on, and which GPUs it really sees."""
+"""Which device a process computes on, which GPUs it really sees, and with which software it works."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from trainer.config import TrainerConfig
 from trainer.errors import ConfigError, Issue
+
+PACKAGES = ("torch", "torchvision", "torchao", "numpy", "lpips", "safetensors", "transformers", "webdataset")
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
@@ -29,3 +36,33 @@ def gpu_uuids() -> list[str]:
         return []
     properties = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
     return [f"GPU-{device.uuid}" for device in properties]
+
+
+def surroundings() -> dict[str, Any]:
+    """What a reader asks of the machine and the software that trained, as JSON values: names of the GPUs that are seen,
+    CPU, usable cores, interpreter, packages. Nothing in it names a person or an address."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
+        "cuda": torch.version.cuda,
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "packages": versions,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor())

@@ -13,7 +13,7 @@ from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Source
-from trainer.device import gpu_uuids
+from trainer.device import gpu_uuids, surroundings
 from trainer.document import Document
 from trainer.evaluate.probe import Probe
 from trainer.evaluate.suite import Validation
@@ -94,6 +94,7 @@ def announce(session: Session, attempt: int) -> None:
         device=str(learner.device),
         gpu_uuids=gpu_uuids(),
         torch=torch.__version__,
+        **surroundings(),
         threads=torch.get_num_threads(),
         parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
         optimizer_groups=learner.optimizer.groups._asdict(),

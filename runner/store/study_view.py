@@ -18,6 +18,7 @@ from reports.study import (
     AttemptView,
     Curve,
     EventView,
+    LaunchView,
     LintView,
     NeighbourView,
     OriginView,
@@ -36,6 +37,7 @@ from runner.store import tables
 from runner.store.curves import as_series, read_curves
 from runner.store.outbox import BY_THE_TRAINER
 from runner.store.study_costs import study_costs
+from runner.store.study_launches import command_line_sets, launches, own_changes, places, said
 
 
 def build_study_view(connection: Connection, home: Home, study: str, now: float = 0.0) -> StudyView:
@@ -49,7 +51,8 @@ def build_study_view(connection: Connection, home: Home, study: str, now: float 
         select(runs).where(runs.c.study == study).order_by(runs.c.arm_order, runs.c.seed, runs.c.created)
     ).all()
     primary = stored.document.get("primary")
-    views = tuple(_run(connection, home, row) for row in rows if row.superseded_by is None)
+    launched = launches(connection, rows)
+    views = tuple(_run(connection, home, row, launched[row.run]) for row in rows if row.superseded_by is None)
     return StudyView(
         study=study,
         primary=None if primary is None else PrimaryView(**primary),
@@ -63,16 +66,22 @@ def build_study_view(connection: Connection, home: Home, study: str, now: float 
     )
 
 
-def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
+def _run(connection: Connection, home: Home, row: Row[Any], launch: LaunchView) -> RunView:
     arm = from_json(row.arm_document)
     curves = read_curves(connection, row.run)
     folder = home.root / row.run
     attempts = connection.execute(
-        select(tables.attempts, tables.leases.c.host)
+        select(
+            tables.attempts,
+            tables.leases.c.host,
+            tables.leases.c.provider,
+            tables.leases.c.document.label("lease_document"),
+        )
         .join(tables.leases, tables.leases.c.id == tables.attempts.c.lease)
         .where(tables.attempts.c.run == row.run)
         .order_by(tables.attempts.c.attempt)
     ).all()
+    there, announced = places(connection, attempts), said(connection, row.run)
     state = f"{row.state}({row.rule})" if row.rule else row.state
     return RunView(
         run=row.id,
@@ -83,7 +92,7 @@ def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
         hypothesis=arm.hypothesis,
         baseline=arm.baseline,
         kind=arm.kind,
-        changes=arm.changes,
+        changes=own_changes(arm),
         config=flatten(document(arm, row.seed, row.id)),
         state=state,
         reason=row.reason,
@@ -99,7 +108,7 @@ def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
         metas=_metas(folder),
         images=_images(folder),
         verdicts=tuple(_verdicts(connection, row.run)),
-        attempts=tuple(_attempt(one) for one in attempts),
+        attempts=tuple(_attempt(one, there[one.attempt], announced.get(one.attempt, {})) for one in attempts),
         events=tuple(_events(connection, tables.events.c.run == row.run)),
         provenance=row.provenance,
         best=_best(arm, curves, row.steps_total),
@@ -109,6 +118,8 @@ def _run(connection: Connection, home: Home, row: Row[Any]) -> RunView:
         overridden=tuple(row.overridden),
         autopsy=_autopsy(folder),
         parent=_origin(row, arm),
+        sets=command_line_sets(arm),
+        launch=launch,
     )
 
 
@@ -175,12 +186,13 @@ def _verdicts(connection: Connection, run: str) -> Iterable[VerdictView]:
         yield VerdictView(row.rule, row.action, row.step, row.reason, evidence, row.attempt)
 
 
-def _attempt(row: Row[Any]) -> AttemptView:
+def _attempt(row: Row[Any], place: Mapping[str, Any], announced: Mapping[str, Any]) -> AttemptView:
     ended = row.exit or {}
     return AttemptView(
         number=row.attempt, kind=row.kind, slot=row.slot["name"], shares_cores=row.slot["shares_cores"],
         started=row.started, ended=row.ended, cause=ended.get("cause", ""), exit_code=ended.get("code"),
         max_rss_mib=ended.get("max_rss_mib"), resumed_from=row.resumed_from, host=row.host,
+        provider=row.provider, place=place, said=announced,
     )  # fmt: skip
 
 
@@ -200,9 +212,17 @@ def _neighbours(connection: Connection, study: str) -> Iterable[NeighbourView]:
 def _events(connection: Connection, which: ColumnElement[bool]) -> Iterable[EventView]:
     rows = connection.execute(select(tables.events).where(which).order_by(tables.events.c.id))
     return (
-        EventView(row.time, row.what, row.reason, row.step, row.id, announced=row.reason == BY_THE_TRAINER)
+        EventView(
+            row.time, row.what, row.reason, row.step, row.id, announced=row.reason == BY_THE_TRAINER, lease=_lease(row)
+        )
         for row in rows
-    )
+    )  # fmt: skip
+
+
+def _lease(row: Row[Any]) -> int | None:
+    """The number of the rented machine that an event of a study is about."""
+    found = row.data.get("lease") if row.run is None and isinstance(row.data, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _steps(folder: Path) -> Iterable[tuple[int, Path]]:
