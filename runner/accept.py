@@ -269,7 +269,8 @@ class Accept:
             changes.answer(connection, request.id, True, f"{run.id}: an autopsy of it {where}", now)
 
     def _sweep(self, request: Request) -> None:
-        """Until all accounts were looked at the request stays without an answer."""
+        """Until all accounts were looked at the request stays without an answer. Raises InfrastructureError for what is
+        not proven."""
         said = self._gc(request.id)
         if said is not None:
             with self._session.transaction() as connection:
@@ -289,9 +290,15 @@ def _machine_of(request: Request, study: str) -> dict[str, Any] | None:
 
 
 def rented_capacity(arms: Sequence[ResolvedArm], slots: int | None, provider: str) -> Capacity:
-    """A machine is rented with as many slots as are asked for, or as there are arms."""
-    most = slots or max(sum(arm.study == one.study for arm in arms) for one in arms)
+    """A machine is rented for each study: what the largest of them may hold, if all of its runs are still to start."""
+    studies = [[arm for arm in arms if arm.study == study] for study in dict.fromkeys(arm.study for arm in arms)]
+    most = max(slots_of(slots, len(mine), sum(len(arm.seeds) for arm in mine)) for mine in studies)
     return Capacity(most, most, provider=provider)
+
+
+def slots_of(asked: int | None, arms: int, runs: int) -> int:
+    """The slots of one rented machine: as many as are asked for, else one for each arm; never more than have a run."""
+    return min(asked or arms, runs)
 
 
 def barrier(planned: PlannedRun, colocate: str) -> int | None:

@@ -103,12 +103,10 @@ def launch(
         "is_verified": False if unverified else None, "is_datacenter": datacenter or None,
         "is_interruptible": interruptible or None, "bid_usd_per_h": bid,
     }  # fmt: skip
-    if max_usd is not None:
-        sets = [*(sets or ()), f"budget.study.max_usd={max_usd}"]
     chosen = Options(
         tuple(sets or ()), seeds, arms, slots, provider, fresh, amend, allowed, priority, share_gpus, hosts,
         lambda _place, _fingerprint: accept_new and not dry_run,
-        {name: value for name, value in wanted.items() if value is not None}, tuple(allow_upload or ()),
+        {name: value for name, value in wanted.items() if value is not None}, tuple(allow_upload or ()), max_usd,
     )  # fmt: skip
     raise typer.Exit(
         launch_command.launch(arm_files, chosen, home, dry_run=dry_run, detach=detach, as_json=as_json, yes=yes)

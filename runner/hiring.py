@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from provisioning.vast.offers import Ranked, Wanted, asked, ceiling_usd, explain, order_of
 from provisioning.vast.prices import needed_s
+from reports.wording import counted
+from runner.accept import slots_of
 from runner.clock import Clock, SystemClock
 from runner.errors import BudgetError, InfrastructureError, UsageError
 from runner.plan import Plan
 from runner.renting.offered import Market, account_api, looked, remarks, wanted_of
 from runner.spec.models import ResolvedArm
+from runner.staging.secrets import likely_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +73,20 @@ def estimate(
     clock: Clock | None = None,
 ) -> Hire:
     """What would be rented for a launch: for each study one machine with a slot for every arm that has something to do,
-    or with as many as `slots`. Raises UsageError, and InfrastructureError when nothing fits or nobody answers."""
+    or with as many as `slots`, never more than have a run. Raises UsageError, and InfrastructureError when nothing fits
+    or nobody answers."""
     clock = clock or SystemClock()
     api = account_api(environment, clock)
     busy = {(run.study, run.arm) for run in plan.to_run}
-    machines, notes, left_usd = [], [], None
+    machines, notes, market = [], [], None
     for study in dict.fromkeys(arm.study for arm in arms):
         mine = [arm for arm in arms if arm.study == study and (study, arm.arm) in busy]
         if mine:
-            wanted = _wanted(mine, slots, asked_for)
-            market = looked(api, wanted, clock)
-            machines.append(_machine(study, mine, slots, wanted, market))
-            notes += [f"{study}: {said}" for said in remarks(market, wanted)]
-            left_usd = market.left_usd
+            count = slots_of(slots, len(mine), sum(run.study == study for run in plan.to_run))
+            market = looked(api, _wanted(mine, count, asked_for), clock, market)
+            machines.append(_machine(study, mine, count, market))
+            notes += [f"{study}: {said}" for said in remarks(market)]
+    left_usd = None if market is None else market.left_usd
     if left_usd is not None and left_usd <= 0.0 and machines:
         raise InfrastructureError(
             f"the account is empty ({left_usd:.2f} USD): nothing was rented; pay in and try again"
@@ -104,13 +110,28 @@ def refuse_unpaid(hire: Hire) -> None:
             )
 
 
+def refuse_secrets(code: Mapping[Path, Sequence[str]], allowed: Collection[str]) -> None:
+    """Raises UsageError for what looks like a secret in the code that would go to a rented machine: whoever runs that
+    can read it. `code` are the frozen files by the folder of each copy; `allowed` are those that hold none."""
+    found: dict[str, str] = {}
+    for root, files in code.items():
+        found |= {str(one): one.file for one in likely_secrets({name: (root / name).read_bytes() for name in files})}
+    found = {said: file for said, file in found.items() if file not in allowed}
+    if found:
+        names = " ".join(f"--allow-upload {shlex.quote(file)}" for file in dict.fromkeys(found.values()))
+        raise UsageError(
+            f"this looks like secrets, and whoever runs the machine could read it: {'; '.join(found)}; take it out, or "
+            f"say that it is none: {names} (nothing was rented)"
+        )
+
+
 def sentence(machine: Machine) -> str:
     """What would be rented, for a person."""
     order = order_of(machine.first, machine.wanted, needed_s(machine.wanted))
     limit = "no max_usd" if machine.max_usd is None else f"max_usd {machine.max_usd:.2f} USD"
     fits = "1 offer fits" if machine.fits == 1 else f"{machine.fits} offers fit"
     return (
-        f"{machine.study}  {machine.slots} slots on {order['gpus']} x {order['gpu_name']}, "
+        f"{machine.study}  {counted(machine.slots, 'slot')} on {order['gpus']} x {order['gpu_name']}, "
         f"{machine.first.prices.usd_per_h:.3f} USD/h (offer {order['offer_id']}; {fits}); "
         f"{machine.wanted.hours:g} h planned, about {machine.first.cost.total_usd:.2f} USD; "
         f"at most {machine.ceiling_usd:.2f} USD until {needed_s(machine.wanted) / 3600.0:.3g} h; "
@@ -136,22 +157,23 @@ def document(hire: Hire) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _wanted(arms: Sequence[ResolvedArm], slots: int | None, asked_for: Mapping[str, Any]) -> Wanted:
+def _wanted(arms: Sequence[ResolvedArm], slots: int, asked_for: Mapping[str, Any]) -> Wanted:
     """One machine that holds all slots; who rents GPUs wants one for every run, whatever the arm says of a CPU."""
     gpus = max(max(1, arm.resources.gpus) for arm in arms)
     vram_gib = max(arm.resources.min_vram_gib for arm in arms)
     wanted = wanted_of(asked_for)
-    return replace(wanted, gpus=(slots or len(arms)) * gpus, min_vram_gib=max(wanted.min_vram_gib, vram_gib))
+    return replace(wanted, gpus=slots * gpus, min_vram_gib=max(wanted.min_vram_gib, vram_gib))
 
 
-def _machine(study: str, arms: Sequence[ResolvedArm], slots: int | None, wanted: Wanted, market: Market) -> Machine:
+def _machine(study: str, arms: Sequence[ResolvedArm], slots: int, market: Market) -> Machine:
+    wanted = market.wanted
     if not market.choice.ranked:
         raise InfrastructureError(f"{study}: nothing to rent: {asked(wanted)}: {explain(market.choice)}")
     first = market.choice.ranked[0]
     resources = [arm.resources for arm in arms]
     return Machine(
         study=study,
-        slots=slots or len(arms),
+        slots=slots,
         gpus=max(max(1, one.gpus) for one in resources),
         cpus=max(one.cpus for one in resources),
         min_vram_gib=max(one.min_vram_gib for one in resources),

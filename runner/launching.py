@@ -6,7 +6,6 @@ The launch command is a client of the controller: it reads the database, freezes
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +30,14 @@ from runner.places import left_out, live_slots, refuse_occupied
 from runner.plan import Capacity, KnownRun, Plan, make_plan
 from runner.provenance import Provenance
 from runner.quarantine import Withheld
+from runner.renting_options import refuse_ignored
 from runner.schedule import Shape, shape_of
 from runner.snapshot import Seen, Snapshot, preview, take
-from runner.spec import ResolvedArm, StoredStudy, from_json, read_study_arms, to_json
+from runner.spec import ResolvedArm, StoredStudy, from_json, to_json
 from runner.spec.hosts import read_hosts
 from runner.spec.lint import blocking, lint, parse_allow
 from runner.spec.notices import notice_problems
-from runner.staging.secrets import likely_secrets
+from runner.spec.study_limit import read_arms
 from runner.store import requests, tables
 from runner.store.database import check_revision, create_or_upgrade, reading
 from runner.store.history import seconds_per_step
@@ -55,7 +55,8 @@ POLL_S = 0.05
 class Options:
     """What the command line says beside the arm files. `wanted` is what is asked of a rented machine, `allow_upload`
     names files that may go there although they look like secrets. `hosts` is the file that lists machines reached over
-    ssh; `accepts` says whether the key of one that is met for the first time is right (place, fingerprint)."""
+    ssh; `accepts` says whether the key of one that is met for the first time is right (place, fingerprint). `max_usd`
+    is what a study may cost in all; None leaves that to the arms, or to what is stored."""
 
     sets: tuple[str, ...] = ()
     seeds: str | None = None
@@ -71,6 +72,7 @@ class Options:
     accepts: Callable[[str, str], bool] = lambda _place, _fingerprint: False
     wanted: Mapping[str, Any] = field(default_factory=dict)
     allow_upload: tuple[str, ...] = ()
+    max_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,14 @@ def prepare(home: Home, paths: Sequence[str | Path], options: Options) -> Prepar
         )
     if options.slots is not None and options.slots < 1:
         raise UsageError(f"--slots {options.slots}: at least one slot is needed")
-    hosts = _hosts(options)
+    refuse_ignored(options.provider, RENTED, options.hosts, options.wanted, options.allow_upload)
+    hosts = () if options.hosts is None else read_hosts(options.hosts)
     allow = parse_allow(options.allow)
     past = _read_past(home)
-    arms = read_study_arms(paths, options.sets, options.seeds, options.arms, stored=past.studies, amend=options.amend)
+    arms = read_arms(
+        paths, options.sets, options.seeds, options.arms, stored=past.studies, amend=options.amend,
+        max_usd=options.max_usd,
+    )  # fmt: skip
     seen = Seen()
     snapshots = {arm.name: preview(arm, home, seen) for arm in arms}
     seen_there = _look(home, arms, hosts, options, past)
@@ -163,16 +169,8 @@ def _look(home: Home, arms: Sequence[ResolvedArm], hosts: Sequence[SshHost], opt
         kept = _left_out(provider, slots, options, past)
     finally:
         provider.close()
-    refuse_silence(slots, silent)
+    refuse_silence(slots, silent, hosts)
     return _There(capacity_of(slots, options.provider), slots, kept, silent)
-
-
-def _hosts(options: Options) -> tuple[SshHost, ...]:
-    """The machines of the list that was named; each place of runs needs its own options."""
-    if (options.provider == "ssh") != (options.hosts is not None):
-        missing = "--provider ssh" if options.hosts is not None else "--hosts FILE (a list of your machines)"
-        raise UsageError(f"--provider {options.provider}: {missing} is missing; see docs/elsewhere.md")
-    return () if options.hosts is None else read_hosts(options.hosts)
 
 
 def _notice_notes(arms: Sequence[ResolvedArm], home: Home) -> tuple[str, ...]:
@@ -193,24 +191,6 @@ def refuse_unfair(prepared: Prepared) -> None:
                 f"{remark.rule}: {remark.message}; "
                 f"to launch all the same: --allow {remark.rule}='reason' (the report prints the reason)"
             )
-
-
-def _refuse_secrets(prepared: Prepared, frozen: Mapping[str, Snapshot]) -> None:
-    """Raises UsageError for what looks like a secret in the code that would go to a rented machine: whoever runs that
-    can read it."""
-    if prepared.hire is None or not prepared.hire.machines:
-        return
-    found: dict[str, str] = {}
-    for snapshot in {one.hash: one for one in frozen.values()}.values():  # arms share their code
-        root = prepared.home.root / snapshot.root
-        found |= {str(one): one.file for one in likely_secrets({n: (root / n).read_bytes() for n in snapshot.files})}
-    found = {said: file for said, file in found.items() if file not in prepared.options.allow_upload}
-    if found:
-        names = " ".join(f"--allow-upload {shlex.quote(file)}" for file in dict.fromkeys(found.values()))
-        raise UsageError(
-            f"this looks like secrets, and whoever runs the machine could read it: {'; '.join(found)}; take it out, or "
-            f"say that it is none: {names} (nothing was rented)"
-        )
 
 
 def commit(prepared: Prepared) -> int:
@@ -236,7 +216,10 @@ def commit(prepared: Prepared) -> int:
                 "provenance": provenance(arm, snapshot),
             }
         )
-    _refuse_secrets(prepared, frozen)
+    if prepared.hire is not None and prepared.hire.machines:
+        from runner.hiring import refuse_secrets
+
+        refuse_secrets({home.root / one.root: one.files for one in frozen.values()}, prepared.options.allow_upload)
     payload = {
         "arms": entries,
         "slots": prepared.options.slots,
@@ -366,14 +349,33 @@ def _slots(
     return found, silent
 
 
-def refuse_silence(slots: Mapping[Shape, Sequence[Slot]], silent: Mapping[str, Exception]) -> None:
-    """Raises UnmetHosts when there are hosts that nobody has said yes to, InfrastructureError when none answers."""
+def refuse_silence(
+    slots: Mapping[Shape, Sequence[Slot]], silent: Mapping[str, Exception], hosts: Sequence[SshHost] = ()
+) -> None:
+    """Raises UnmetHosts when there are hosts that nobody has said yes to, InfrastructureError when none of `hosts` can
+    be used."""
     unmet = [error for error in silent.values() if isinstance(error, UnknownHostKey)]
     if unmet:
         raise UnmetHosts([(error.place, error.fingerprint) for error in unmet])
     if silent and not any(slots.values()):
-        said = "; ".join(f"{host}: {error}" for host, error in silent.items())
-        raise InfrastructureError(f"no host answers: {said} (nothing was started)")
+        said = "; ".join(f"{host}: {why_silent(host, error, hosts)}" for host, error in silent.items())
+        answered = any(_has_spoken(error) for error in silent.values())
+        what = "no host can be used" if answered else "no host answers"
+        raise InfrastructureError(f"{what}: {said} (nothing was started)")
+
+
+def why_silent(name: str, error: Exception, hosts: Sequence[SshHost]) -> str:
+    """Why nothing can be placed on a host, without its name, and what in the list of hosts it may be."""
+    python = next((host.python for host in hosts if host.name == name), None)
+    said = str(error).removeprefix(f"{name}: ")
+    if python is None or not _has_spoken(error) or python.removeprefix("~/") not in said:
+        return said
+    return f"{said}; `python:` of {name} in the list of hosts says what runs our agent there"
+
+
+def _has_spoken(error: Exception) -> bool:
+    """Whether the host answered and our agent did not: then its shell, or its Python, says why."""
+    return "; it said: " in str(error)
 
 
 def _left_out(

@@ -13,7 +13,8 @@ from typing import Any
 
 from provisioning import RENTED
 from provisioning.base import Handle, HomeKeyError, HostLost, Provider, Request
-from runner.errors import HomeError
+from reports.wording import counted
+from runner.errors import HomeError, InfrastructureError
 from runner.places import Places
 from runner.records import ENDED, ON_A_SLOT, RunState
 from runner.renting import bills
@@ -321,15 +322,18 @@ def _charge(lease: Lease) -> tuple[float, float] | None:
 
 
 def _swept(renting: Renting) -> str:
-    """What a look at an account came to."""
+    """What a look at an account came to. Raises InfrastructureError where something is not proven."""
+    again = "the controller of this home asks again as long as it is at work; to look again: runner gc"
     if not renting.is_swept:
-        return f"{renting.provider} gave no complete list; it is asked again until it does"
+        raise InfrastructureError(f"{renting.provider} gave no complete list, so nothing is proven; {again}")
     kept = [one.handle for one in renting.leases() if one.is_open and not one.because]
-    said = [f"{renting.provider}: {len(kept)} machines are held for runs"]
+    said = [f"{renting.provider}: {counted(len(kept), 'machine')} {'is' if len(kept) == 1 else 'are'} held for runs"]
     if back := renting.on_the_way_back:
-        said.append(f"{_names(back)} not proven given back yet, asked again until it is")
+        said.append(f"{_names(back)} not proven given back yet")
     if renting.foreign:
         said.append(f"not ours, never touched: {_names(renting.foreign)}")
+    if back:
+        raise InfrastructureError(f"{', '.join(said)}; {again}")
     return ", ".join(said)
 
 

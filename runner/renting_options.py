@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
+
+from runner.errors import UsageError
 
 GpuNames = Annotated[list[str] | None, typer.Option("--gpu", help="GPU name, for example 'RTX 4090'. Repeatable.")]
 GpuCount = Annotated[int | None, typer.Option("--gpus", help="GPUs on one machine (default 1).")]
@@ -26,3 +29,29 @@ Interruptible = Annotated[bool, typer.Option("--interruptible", help="By a bid: 
 Bid = Annotated[
     float | None, typer.Option("--bid-usd-per-h", help="The bid for the machine (default: each least bid).")
 ]
+
+NAMES = {
+    "gpu_names": "--gpu", "max_usd_per_h": "--max-usd-per-h", "hours": "--hours", "disk_gb": "--disk-gb",
+    "traffic_up_gb": "--traffic-up-gb", "traffic_down_gb": "--traffic-down-gb", "min_reliability": "--reliability",
+    "min_cuda": "--cuda", "min_inet_down_mbit_per_s": "--inet-down-mbit", "min_inet_up_mbit_per_s": "--inet-up-mbit",
+    "image": "--image", "is_verified": "--unverified", "is_datacenter": "--datacenter",
+    "is_interruptible": "--interruptible", "bid_usd_per_h": "--bid-usd-per-h",
+}  # fmt: skip
+"""The option of `launch` for each field of what is asked of a machine."""
+
+
+def refuse_ignored(
+    provider: str, rented: Collection[str], hosts: str | None, wanted: Collection[str], allow_upload: Collection[str]
+) -> None:
+    """Raises UsageError for options of another place of runs than `provider`, where they would be ignored, and for a
+    missing list of hosts. `rented` are the places where machines are rented, `wanted` the fields that are asked for."""
+    if provider == "ssh" and hosts is None:
+        raise UsageError("--provider ssh needs --hosts FILE, a list of your machines; see docs/elsewhere.md")
+    if provider != "ssh" and hosts is not None:
+        raise UsageError(f"--hosts FILE needs --provider ssh, and this is --provider {provider}; see docs/elsewhere.md")
+    ignored = [*(NAMES[one] for one in wanted), *(["--allow-upload"] if allow_upload else [])]
+    if ignored and provider not in rented:
+        raise UsageError(
+            f"{', '.join(ignored)}: only for a rented machine, which needs --provider {' or '.join(sorted(rented))}; "
+            f"this is --provider {provider} (nothing was started)"
+        )

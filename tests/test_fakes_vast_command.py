@@ -37,10 +37,14 @@ def test_the_command_serves_real_machines_until_it_is_told_to_end(tmp_path: Path
         wanted = {"image": "torch:2", "runtype": "ssh_direc ssh_proxy", "label": "demo", "onstart": strays(stray)}
         requests.put(f"{url}/api/v0/asks/{ask_id}/", json=wanted, headers=headers, timeout=20)
         until(lambda: len([pid for pid in running(stray) if pid != fake.pid]) >= 3)
+        printed = ""
+        while "running (demo); " not in printed:
+            line = fake.stdout.readline()
+            assert line, printed
+            printed += line
         fake.terminate()
-        printed = fake.stdout.read()
+        printed += fake.stdout.read()
         assert fake.wait(20) == 0
-    assert "running (demo); " in printed
     assert "together: 1 instances, " in printed
     assert "left behind: 1 instances" in printed
     assert running(stray) == []

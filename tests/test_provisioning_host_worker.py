@@ -242,6 +242,7 @@ def test_whatever_ends_the_thread_nobody_waits_for_ever(error: BaseException) ->
             ask(FLOAT, "memory_mib")
     with pytest.raises(HostLost, match="mistake of our own"):
         worker.carry_out(asking())
+    worker.close()  # what ended the thread is told while this test expects it
 
 
 def test_what_cannot_be_tidied_up_ends_no_thread() -> None:

@@ -7,15 +7,20 @@ import sqlite3
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from runner.cli import run as runner
 from runner.commands.check import BRIEF_RUNS, print_plan
-from runner.errors import HomeError, NotInThisVersion, UsageError
+from runner.errors import HomeError, NotInThisVersion, SpecError, UsageError
 from runner.home import Home
 from runner.launching import Options, commit, prepare, ready_database, refuse_unfair
+from runner.spec import read_study_arms
 from tests.fakes.lab import ROOT, Lab
+from tests.fakes.stored_study import StoredStudy
 
+LIMIT = "budget.study.max_usd"
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -109,3 +114,93 @@ def test_a_hook_that_cannot_be_started_is_told_before_anything_runs(
     assert capsys.readouterr().out.count("there is no program no-such-program on PATH") == 1
     working = prepare(Home(lab.home), [lab.arm("a", notify={"command": ["true"]})], Options())
     assert working.notice_notes == ()
+
+
+# ---- what a study may cost, at its first launch and later ------------------------------------------------------------
+
+
+def stored_with(lab: Lab, limit: str, **keys: Any) -> Path:
+    """An arm of a study that was launched with a limit."""
+    path = lab.arm("A", **keys)
+    stored = StoredStudy(Home(lab.home))
+    stored.run(read_study_arms([path], [f"{LIMIT}={limit}"])[0])
+    stored.close()
+    return path
+
+
+def limit_of(lab: Lab, path: Path, **options: Any) -> float | None:
+    (arm,) = prepare(Home(lab.home), [path], Options(**options)).arms
+    found: float | None = arm.budget["study"]["max_usd"]
+    return found
+
+
+@pytest.mark.parametrize("amend", [False, True])
+def test_a_launch_that_says_nothing_of_the_limit_keeps_that_of_the_study(lab: Lab, amend: bool) -> None:
+    assert limit_of(lab, stored_with(lab, "10"), amend=amend) == 10.0
+
+
+def test_another_limit_is_refused_by_its_own_name_until_it_is_amended(lab: Lab) -> None:
+    path = stored_with(lab, "10")
+    with pytest.raises(SpecError) as refused:
+        limit_of(lab, path, max_usd=0.9)
+    said = str(refused.value)
+    assert said.startswith("--max-usd: 0.9 USD, and the stored study lab may cost 10 USD; allowed: --amend to move")
+    assert "--set" not in said
+    assert str(path) not in said
+    assert limit_of(lab, path, max_usd=10.0) == 10.0
+    assert limit_of(lab, path, max_usd=0.9, amend=True) == 0.9
+
+
+def test_a_limit_for_a_study_that_was_stored_without_one(lab: Lab) -> None:
+    path = stored_with(lab, "null")
+    assert limit_of(lab, path) is None
+    with pytest.raises(SpecError, match=r"--max-usd: 5 USD, and the stored study lab has no limit; .*--amend"):
+        limit_of(lab, path, max_usd=5.0)
+
+
+def test_a_limit_is_named_by_who_asked_for_it(lab: Lab) -> None:
+    path = stored_with(lab, "10", budget={"study": {"max_usd": 7.0}})
+    with pytest.raises(SpecError, match=rf"^{path}:1: {LIMIT}: 7 USD, and the stored study lab may cost 10 USD"):
+        limit_of(lab, path)
+    with pytest.raises(SpecError, match=rf"^--set: {LIMIT}: 8 USD, and the stored study"):
+        limit_of(lab, path, sets=(f"{LIMIT}=8",))
+    with pytest.raises(SpecError, match=r"^--max-usd: .*-5.*above 0|^--max-usd: .*-5"):
+        limit_of(lab, path, max_usd=-5.0)
+
+
+def test_a_limit_is_taken_away_in_so_many_words_only(lab: Lab) -> None:
+    path = stored_with(lab, "10")
+    away = (f"{LIMIT}=null",)
+    with pytest.raises(SpecError, match="no limit is asked for, and the stored study lab may cost 10 USD"):
+        limit_of(lab, path, sets=away)
+    assert limit_of(lab, path, sets=away, amend=True) is None
+
+
+def test_other_keys_of_the_study_must_still_be_the_stored_ones(lab: Lab) -> None:
+    path = stored_with(lab, "10")
+    with pytest.raises(SpecError, match=r"resources\.colocate"):
+        limit_of(lab, path, sets=("resources.colocate=off",))
+
+
+# ---- options that another place of runs has --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--gpu", "A"), ("--max-usd-per-h", "1"), ("--hours", "1"), ("--disk-gb", "50"), ("--traffic-up-gb", "1"),
+        ("--traffic-down-gb", "1"), ("--reliability", "0.9"), ("--cuda", "12"), ("--inet-down-mbit", "1"),
+        ("--inet-up-mbit", "1"), ("--image", "a/b:1"), ("--unverified",), ("--datacenter",), ("--interruptible",),
+        ("--bid-usd-per-h", "1"), ("--allow-upload", "a.txt"),
+    ],
+    ids=lambda option: str(option[0]),
+)  # fmt: skip
+def test_an_option_of_rented_machines_is_not_ignored(
+    lab: Lab, option: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = runner([*map(str, ("launch", lab.arm("A"), *option)), "--home", str(lab.home)])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.startswith(f"runner: {option[0]}: only for a rented machine, which needs --provider vast; ")
+    assert "this is --provider local (nothing was started)" in said
+    assert not lab.home.exists()

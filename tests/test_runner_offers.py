@@ -13,7 +13,7 @@ import pytest
 from provisioning.vast.offers import Wanted
 from runner.commands.offers import offers
 from runner.errors import EXIT_INFRASTRUCTURE, EXIT_OK, EXIT_USAGE, InfrastructureError, UsageError
-from runner.renting.offered import MOST_BALANCE_WAIT_S, MOST_WAIT_S, wanted_of
+from runner.renting.offered import MOST_BALANCE_WAIT_S, MOST_WAIT_S, QUIET_S, wanted_of
 from tests.fakes.vast import Fake, Fault, FaultPlan, FollowingClock, Offer
 from tests.fakes.vast.account import FULL_KEY, ApiKey
 from tests.fakes.vast.server import Server, example_offers
@@ -183,16 +183,43 @@ def test_money_that_does_not_last_for_the_plan_is_said(capsys: pytest.CaptureFix
 
 
 def test_a_service_that_wants_to_be_asked_later_is_asked_later(capsys: pytest.CaptureFixture[str]) -> None:
-    faults = (SEARCH, [Fault("too_many_text"), Fault("too_many_json")])
+    faults = (SEARCH, [Fault("too_many_text"), Fault("too_many_json")] * 2)
     with service(None, faults) as (fake, environment):
         clock = QuickClock()
         assert offers(Wanted(), environment, as_json=True, limit=5, clock=clock) == EXIT_OK
-        assert fake.counts()["POST /api/v0/bundles/"] == 3
+        assert fake.counts()["POST /api/v0/bundles/"] == 5
     said = capsys.readouterr()
     assert json.loads(said.out)["fit"] == 11
-    assert len(clock.waits_s) == 2
+    assert len(clock.waits_s) == 4
     assert all(wait_s >= 1.0 for wait_s in clock.waits_s)
-    assert said.err.count("Vast.ai asks us to slow down") == 2
+    long = [wait_s for count, wait_s in enumerate(clock.waits_s, 1) if sum(clock.waits_s[:count]) >= QUIET_S]
+    assert 0 < len(long) < 4
+    assert said.err.count("Vast.ai asks us to slow down") == len(long)
+
+
+def test_a_short_wait_is_one_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    with service(None, (SEARCH, [Fault("too_many_text")])) as (_, environment):
+        clock = QuickClock()
+        assert offers(Wanted(), environment, as_json=True, limit=5, clock=clock) == EXIT_OK
+    assert 1.0 <= sum(clock.waits_s) < QUIET_S
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "Rtx_4090", "RTX4090"])
+def test_a_gpu_is_found_however_its_name_is_typed(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with service() as (fake, environment):
+        code, found = as_document(capsys, Wanted(gpus=4, gpu_names=(name,)), environment)
+        fake.assert_clean()
+    assert code == EXIT_OK
+    assert {one["gpu_name"] for one in found["offers"]} == {"RTX 4090"}
+    assert found["wanted"]["gpu_names"] == ["RTX 4090"], "what is rented is looked for by the name of the service"
+
+
+def test_of_several_gpus_none_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    market = [Offer(1, 1), Offer(2, 2, gpu_name="RTX 5090")]
+    with service(market) as (_, environment):
+        _, found = as_document(capsys, Wanted(gpu_names=("RTX 4090", "rtx5090")), environment)
+    assert {one["gpu_name"] for one in found["offers"]} == {"RTX 4090", "RTX 5090"}
 
 
 def test_waiting_has_an_end() -> None:

@@ -13,6 +13,7 @@ from runner.errors import UsageError
 from runner.home import Home
 from runner.naming import find_run
 from runner.records import RunState
+from runner.spec.models import DEFAULT_BUDGET, ResolvedArm
 from runner.store.queries import read_named_runs
 from tests.fakes.arms import command_arm
 from tests.fakes.stored_study import StoredStudy
@@ -25,8 +26,8 @@ def stored(tmp_path: Path) -> Iterator[StoredStudy]:
     found.close()
 
 
-def ended(stored: StoredStudy, **values: Any) -> Any:
-    run = stored.run(command_arm(), state=RunState.FAILED, **values)
+def ended(stored: StoredStudy, arm: ResolvedArm | None = None, **values: Any) -> Any:
+    run = stored.run(arm or command_arm(), state=RunState.FAILED, **values)
     return find_run(run.rpartition("-")[2], read_named_runs(stored.home))
 
 
@@ -38,6 +39,14 @@ def test_a_rented_machine_is_not_rented_again_without_a_yes(
     with pytest.raises(UsageError, match=r"5 USD in all; to agree without a terminal: --yes \(nothing was rented\)"):
         confirm_rent(stored.home, run, yes=False)
     confirm_rent(stored.home, run, yes=True)
+
+
+def test_the_limit_that_is_named_is_the_one_in_force(stored: StoredStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = {**DEFAULT_BUDGET, "study": {"max_hours": None, "max_usd": 12.5}}
+    run = ended(stored, command_arm(budget=limited), provider="vast", wanted={"key": "k", "max_usd": 5.0})
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(UsageError, match=r"its study may cost 12\.5 USD in all"):
+        confirm_rent(stored.home, run, yes=False)
 
 
 @pytest.mark.parametrize(("word", "is_yes"), [("y\n", True), ("n\n", False), ("\n", False)])

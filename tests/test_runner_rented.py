@@ -10,14 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from provisioning.base import HomeKeyError, Unknown
+from provisioning.base import HomeKeyError, NotYetReleased, Unknown
 from runner.accept import Accept
 from runner.errors import UsageError
 from runner.home import Home
 from runner.records import RunState
 from runner.rented import BILL_S, Rented
 from runner.spec.models import DEFAULT_BUDGET
+from runner.store import requests
 from runner.store.facts import open_runs
+from runner.store.requests import Answer, Request
 from tests.fakes.arms import command_arm
 from tests.fakes.renting_case import at_once
 from tests.fakes.stored_study import StoredStudy
@@ -134,6 +136,43 @@ def test_without_a_key_a_bill_stays_unread_and_nothing_else_is_kept_from_work(be
     bench.begin(NoKey())
     assert not bench.rented.is_open
     bench.step(5.0)
+
+
+def swept(bench: Bench) -> Answer:
+    """What `runner gc` is answered."""
+    request = requests.ask(bench.stored.home, "gc", {})
+    accept = Accept(
+        bench.stored.session, bench.stored.home, cast("Any", None), bench.clock, bench.clock, bench.rented.gc
+    )
+    for _ in range(60):
+        accept(Request(request, "gc", {}))
+        with bench.stored.session.reading() as connection:
+            answer = requests.read_answer(connection, request)
+        if answer is not None:
+            return answer
+        bench.step(1.0)
+    raise AssertionError("never answered")
+
+
+def test_gc_says_what_is_held_and_that_all_is_proven(bench: Bench) -> None:
+    assert swept(bench) == Answer(True, "vast: 0 machines are held for runs")
+
+
+def test_gc_is_no_success_while_nobody_lists_the_account(bench: Bench) -> None:
+    bench.market.script["observe"] = [Unknown("no answer")] * 10_000
+    answer = swept(bench)
+    assert not answer.accepted
+    assert "vast gave no complete list, so nothing is proven" in answer.message
+    assert "the controller of this home asks again as long as it is at work; to look again: runner gc" in answer.message
+
+
+def test_gc_is_no_success_while_a_machine_is_not_proven_gone(bench: Bench) -> None:
+    left = bench.market.make(f"armature/{bench.stored.session.home_id}/77")
+    bench.market.script["release"] = [NotYetReleased("429")] * 10_000
+    answer = swept(bench)
+    assert not answer.accepted
+    assert f"{left} (armature/{bench.stored.session.home_id}/77) not proven given back yet" in answer.message
+    assert "to look again: runner gc" in answer.message
 
 
 def test_a_controller_without_a_key_says_how_to_end_it() -> None:

@@ -70,7 +70,8 @@ def test_a_list_of_hosts_and_its_provider_need_each_other(lab: SshLab, command: 
     said = command("launch", arm, "--provider", "ssh")
     assert (said.code, "--hosts FILE" in said.err) == (2, True)
     said = command("launch", arm, "--hosts", "hosts.yaml")
-    assert (said.code, "--provider ssh" in said.err) == (2, True)
+    assert said.code == 2
+    assert said.err.startswith("runner: --hosts FILE needs --provider ssh, and this is --provider local; ")
     said = command("launch", arm, *TO_SSH)
     assert said.code == 2
     assert "hosts.yaml:3: hosts.ada.adress: no such key" in said.err
@@ -91,6 +92,9 @@ def test_a_host_that_nobody_knows_is_not_trusted_and_nothing_is_written(
         assert fingerprint_of(ada) in said.err
         assert f"[127.0.0.1]:{ada.port}" in said.err
         assert "--accept-new" in said.err
+        plans = words != ("launch",)
+        assert ("A plan stores no key" in said.err) == plans, said.err
+        assert ("`ssh -p PORT USER@ADDRESS true`" in said.err) == plans
         assert not lab.home.exists()
         assert not (lab.folder.parent / "person" / ".ssh").exists()
 
@@ -171,6 +175,18 @@ def test_a_port_that_talks_something_else_is_told_in_one_line(lab: SshLab) -> No
     assert line.startswith("runner: no host answers: ada: ")
     assert line.isprintable()
     assert not lab.home.exists()
+
+
+def test_a_python_that_is_not_there_is_told_once_with_where_it_is_named(
+    lab: SshLab, command: Callable[..., Said]
+) -> None:
+    lab.add_host("ada")
+    lab.list_hosts(ada={"python": "/no/such/python"})
+    said = command("launch", lab.arm("A"), *TO_SSH, "--accept-new")
+    assert said.code == 3
+    assert said.err.startswith("runner: no host can be used: ada: the agent ended; it said: "), said.err
+    assert said.err.count("ada: ") == 1
+    assert "`python:` of ada in the list of hosts" in said.err
 
 
 def test_a_python_that_is_too_old_is_told(lab: SshLab, command: Callable[..., Said]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.accept import rented_capacity
 from runner.cli import run as runner
 from runner.hiring import sentence
 from runner.home import Home, create_home
@@ -18,6 +20,7 @@ from runner.launching import Options, commit, prepare, ready_database
 from runner.renting.decide import Limits
 from runner.store import requests
 from runner.store.database import reading
+from tests.fakes.lab import ROOT
 from tests.fakes.vast import Boot
 from tests.fakes.vast_lab import KEY, VastLab, VastRounds, step_all, vast_lab, vast_rounds
 
@@ -38,10 +41,11 @@ def arm(lab: VastLab) -> Path:
 
 
 class Refused:
-    """One command in this process, and what it said."""
+    """One command in this process, and what it said; `out` is the output of the last one."""
 
     def __init__(self, lab: VastLab, capsys: pytest.CaptureFixture[str]) -> None:
         self.lab = lab
+        self.out = ""
         self._capsys = capsys
 
     def __call__(self, *arguments: str | Path, **environment: str | None) -> tuple[int, str]:
@@ -52,9 +56,10 @@ class Refused:
                 patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
             patch.chdir(self.lab.folder)
             code = runner([str(one) for one in arguments])
-        said = self._capsys.readouterr().err
-        assert KEY not in said
-        return code, " ".join(said.split())
+        said = self._capsys.readouterr()
+        assert KEY not in said.out + said.err
+        self.out = said.out
+        return code, " ".join(said.err.split())
 
 
 @pytest.fixture
@@ -129,6 +134,75 @@ def test_the_plan_names_what_it_costs_and_what_bounds_the_study(lab: VastLab) ->
     assert "at most 1.39 USD until 3.25 h; with other offers or more hours: max_usd 40.00 USD" in said
     assert "\n" not in said
     assert hire.max_usd == 40.0
+
+
+@pytest.mark.parametrize(
+    ("seeds", "slots", "rented"), [([0], 4, 1), ([0], 9, 1), ([0], None, 1), ([0, 1], 4, 2), ([0, 1, 2], 2, 2)]
+)
+def test_no_machine_has_more_slots_than_there_are_runs(
+    lab: VastLab, seeds: list[int], slots: int | None, rented: int
+) -> None:
+    path = lab.arm("A", TRAINING, "20", steps=20, resources={"gpus": 1}, seeds=seeds)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.extra_environment.items():
+            patch.setenv(name, value)
+        options = Options(provider="vast", wanted={"hours": 1.0}, max_usd=40.0, slots=slots)
+        prepared = prepare(Home(lab.home), [path], options)
+    assert prepared.hire is not None
+    (machine,) = prepared.hire.machines
+    assert (machine.slots, machine.wanted.gpus, machine.request()["slots"]) == (rented, rented, rented)
+    assert rented_capacity(prepared.arms, slots, "vast").gpu_slots == rented
+    assert ("1 slot on 1 x RTX 4090" in sentence(machine)) == (rented == 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "why"),
+    [
+        (("--max-usd", "40"), None),
+        (("--max-usd", "1"), "its limit is 1.00 USD"),
+        ((), "the study has no limit: --max-usd USD"),
+    ],
+)
+def test_a_dry_run_says_what_would_be_refused(refused: Refused, limit: tuple[str, ...], why: str | None) -> None:
+    assert refused("launch", arm(refused.lab), *VAST, "--hours", "1", *limit, "--dry-run", "--json") == (0, "")
+    told = json.loads(refused.out)["refused"]
+    assert told is None if why is None else why in told
+    check_nothing_was_asked_for(refused.lab)
+
+
+def test_a_plan_on_a_rented_machine_names_its_slots_money_and_refusal_once(refused: Refused) -> None:
+    limit = ("--max-usd", "1", "--hours", "1")
+    assert refused("launch", arm(refused.lab), *VAST, *limit, "--dry-run") == (0, "")
+    lines = refused.out.splitlines()
+    (rent,) = [number for number, line in enumerate(lines) if line.startswith("rent   lab  1 slot on 1 x RTX 4090")]
+    assert lines[rent + 1] == "       left in the account: 100.00 USD"
+    assert not any(line.startswith("slots") for line in lines)
+    assert lines[-1].startswith("this launch would be refused: lab: the best offer now can cost")
+
+
+def test_an_unfair_launch_is_said_to_be_refused_by_a_dry_run(refused: Refused) -> None:
+    path = refused.lab.folder / "dead.yaml"
+    base = ROOT / "arms" / "base" / "quickstart.yaml"
+    path.write_text(f"extends: {base}\narm: A\nchanges: {{trainer.tread.ratio: 0.25}}\n")
+    assert refused("launch", path, "--dry-run")[0] == 0
+    assert "this launch would be refused: F17" in refused.out
+
+
+def test_one_command_asks_for_the_balance_once(refused: Refused) -> None:
+    lab = refused.lab
+    other = lab.arm("B", TRAINING, "20", steps=20, resources={"gpus": 1}, study="other")
+    assert refused("launch", arm(lab), other, *VAST, *LIMIT, "--dry-run") == (0, "")
+    assert lab.fake.counts()["GET /api/v0/users/current/"] == 1
+
+
+def test_a_gpu_is_rented_by_the_name_that_the_service_gives_it(lab: VastLab) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.extra_environment.items():
+            patch.setenv(name, value)
+        options = Options(provider="vast", wanted={"hours": 1.0, "gpu_names": ["rtx4090"]}, max_usd=40.0)
+        hire = prepare(Home(lab.home), [arm(lab)], options).hire
+    assert hire is not None
+    assert hire.machines[0].request()["wanted"]["gpu_names"] == ["RTX 4090"]
 
 
 def test_what_looks_like_a_secret_stays_here_until_somebody_says_that_it_is_none(refused: Refused) -> None:

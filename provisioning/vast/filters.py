@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from provisioning.vast.models import Offer
 from provisioning.vast.prices import needed_s, prices_of
@@ -62,6 +62,22 @@ def apply_filters(offers: Sequence[Offer], wanted: Wanted) -> tuple[tuple[Offer,
 def gpu_word(name: str) -> str:
     """A GPU's name as the service writes it, with spaces where a person may have typed underscores."""
     return " ".join(name.replace("_", " ").split())
+
+
+def is_gpu(asked: str, name: str) -> bool:
+    """Whether a person who asks for `asked` means the GPU of this name: letters count, not their case or gaps."""
+    return _letters(asked) == _letters(name)
+
+
+def spelled(wanted: Wanted, offers: Sequence[Offer]) -> Wanted:
+    """The same with the GPU names that are meant as these offers write them: the service looks for exactly that."""
+    there = tuple(dict.fromkeys(offer.gpu_name for offer in offers if offer.gpu_name))
+    found = [tuple(name for name in there if is_gpu(asked, name)) or (gpu_word(asked),) for asked in wanted.gpu_names]
+    return replace(wanted, gpu_names=tuple(dict.fromkeys(name for names in found for name in names)))
+
+
+def _letters(name: str) -> str:
+    return "".join(name.replace("_", " ").split()).casefold()
 
 
 def _filters(wanted: Wanted) -> tuple[_Filter, ...]:
@@ -154,11 +170,10 @@ def _machine(wanted: Wanted) -> _Filter:
 
 
 def _gpu_name(wanted: Wanted) -> _Filter:
-    allowed = {gpu_word(name).casefold() for name in wanted.gpu_names}
     names = " or ".join(gpu_word(name) for name in wanted.gpu_names)
     return _Filter(
         "gpu_names",
-        lambda offer: not allowed or gpu_word(offer.gpu_name).casefold() in allowed,
+        lambda offer: not wanted.gpu_names or any(is_gpu(name, offer.gpu_name) for name in wanted.gpu_names),
         _HAVE,
         f"another GPU than {names}",
         _other_names,

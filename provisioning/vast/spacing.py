@@ -63,7 +63,7 @@ class Spacing:
         lane = self._lane(route)
         if lane.is_busy:
             return max(_interval_s(route, lane), _LEAST_GUESS_S)
-        return max(0.0, lane.free_at_s - now_s)
+        return min(MOST_WAIT_S, max(0.0, lane.free_at_s - now_s))  # the sum and the difference may round up
 
     def begin(self, route: Route, now_s: float) -> None:
         """A call starts. Raises ValueError when it may not: `wait_s` was not asked, or not heeded."""

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from reports.wording import counted
 from runner.code_files import LeftOut
-from runner.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE
-from runner.home import find_home
-from runner.launching import Options, Prepared, prepare
+from runner.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE, UnmetHosts, UsageError
+from runner.home import Home, find_home
+from runner.launching import Options, Prepared, prepare, why_silent
 from runner.screen import printable
 from runner.spec import document
 from runner.spec.lint import blocking
@@ -26,7 +27,7 @@ def check(
     paths: Sequence[Path], options: Options, home_path: Path | None, *, resolve: bool, strict: bool, as_json: bool
 ) -> int:
     """Print the plan (or the resolved configurations) and return 2 on fairness errors, 1 on warnings with `strict`."""
-    prepared = prepare(find_home(home_path), paths, options)
+    prepared = planned(find_home(home_path), paths, options)
     if resolve:
         _print_resolved(prepared, as_json)
     elif as_json:
@@ -39,6 +40,21 @@ def check(
     warned = any(remark.severity == "W" and not remark.allowed for remark in remarks)
     warned = warned or bool(prepared.budget_notes or prepared.notice_notes)
     return EXIT_RUN_FAILED if strict and warned else EXIT_OK
+
+
+def planned(home: Home, paths: Sequence[Path], options: Options) -> Prepared:
+    """As `prepare`, for a command that writes nothing. Raises UsageError for hosts that nobody has said yes to: to keep
+    their keys would be to write."""
+    try:
+        return prepare(home, paths, options)
+    except UnmetHosts as unmet:
+        shown = "; ".join(f"{place} shows {fingerprint}" for place, fingerprint in unmet.hosts)
+        raise UsageError(
+            f"not known yet: {shown}. A plan stores no key, with --accept-new neither: let ssh ask once and keep it in "
+            "~/.ssh/known_hosts (`ssh -p PORT USER@ADDRESS true`, and compare with the host's own: ssh-keygen -lf "
+            "/etc/ssh/ssh_host_*_key.pub), or launch without --dry-run, which asks, or trusts it with --accept-new "
+            "(nothing was started)"
+        ) from None
 
 
 def plan_document(prepared: Prepared) -> dict[str, Any]:
@@ -63,7 +79,7 @@ def plan_document(prepared: Prepared) -> dict[str, Any]:
         "waves": [list(wave) for wave in prepared.plan.waves],
         "slots": sorted({str(slot) for slots in prepared.slots.values() for slot in slots}),
         "left_out": sorted({str(one) for found in prepared.left_out.values() for one in found}),
-        "silent": {host: str(why) for host, why in prepared.silent.items()},
+        "silent": {host: why_silent(host, why, prepared.hosts) for host, why in prepared.silent.items()},
         "rent": _rent_document(prepared),
         "disk_mib": prepared.plan.disk_mib,
         "hours": prepared.plan.hours,
@@ -114,7 +130,7 @@ def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
     for note in (*prepared.budget_notes, *prepared.notice_notes):
         yield f"warning: {note}"
     for host, why in prepared.silent.items():
-        yield f"warning: {host} is left out: {why}"
+        yield f"warning: {host} is left out: {why_silent(host, why, prepared.hosts)}"
     yield from _rent_lines(prepared)
     if brief:
         return
@@ -128,6 +144,8 @@ def _rent_lines(prepared: Prepared) -> Iterator[str]:
 
         for machine in prepared.hire.machines:
             yield f"rent   {sentence(machine)}"
+        if prepared.hire.machines and prepared.hire.left_usd is not None:
+            yield f"       left in the account: {prepared.hire.left_usd:.2f} USD"
 
 
 def _rent_document(prepared: Prepared) -> dict[str, Any] | None:
@@ -143,13 +161,8 @@ def _severity(letter: str) -> str:
 
 
 def _needs(prepared: Prepared) -> Iterator[str]:
-    slots = sorted({str(slot) for found in prepared.slots.values() for slot in found})
-    shared = any(slot.shares_cores for found in prepared.slots.values() for slot in found)
-    yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
-    for one in dict.fromkeys(one for found in prepared.left_out.values() for one in found):
-        yield f"  left out: {one}"
-    if prepared.hire and prepared.hire.left_usd is not None:
-        yield f"  left in the account: {prepared.hire.left_usd:.2f} USD"
+    if prepared.hire is None:  # else the slots are those of what is rented, and there are none before
+        yield from _slots(prepared)
     plan = prepared.plan
     names = {run.folder: f"{run.arm}-s{run.seed}" for run in plan.runs}
     waves = "; ".join(", ".join(names[folder] for folder in wave) for wave in plan.waves)
@@ -163,7 +176,7 @@ def _needs(prepared: Prepared) -> Iterator[str]:
         snapshot = prepared.snapshots[arm.name]
         size = "" if arm.check is None or arm.check.parameters is None else f"{arm.check.parameters:,} parameters, "
         memory = "" if arm.check is None or arm.check.memory_mib is None else f"about {arm.check.memory_mib:.0f} MiB, "
-        yield f"{arm.name}  {size}{memory}code {snapshot.hash[:12]} ({len(snapshot.files)} files)"
+        yield f"{arm.name}  {size}{memory}code {snapshot.hash[:12]} ({counted(len(snapshot.files), 'file')})"
         for note in arm.check.notes if arm.check else ():
             yield f"  {note}"
         for note in snapshot.notes:
@@ -171,6 +184,14 @@ def _needs(prepared: Prepared) -> Iterator[str]:
         if snapshot.hash not in told:
             yield from _left_out(snapshot.left_out)
         told.add(snapshot.hash)
+
+
+def _slots(prepared: Prepared) -> Iterator[str]:
+    slots = sorted({str(slot) for found in prepared.slots.values() for slot in found})
+    shared = any(slot.shares_cores for found in prepared.slots.values() for slot in found)
+    yield f"slots  {', '.join(slots) or 'none'}" + (" (cores are shared: timings are not comparable)" if shared else "")
+    for one in dict.fromkeys(one for found in prepared.left_out.values() for one in found):
+        yield f"  left out: {one}"
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:

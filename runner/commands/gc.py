@@ -16,7 +16,8 @@ from runner.store.queries import require_home
 
 
 def gc(home_path: Path | None, *, as_json: bool) -> int:
-    """Ask the controller, which alone knows what it owns, and say what came of it. Raises UsageError without a key."""
+    """Ask the controller, which alone knows what it owns, and say what came of it; 3 while something is not proven.
+    Raises UsageError without a key."""
     home = find_home(home_path)
     require_home(home)
     try:

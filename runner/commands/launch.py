@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from runner.commands.check import plan_document, print_plan
-from runner.errors import EXIT_OK, EXIT_USAGE, UnmetHosts, UsageError
+from runner.commands.check import plan_document, planned, print_plan
+from runner.errors import EXIT_OK, EXIT_USAGE, ArmatureError, UnmetHosts, UsageError
 from runner.home import Home, find_home
 from runner.launching import Options, Prepared, commit, ensure_controller, prepare, refuse_unfair, wait_for_answer
 from runner.lock import is_held
+from runner.places import refuse_occupied
 from runner.plan import Intent
 from runner.screen import printable
 from runner.store import requests
@@ -46,10 +47,10 @@ def launch(
 ) -> int:
     """Launch the arms and return the exit code: that of the runs, or 0 once accepted with `detach`."""
     home = find_home(home_path)
-    prepared = _prepared(home, paths, options, may_ask=not (as_json or dry_run))
     if dry_run:
-        _show_plan(prepared, as_json)
+        _show_plan(planned(home, paths, options), as_json)
         return EXIT_OK
+    prepared = _prepared(home, paths, options, may_ask=not as_json)
     refuse_unfair(prepared)
     was_asked = prepared.hire is not None and _confirmed(prepared, prepared.hire, yes=yes, as_json=as_json)
     answer = wait_for_answer(home, commit(prepared))
@@ -107,10 +108,28 @@ def _confirmed(prepared: Prepared, hire: Hire, *, yes: bool, as_json: bool) -> b
 
 
 def _show_plan(prepared: Prepared, as_json: bool) -> None:
+    """The plan, and why the launch itself would be refused; a yes is asked for by the launch only."""
+    refused = _why_refused(prepared)
     if as_json:
-        print(json.dumps(plan_document(prepared)))
-    else:
-        print_plan(prepared)
+        print(json.dumps({**plan_document(prepared), "refused": refused}))
+        return
+    print_plan(prepared)
+    if refused is not None:
+        print(printable(f"this launch would be refused: {refused}"))
+
+
+def _why_refused(prepared: Prepared) -> str | None:
+    try:
+        refuse_unfair(prepared)
+        if prepared.hire is not None:
+            from runner.hiring import refuse_unpaid
+
+            refuse_unpaid(prepared.hire)
+        if prepared.plan.to_run:
+            refuse_occupied(prepared.slots, prepared.left_out)
+    except ArmatureError as error:
+        return str(error)
+    return None
 
 
 def _look_on(home: Home, prepared: Prepared, chosen: Sequence[str], as_json: bool) -> int:

@@ -1,6 +1,7 @@
 """`runner offers`: what could be rented now, what the planned use of it would cost, and why the rest does not fit.
 
-Rents nothing. One search (a second, wider one where nothing is found) and one look at the account's balance.
+Rents nothing. One search and one look at the account's balance; a wider search where nothing is found, or a GPU has
+another name there, and then one with that name.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ def offers(
     clock = clock or SystemClock()
     market = looked(account_api(environment, clock), wanted, clock)
     if as_json:
-        print(json.dumps(document(market, wanted, limit), allow_nan=False))
+        print(json.dumps(document(market, limit), allow_nan=False))
     else:
-        _print(market, wanted, limit)
+        _print(market, limit)
     return EXIT_OK if market.choice.ranked else EXIT_INFRASTRUCTURE
 
 
-def document(market: Market, wanted: Wanted, limit: int) -> dict[str, Any]:
+def document(market: Market, limit: int) -> dict[str, Any]:
     """Everything as JSON values; `excluded` and `fit` count all offers, `offers` holds at most `limit`."""
-    choice = market.choice
+    choice, wanted = market.choice, market.wanted
     return {
         "wanted": wanted.to_json(),
         "found": choice.found,
@@ -56,7 +57,7 @@ def document(market: Market, wanted: Wanted, limit: int) -> dict[str, Any]:
         ],
         "offers": [_row(one, wanted) for one in choice.ranked[:limit]],
         "account": {"left_usd": market.left_usd, "unread": market.unread},
-        "remarks": remarks(market, wanted),
+        "remarks": remarks(market),
     }
 
 
@@ -84,14 +85,15 @@ def _row(one: Ranked, wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _print(market: Market, wanted: Wanted, limit: int) -> None:
-    ranked = market.choice.ranked
+def _print(market: Market, limit: int) -> None:
+    ranked, wanted = market.choice.ranked, market.wanted
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     if ranked:
         console.print(_table(ranked[:limit], wanted, is_wide=console.width >= WIDE))
-    lines = [f"{len(ranked) - limit:,} more fit: --limit {len(ranked)}"] if len(ranked) > limit else []
+    more = len(ranked) - limit
+    lines = [f"{more:,} more {'fits' if more == 1 else 'fit'}: --limit {len(ranked)}"] if more > 0 else []
     lines.append(explain(market.choice))
     if not ranked:
         lines.insert(0, f"nothing to rent: {asked(wanted)}")
@@ -102,7 +104,7 @@ def _print(market: Market, wanted: Wanted, limit: int) -> None:
         )
     if market.left_usd is not None:
         lines.append(f"left in the account: {market.left_usd:.2f} USD")
-    for line in (*lines, *remarks(market, wanted)):
+    for line in (*lines, *remarks(market)):
         console.print(printable(line), markup=False, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from provisioning import RENTED
 from runner.errors import UsageError
 from runner.home import Home
 from runner.naming import NamedRun
+from runner.renting.book import study_limits_usd
 from runner.store import tables
 from runner.store.database import reading
 
@@ -21,9 +22,10 @@ def confirm_rent(home: Home, run: NamedRun, *, yes: bool) -> None:
         row = connection.execute(
             select(tables.runs.c.provider, tables.runs.c.wanted).where(tables.runs.c.run == run.run)
         ).one()
+        limits = study_limits_usd(connection)
     if yes or row.provider not in RENTED:
         return
-    limit = (row.wanted or {}).get("max_usd")
+    limit = limits.get(run.study, (row.wanted or {}).get("max_usd"))  # as the controller counts it
     said = f"{run.id} goes on a machine that is rented for it; its study may cost {limit:g} USD in all"
     if not sys.stdin.isatty():
         raise UsageError(f"{said}; to agree without a terminal: --yes (nothing was rented)")
