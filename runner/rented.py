@@ -318,7 +318,7 @@ def _key(run: StoredRun) -> str | None:
 
 def _charge(lease: Lease) -> tuple[float, float] | None:
     """What the provider has charged and what counts for it, USD; None while it has not said."""
-    return None if lease.charged_usd is None else (lease.charged_usd, bills.bill_of(lease).usd)
+    return None if lease.charged_usd is None else (lease.charged_usd, bills.bill_of(lease).bound_usd)
 
 
 def _swept(renting: Renting) -> str:

@@ -73,13 +73,15 @@ def test_parts_of_all_machines_are_the_whole(database: Path) -> None:
     assert set(costs.by_study) == {"study"}
 
 
-@pytest.mark.parametrize(("charges_asked", "usd"), [(1, 2.0), (2, 0.5)])
-def test_a_part_of_a_bill_is_shown_and_does_not_count_below_our_meter(
-    database: Path, charges_asked: int, usd: float
+@pytest.mark.parametrize(("charges_asked", "bound_usd"), [(1, 2.0), (2, 0.5)])
+def test_a_part_of_a_bill_is_what_is_known_and_does_not_count_below_our_meter(
+    database: Path, charges_asked: int, bound_usd: float
 ) -> None:
     with sqlite3.connect(database) as writer:
         asked = f"json_set(document, '$.charges_asked', {charges_asked})"
         writer.execute(f"UPDATE leases SET charged_usd = 0.5, document = {asked} WHERE id = 1")
-        machine = machine_document(read_costs(writer, "vast", 9000.0).machines[0])
+        (found, *_) = read_costs(writer, "vast", 9000.0).machines
     writer.close()
-    assert (machine["metered_usd"], machine["charged_usd"], machine["usd"]) == (2.0, 0.5, usd)
+    machine = machine_document(found)
+    assert (machine["metered_usd"], machine["charged_usd"], machine["usd"]) == (2.0, 0.5, 0.5)
+    assert found.bill.bound_usd == bound_usd

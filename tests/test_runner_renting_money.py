@@ -152,9 +152,10 @@ def test_the_providers_bill_counts_before_ours() -> None:
 
 
 def test_a_part_of_a_bill_does_not_count_below_our_meter() -> None:
-    assert Bill(10.0, 1.0, is_whole=False).usd == 10.0
-    assert Bill(10.0, 11.0, is_whole=False).usd == 11.0
-    assert Bill(10.0, None, is_whole=False).usd == 10.0
+    assert Bill(10.0, 1.0, is_whole=False).bound_usd == 10.0
+    assert Bill(10.0, 1.0, is_whole=False).usd == Bill(10.0, 1.0).bound_usd == 1.0
+    assert Bill(10.0, 11.0, is_whole=False).bound_usd == 11.0
+    assert Bill(10.0, None, is_whole=False).bound_usd == 10.0
 
 
 def test_traffic_only_grows() -> None:

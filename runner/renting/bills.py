@@ -88,7 +88,7 @@ def bill_of(lease: Lease) -> Bill:
 def as_counted(lease: Lease) -> Lease:
     """As a lease counts against its purse: with a bill that is not below our own meter until the last reading."""
     bill = bill_of(lease)
-    return lease if bill.charged_usd is None else replace(lease, charged_usd=bill.usd)
+    return lease if bill.charged_usd is None else replace(lease, charged_usd=bill.bound_usd)
 
 
 def unread(connection: Connection, now_s: float) -> set[str]:

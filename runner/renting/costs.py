@@ -77,7 +77,7 @@ def _added(parts: list[dict[str, Share]]) -> dict[str, Share]:
 
 
 def machine_document(one: LeaseCost) -> dict[str, Any]:
-    """A machine as JSON values, for `status --json`: `usd` is what counts, the provider's word once it is its last."""
+    """A machine as JSON values, for `status --json`: `usd` is what counts, the provider's word where it has spoken."""
     lease = one.lease
     return {
         "lease": lease.id, "study": lease.purse, "label": lease.label, "machine": lease.host,

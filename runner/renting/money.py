@@ -177,10 +177,13 @@ class Bill:
 
     @property
     def usd(self) -> float:
-        """What counts: the provider's last word, else the larger of its word and ours: half a bill frees no budget."""
-        if self.charged_usd is None:
-            return self.metered_usd
-        return self.charged_usd if self.is_whole else max(self.metered_usd, self.charged_usd)
+        """What it cost as far as anybody knows: the provider's word, else ours."""
+        return self.metered_usd if self.charged_usd is None else self.charged_usd
+
+    @property
+    def bound_usd(self) -> float:
+        """What counts against a limit: until the provider's last word no less than ours, for half a bill frees none."""
+        return self.usd if self.is_whole else max(self.metered_usd, self.usd)
 
 
 @dataclass(frozen=True, slots=True)
