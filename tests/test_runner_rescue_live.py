@@ -52,6 +52,7 @@ def lines(folder: Path, attempt: int = 1) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.long
 def test_an_explosion_is_stopped_and_goes_on_with_another_rate(lab: Lab) -> None:
     path = lab.folder / "hot.yaml"
     path.write_text(json.dumps(HOT))

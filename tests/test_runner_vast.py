@@ -48,7 +48,7 @@ for step in range(1, 61):
 """Stands still at step 30 until its file is there."""
 
 CREATE, DESTROY = "/api/v0/asks/{id}/", "/api/v0/instances/{id}/"
-LAUNCH_S = 90.0
+LAUNCH_S = 240.0  # several processes that import torch, on a machine that may be busy
 TOLERANCE = 0.01
 
 # ---- machines that go away: rounds in this process -------------------------------------------------------------------
@@ -234,7 +234,7 @@ def four_arms(lab: VastLab) -> None:
     for label in ("somebody", "armature/another-home/7"):
         lab.fake.plant(label)
     arms = [lab.arm(name, NOTING, "x" * size, steps=60, resources={"gpus": 1}) for size, name in enumerate("ABCD", 1)]
-    done = lab.run("launch", *arms, *RENT)
+    done = launched(lab, *arms)
     assert "report of lab: written to" in done.stderr
     assert "machine 20000003 is given back: " in done.stderr
     lab.until_released()
@@ -321,8 +321,20 @@ def launch_by_typing(lab: VastLab, word: str, *arguments: str | Path) -> subproc
     process = lab.start("launch", *arguments, *options, stdin=theirs)
     os.close(theirs)
     os.write(ours, f"{word}\n".encode())
-    out, err = process.communicate(timeout=LAUNCH_S)
+    done = ended(process)
     os.close(ours)
+    return done
+
+
+def launched(lab: VastLab, *arms: Path) -> subprocess.CompletedProcess[str]:
+    """A launch on one rented machine, to its end."""
+    done = ended(lab.start("launch", *arms, *RENT))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{lab.log()}"
+    return done
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate(timeout=LAUNCH_S)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
