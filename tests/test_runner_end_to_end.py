@@ -184,7 +184,9 @@ def test_closing_the_terminal_or_ctrl_c_leaves_the_runs_alone(lab: Lab) -> None:
     arm = lab.arm("talker", steps=30)
     gate = gated(lab, str(arm), 15)
     leader, follower = pty.openpty()
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup passes that on
     viewer = lab.start("launch", arm, stdin=follower, start_new_session=True)
+    signal.signal(signal.SIGHUP, ours)
     lab.until(lambda: lab.status().get("talker-s0", {}).get("points") == 15, "fifteen points")
     os.killpg(viewer.pid, signal.SIGHUP)
     os.close(leader)
