@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,12 @@ from runner.plan import Intent
 from runner.records import Policy, Rescue
 from runner.rescue import began_at, choose_step, may_rescue, rescued
 from runner.spec.identity import identity
+from runner.spec.models import from_json
 from runner.store import tables
 from runner.store.database import reading
+from runner.store.facts import read_run
+from runner.store.rescues import add_rescue
+from runner.store.session import Session
 from tests.fakes.acting import HEALTHY, Acting, verdict
 from tests.fakes.arms import command_arm, trainer_arm
 
@@ -74,6 +79,27 @@ def test_it_goes_on_from_the_best_checkpoint_with_its_changes_and_its_parent(act
     assert [run["arm"] for run in acting.lab.status().values()] == ["T", "T-rescue1"]
     first = min(json.loads(line)["step"] for line in _metrics(acting) if '"train"' in line)
     assert first == 31
+
+
+def test_it_goes_on_where_its_run_was(acting: Acting) -> None:
+    """On hosts of one's own, or on a machine that is rented under the same want."""
+    acting.launch(acting.arm(steps=20, policy=POLICY))
+    acting.until("finished")
+    wanted = {"key": "launch-1/lab", "slots": 1}
+    parent_dir = acting.run()["run_dir"]
+    assert acting.controller is not None
+    acting.controller.close()  # a second writer fences the first one off
+    acting.controller = None
+    session = Session(acting.home.database, pid=os.getpid(), now=0.0)
+    for provider, asked in (("ssh", None), ("vast", wanted)):
+        with session.transaction() as connection:
+            here = read_run(connection, parent_dir)
+            parent = replace(here, run=f"{here.run}-{provider}", provider=provider, wanted=asked)
+            arm = replace(from_json(here.arm_document), arm=f"T-{provider}")
+            child = add_rescue(connection, parent, rescued(arm, 0, "0badcafe", "hash", 10, "its best checkpoint"), 1.0)
+            stored = read_run(connection, child)
+        assert (stored.provider, stored.wanted) == (provider, asked)
+    session.close()
 
 
 def _metrics(acting: Acting) -> list[str]:
