@@ -22,6 +22,7 @@ from provisioning.questions import Question, Steps
 from provisioning.ssh_connection import Deadlines
 from provisioning.ssh_host import SshHost
 from tests.fakes.attempts import until
+from tests.fakes.files_now import files_now
 from tests.fakes.sshd import Sshd
 
 FLOAT = TypeAdapter(float)
@@ -58,8 +59,8 @@ def worker_of(
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != NOTES]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    found = files_now(folder).items()
+    return {str(path.relative_to(folder)): data for path, data in found if path.name != NOTES}
 
 
 def patiently(ask: Callable[[], object]) -> object:

@@ -32,6 +32,7 @@ from runner.store.database import create_or_upgrade
 from runner.store.session import Session
 from tests.fakes.asked_agent import AskedAgent
 from tests.fakes.attempts import until
+from tests.fakes.files_now import files_now
 
 LIMITS = Limits(again_s=10.0, within_s=3600.0, tries=3)
 RUN = "lab/A-s0-1"
@@ -188,8 +189,8 @@ class Rig:
 
     def here(self) -> dict[str, bytes]:
         folder = self.home.root / RUN
-        paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        found = files_now(folder).items()
+        return {path.relative_to(folder).as_posix(): data for path, data in found if not path.name.startswith(".")}
 
 
 @pytest.fixture

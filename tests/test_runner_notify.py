@@ -579,11 +579,8 @@ def test_the_address_stands_in_no_argument_list(desk: Desk, receiver: Receiver) 
     desk.event("failed(x)", "why", desk.run("b", {"webhook": {"from": "MY_HOOK"}}))
     notifier = desk.notifier()
     desk.until(notifier, lambda: receiver.got)
-    children = [
-        path.read_bytes()
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.exists() and b"runner.webhook" in _read(path)
-    ]
+    commands = [_read(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
+    children = [command for command in commands if b"runner.webhook" in command]
     assert children
     assert not any(SECRET.encode() in child for child in children)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.files_now import files_now
 from tests.fakes.vast.account import SCOPES, ApiKey
 from tests.fakes.vast.answers import Answer
 from tests.fakes.vast.faults import Fault
@@ -105,11 +106,8 @@ class Overheard:
 
 def holders(planted: Planted, folder: Path) -> dict[str, list[str]]:
     """The files below a folder that hold something planted, and what."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and (held := planted.in_bytes(path.read_bytes())):
-            found[str(path.relative_to(folder))] = held
-    return found
+    found = {str(path.relative_to(folder)): planted.in_bytes(data) for path, data in files_now(folder).items()}
+    return {name: held for name, held in found.items() if held}
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from runner.store.hosts import read_hosts
 from runner.store.opening import driver_of
 from runner.store.session import Session
 from tests.fakes.attempts import exists, until
+from tests.fakes.files_now import files_now
 from tests.fakes.lab import DEADLINE_S, ROOT, Lab
 from tests.fakes.sshd import Sshd
 
@@ -267,9 +268,8 @@ def _no_report(_home: Home, _study: str) -> Any:
 
 def files_below(folder: Path) -> dict[str, bytes]:
     """Every file below a folder that is no note of ours, by path."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    found = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: path.read_bytes() for name, path in sorted(found.items()) if not path.name.startswith(".")}
+    found = files_now(folder).items()
+    return {path.relative_to(folder).as_posix(): data for path, data in found if not path.name.startswith(".")}
 
 
 KEEPING = """
