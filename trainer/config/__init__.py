@@ -1,0 +1,42 @@
+"""The trainer's configuration: strict, frozen, and free of torch, so that a check takes no time. One block a file.
+
+Every key has a default except `steps`; a key that is not written here does not exist. What one key demands of another
+(heads divide width, and the like) is in trainer/rules/; reading files and naming mistakes is in document.py.
+"""
+
+from trainer.config.base import Block
+from trainer.config.checkpoint import BestConfig, CheckpointConfig, KeepConfig
+from trainer.config.data import DataConfig
+from trainer.config.ema import EmaConfig
+from trainer.config.indicators import IndicatorsConfig
+from trainer.config.model import ModelConfig, StreamsConfig
+from trainer.config.objective import ObjectiveConfig
+from trainer.config.optimizer import OptimizerConfig
+from trainer.config.repa import RepaConfig, RepaStopConfig
+from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
+from trainer.config.trainer import TrainerConfig, filled
+from trainer.config.tread import TreadConfig
+from trainer.config.validation import ValidationConfig
+
+__all__ = [
+    "NATIVE_SCALES",
+    "BestConfig",
+    "Block",
+    "CheckpointConfig",
+    "DataConfig",
+    "EmaConfig",
+    "IndicatorsConfig",
+    "KeepConfig",
+    "ModelConfig",
+    "NativeSamplerConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "RepaConfig",
+    "RepaStopConfig",
+    "SamplerConfig",
+    "StreamsConfig",
+    "TrainerConfig",
+    "TreadConfig",
+    "ValidationConfig",
+    "filled",
+]

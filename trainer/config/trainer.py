@@ -1,0 +1,94 @@
+"""The whole trainer block, and what follows from it by arithmetic."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from trainer.config.base import Block, Count
+from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.data import DataConfig
+from trainer.config.ema import EmaConfig
+from trainer.config.indicators import IndicatorsConfig
+from trainer.config.model import ModelConfig, StreamsConfig
+from trainer.config.objective import ObjectiveConfig
+from trainer.config.optimizer import OptimizerConfig
+from trainer.config.repa import RepaConfig
+from trainer.config.sampler import SamplerConfig
+from trainer.config.tread import TreadConfig
+from trainer.config.validation import ValidationConfig
+
+
+class TrainerConfig(Block):
+    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples."""
+
+    steps: Count
+    batch: Count = 16
+    accumulation: Count = 1
+    log_every: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    streams: StreamsConfig = StreamsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    tread: TreadConfig = TreadConfig()
+    repa: RepaConfig = RepaConfig()
+    ema: EmaConfig = EmaConfig()
+    validation: ValidationConfig = ValidationConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    indicators: IndicatorsConfig = IndicatorsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def samples_per_step(self) -> int:
+        """Images per optimizer step."""
+        return self.batch * self.accumulation
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens per sample."""
+        return (self.data.size // self.model.patch) ** 2
+
+    @property
+    def routed_blocks(self) -> tuple[int, int]:
+        """First and last routed block, 0-based and inclusive, negatives resolved here and nowhere else."""
+        first, last = (
+            index + self.model.depth if index < 0 else index for index in (self.tread.first, self.tread.last)
+        )
+        return first, last
+
+    @property
+    def kept_tokens(self) -> int:
+        """Image tokens per sample in the routed blocks: N - floor(N ratio), rounded up to keep_multiple."""
+        kept = self.tokens - math.floor(self.tokens * self.tread.ratio)
+        return min(self.tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
+
+    @property
+    def routed_steps(self) -> int:
+        """Optimizer steps that route tokens before the dense tail; 0 without TREAD."""
+        return self.steps - round(self.steps * self.tread.dense_tail) if self.tread.enabled else 0
+
+    @property
+    def repa_block(self) -> int:
+        """Block whose output is aligned, 0-based."""
+        given = self.repa.after_block
+        return math.ceil(self.model.depth / 3) - 1 if given is None else given
+
+    @property
+    def repa_end(self) -> float:
+        """Share of the run at which alignment has ended at the latest."""
+        stop = self.repa.stop
+        if stop.end is not None:
+            return stop.end
+        return 0.30 if stop.kind == "gradient_cosine" else 0.25
+
+
+def filled(config: TrainerConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values with every default, derived ones included, written out."""
+    document = config.model_dump(mode="json")
+    document["tread"]["first"], document["tread"]["last"] = config.routed_blocks
+    document["repa"]["after_block"] = config.repa_block
+    document["repa"]["stop"]["end"] = config.repa_end
+    document["sampler"]["native"].update(config.sampler.native.scales)
+    return document
