@@ -32,7 +32,7 @@ from trainer.objective.draws import Draws, draw
 from trainer.objective.dropout import draw_categories, present_streams
 from trainer.objective.flow import corrupt, velocity, x_prediction_loss
 from trainer.optim.ema import Ema
-from trainer.optim.muon_adamw import MuonAdamW
+from trainer.optim.optimizers import Optimizers
 from trainer.optim.schedule import learning_rate
 
 
@@ -84,7 +84,7 @@ class Learner:
         if config.repa.enabled:
             self.modules["repa"] = repa.build_projector(config, streams.patch_width, run_seed, device)
         self.repa = repa.RepaSchedule(config)
-        self.optimizer = MuonAdamW(config.optimizer, self.modules)
+        self.optimizer = Optimizers(config.optimizer, self.modules)
         self.ema = Ema(config.ema, self.model, config.steps)
         self.recorder = Recorder(config, self.modules, self.optimizer)
         self._parameters = list(self.modules.parameters())
