@@ -344,7 +344,7 @@ def test_a_run_goes_on_bit_by_bit_where_it_was_saved(name: str) -> None:
 @pytest.mark.parametrize("name", PARTS)
 def test_a_short_training_lowers_the_loss(name: str) -> None:
     _, step = learner_of(steps=30, optimizer={"name": name, "lr": 0.01}, data={"size": 8, "samples": 4, "held_out": 4})
-    losses = [float(step(done).losses[0]) for done in range(30)]
+    losses = [float(step(done).losses_L[0]) for done in range(30)]
     assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 
 

@@ -33,6 +33,7 @@ from trainer.data.sample import StreamShapes
 from trainer.document import Document, load_document
 from trainer.errors import CheckpointError, ConfigError, UsageError
 from trainer.model.nanodit import NanoDiT
+from trainer.objective.prediction import empty_model
 
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished-"
@@ -135,7 +136,8 @@ def load_for_evaluation(
         raise UsageError(f"{run_dir} has no {wanted}; complete ones: {', '.join(map(str, steps)) or 'none'}")
     chosen = steps[-1] if step is None else step
     document = load_document(run_dir / "config.yaml")
-    model = NanoDiT(document.config.model, StreamShapes(**read_state(run_dir, chosen)["streams"]))
+    streams = StreamShapes(**read_state(run_dir, chosen)["streams"])
+    model = empty_model(document.config, streams)
     stem = "model" if weights == "raw" else ema_name(document.config.ema.half_lives[0])
     _load_module(folder(run_dir, chosen) / f"{stem}.safetensors", model, torch.device("cpu"))
     return model.to(device).requires_grad_(False).eval(), chosen, document

@@ -136,7 +136,8 @@ def _restore(session: Session) -> int:
         learner = session.learner
         optimizer, state = checkpoint.load(session.run_dir, step, stored_modules(learner), learner.device)
         learner.optimizer.load_state_dict(optimizer["optimizer"])
-        learner.repa.load_state_dict(optimizer["repa"])
+        for auxiliary in learner.auxiliaries:
+            auxiliary.load_state_dict(optimizer[auxiliary.name])
         session.meter.load_state_dict(optimizer["meter"])
         if "indicators" in optimizer:  # a checkpoint from before there were any
             learner.recorder.load_state_dict(optimizer["indicators"])
@@ -207,8 +208,9 @@ def _announce_changes(session: Session, step: int, result: StepResult) -> None:
         return
     if step == config.routed_steps:
         session.telemetry.event(step, "routing_off")
-    if result.repa_weight > 0 and session.learner.repa.weight(step) == 0:
-        session.telemetry.event(step, "repa_off")
+    for auxiliary in session.learner.auxiliaries:
+        if result.weights.get(auxiliary.name, 0.0) > 0 and auxiliary.weight(step) == 0:
+            session.telemetry.event(step, f"{auxiliary.name}_off")
 
 
 def _save(session: Session, step: int) -> None:
@@ -220,9 +222,9 @@ def _save(session: Session, step: int) -> None:
         modules=stored_modules(learner),
         optimizer={
             "optimizer": learner.optimizer.state_dict(),
-            "repa": learner.repa.state_dict(),
             "meter": meter.state_dict(),
             "indicators": learner.recorder.state_dict(),
+            **{auxiliary.name: auxiliary.state_dict() for auxiliary in learner.auxiliaries},
         },
         state={
             "step": step,
