@@ -133,7 +133,8 @@ class Optimizers:
             decay = f"{self._weight_decays[members[0]]:g}" if members else "-"
             rows.append((group, part.name, str(len(members)), weights, decay, part.lr_factor))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join(line.rstrip() for line in lines)
 
     def _group(self, names: tuple[str, ...], weight_decay: float) -> dict[str, Any]:
         return {"params": [self._named[name] for name in names], "weight_decay": weight_decay}
