@@ -42,7 +42,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all([mallopt(option, value) for option, value in _KEEP_FREED])
+    return all(mallopt(option, value) for option, value in _KEEP_FREED)
 
 
 def gpu_uuids() -> list[str]:
