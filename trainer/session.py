@@ -14,6 +14,8 @@ from trainer.control import Control, StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Source
 from trainer.device import gpu_uuids, surroundings
+from trainer.distributed import sharding
+from trainer.distributed.team import Team
 from trainer.document import Document
 from trainer.evaluate.probe import Probe
 from trainer.evaluate.suite import Validation
@@ -59,10 +61,11 @@ def open_session(
     telemetry: Telemetry,
     control: Control,
     stop: StopRequest,
+    team: Team | None = None,
 ) -> Session:
     """Build the model and everything around it for one attempt."""
     config = document.config
-    learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir))
+    learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir), team)
     return Session(
         document=document,
         run_dir=run_dir,
@@ -99,6 +102,8 @@ def announce(session: Session, attempt: int) -> None:
         torch=torch.__version__,
         **surroundings(),
         threads=torch.get_num_threads(),
+        processes=learner.team.size,
+        strategy=sharding.strategy(learner),
         parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
         optimizer_groups=learner.optimizer.groups._asdict(),
         train_images=len(session.source.train_ids),

@@ -22,6 +22,10 @@ from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Batch, StreamShapes, to_unit_range
+from trainer.distributed import sharding
+from trainer.distributed.gradients import exchange_for
+from trainer.distributed.observations import share_observations
+from trainer.distributed.team import Team
 from trainer.indicators.reading import Reading
 from trainer.indicators.recorder import Measurement, Recorder
 from trainer.model.conditioning import is_long
@@ -87,12 +91,15 @@ class Learner:
         run_seed: int,
         device: torch.device,
         basis_FR: Tensor | None = None,
+        team: Team | None = None,
     ) -> None:
         self.config = config
+        self.team = Team(device) if team is None else team
         self.run_seed = run_seed
         self.device = device
         self.objective = build_objective(config, basis_FR)
         self.model = build(config.model, streams, run_seed, device, self.objective)
+        self.network = self.model  # what computes; divided among processes, it has weights of its own
         self.modules = nn.ModuleDict({"model": self.model})
         self.auxiliaries = build_auxiliaries(config, streams, run_seed, device)
         for auxiliary in self.auxiliaries:
@@ -104,31 +111,46 @@ class Learner:
         )
         self.optimizer = Optimizers(config.optimizer, self.modules)
         self.ema = Ema(config.ema, self.model, config.steps)
-        self.recorder = Recorder(config, self.modules, self.optimizer)
-        self._parameters = list(self.modules.parameters())
+        self.set_parameters()
+        self.exchange = exchange_for(self.team, self._parameters)
+        self.recorder = Recorder(config, self.modules, self.optimizer, self.exchange)
 
     def step(self, batches: Batches, step: int, stop: StopRequest) -> StepResult | None:
         """Make the update that follows `step` finished steps. None, and no trace, if a stop was asked for meanwhile."""
+        self.team.begin_step(step)
         draws = StepDraws(self.config, self.run_seed, step)
         covers = [cover for each in self.auxiliaries if (cover := _cover(each, step, draws)).count]
         losses_L = torch.zeros(len(self.loss_names), device=self.device)
         data_s = 0.0
         measurement = self.recorder.begin(step + 1)
-        for index, positions in enumerate(self._micro_batches(draws.present)):
-            if stop:
+        starts = self.team.starts(self.config)
+        for start, positions in zip(starts, self._micro_batches(draws.present), strict=True):
+            if self.team.agrees_to_stop(stop):
                 self.optimizer.clear()
                 return None
             before = time.perf_counter()
             batch = batches.batch(step, positions)
             data_s += time.perf_counter() - before
+            if start == starts[-1]:
+                self.exchange.expect_last()
             losses_L += _backward(self._losses(batch, draws.of(positions), covers, step, positions))
             if measurement is not None:
-                measurement.micro_batch_done(index)
+                measurement.micro_batch_done(start // self.config.batch)
         grad_norm, lr, reading = self._update(step, measurement)
+        losses_L = self.team.add_up(losses_L)
+        share_observations(self.team, covers, step, self.config.batch)
         weights = {cover.loss.name: cover.weight for cover in covers}
         extra = {name: value for cover in covers for name, value in cover.loss.updated(step).items()}
         counts = self._counts(covers, draws)
         return StepResult(losses_L, counts, grad_norm, lr, weights, extra, self.active_tokens(step), data_s, reading)
+
+    def set_parameters(self) -> None:
+        """Remember the parameters of `modules`."""
+        self._parameters = list(self.modules.parameters())
+
+    def whole(self) -> Learner:
+        """This learner with all weights and all state in the leader's hands, to be stored or evaluated there."""
+        return sharding.whole(self)
 
     def is_finite(self) -> bool:
         """Whether all weights and their averages are finite numbers."""
@@ -150,12 +172,12 @@ class Learner:
         return (1, 1, *auxiliary, 1, *bin_of(draws.t_E).bincount(minlength=len(BINS)).tolist())
 
     def _micro_batches(self, present: Mapping[str, Tensor]) -> Iterator[list[int]]:
-        """Positions of the effective batch, one list per micro-batch.
+        """Positions of the effective batch, one list per micro-batch of this process.
 
         Long sequences come first, which spares the model the sorting; nothing depends on the order in a micro-batch.
         """
         short = (~is_long(present)).tolist()
-        for start in range(0, self.config.samples_per_step, self.config.batch):
+        for start in self.team.starts(self.config):
             yield sorted(range(start, start + self.config.batch), key=short.__getitem__)
 
     def _losses(self, batch: Batch, draws: Draws, covers: list[Cover], step: int, positions: list[int]) -> MicroLosses:
@@ -189,15 +211,16 @@ class Learner:
         noisy = Noisy(x_BCHW, noise_BCHW, t_B, corrupt(x_BCHW, noise_BCHW, t_B, scale), scale)
         route = None if draws.keep_BK is None else Route(draws.keep_BK.to(self.device), *self.config.routed_blocks)
         tap = next((cover.loss.tap for cover in covers if cover.loss.tap is not None), None)
-        output = self.model(noisy.z_BCHW, t_B, conditions, draws.present, route, tap)
+        output = self.network(noisy.z_BCHW, t_B, conditions, draws.present, route, tap)
         return MicroBatch(batch, noisy, route, output)
 
     def _update(self, step: int, measurement: Measurement | None) -> tuple[Tensor, float, Reading | None]:
         """Move weights and averages by the accumulated gradients: gradient norm, learning rate, indicators if due."""
+        self.exchange.gradients_done()
         if measurement is not None:
             measurement.gradients_done()
         clip = self.config.optimizer.clip
-        grad_norm = get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        grad_norm = self.exchange.grad_norm(self._parameters)
         if clip is not None:
             clip_grads_with_norm_(self._parameters, clip, grad_norm)
         lr = learning_rate(self.config.optimizer, step + 1, self.config.steps)
@@ -206,6 +229,7 @@ class Learner:
         self.optimizer.step(lr)
         reading = None if measurement is None else measurement.finish()
         self.ema.update(self.model, step + 1)
+        self.exchange.updated()
         return grad_norm, lr, reading
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from trainer.config.base import Block, Count
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.data import DataConfig
+from trainer.config.distributed import DistributedConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
@@ -41,6 +42,7 @@ class TrainerConfig(Block):
     sampler: SamplerConfig = SamplerConfig()
     indicators: IndicatorsConfig = IndicatorsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @property
     def samples_per_step(self) -> int:
