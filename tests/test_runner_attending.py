@@ -82,7 +82,7 @@ class Rig:
     """One home, one controller after another, and the clock of both."""
 
     def __init__(self, folder: Path) -> None:
-        self.lab = Lab(folder)
+        self.lab = Lab(folder, draws_reports=False)
         self.clock = MovedClock()
         self.controller: Controller | None = None
 

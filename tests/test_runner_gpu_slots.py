@@ -119,7 +119,7 @@ def _no_report(_home: Home, _study: str) -> Any:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    found = Rig(Lab(tmp_path))
+    found = Rig(Lab(tmp_path, draws_reports=False))
     monkeypatch.setitem(runner.launching.PROVIDERS, "local", found.provider)  # type: ignore[arg-type]
     monkeypatch.setattr("runner.reporting.history.studies_without_report", lambda *_: {})
     yield found

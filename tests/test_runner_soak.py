@@ -31,7 +31,7 @@ SOAK = Path(__file__).with_name("soak.py")
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    found = Lab(tmp_path)
+    found = Lab(tmp_path, draws_reports=False)
     yield found
     found.clean_up()
 

@@ -40,7 +40,7 @@ class Acting:
     """One home and one controller after another; `says` is the judge's verdict from now on."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.lab = Lab(folder)
+        self.lab = Lab(folder, draws_reports=False)
         self.home = Home(self.lab.home)
         self.says = HEALTHY
         self.controller: Controller | None = None
