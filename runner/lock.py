@@ -12,7 +12,7 @@ from runner.errors import HomeError
 
 LOOKS = 5
 LOOK_S = 0.01
-"""Who only asks whether the lock is held shares it for an instant (`is_held`); a holder keeps it for all these looks."""
+"""Who only asks whether the lock is held shares it for an instant (`is_held`); a holder keeps it through all looks."""
 
 
 class HomeLock:

@@ -40,7 +40,7 @@ for step in range(1, 21):
     if step == 15:
         stuck()
 """
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 
 
 class MovedClock(Quick):

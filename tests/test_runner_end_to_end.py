@@ -197,12 +197,12 @@ def test_closing_the_terminal_or_ctrl_c_leaves_the_runs_alone(lab: Lab) -> None:
     os.killpg(viewer.pid, signal.SIGHUP)
     os.close(leader)
     os.close(follower)
-    viewer.communicate(timeout=30)
+    viewer.communicate(timeout=60)
     second = lab.start("launch", arm)
     lab.until(lambda: second.stdout is not None and "watched" in second.stdout.readline(), "the viewer to watch")
     lab.until(lambda: second.stdout is not None and "running" in second.stdout.readline(), "the viewer to show the run")
     second.send_signal(signal.SIGINT)
-    out, err = second.communicate(timeout=30)
+    out, err = second.communicate(timeout=60)
     assert second.returncode == 130
     assert "still running" in out + err
     assert lab.status()["talker-s0"]["state"] == "running"

@@ -89,7 +89,7 @@ class Rig:
         self.start()
 
     def step_until(self, is_so: Callable[[list[str]], bool]) -> list[str]:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             found = self.controller.step()
             states = self.states()

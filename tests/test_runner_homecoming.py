@@ -489,7 +489,7 @@ class HeldAgent:
     def ask(self, kind: TypeAdapter[Any], verb: str, *_arguments: Any) -> Any:
         if verb == "held":
             self.asked.set()
-            self.may_go_on.wait(30)
+            self.may_go_on.wait(60)
             raise HostLost("the connection is gone")
         return kind.validate_python(1)
 
@@ -509,7 +509,7 @@ def last_words(asked: threading.Event, may_go_on: threading.Event) -> Steps[int]
     """Work that is let be between its last answer and its result."""
     yield Question(NUMBER, "quick", ())
     asked.set()
-    may_go_on.wait(30)
+    may_go_on.wait(60)
     return 2
 
 
@@ -533,7 +533,7 @@ def test_work_that_nobody_wants_any_more_leaves_its_host_alone(where: str) -> No
     worker = HostWorker(agent, pause_s=0.01, look_s=0.01)
     steps = held() if where == "its question is lost" else last_words(agent.asked, agent.may_go_on)
     work = worker.carry_out(steps)
-    assert agent.asked.wait(30)
+    assert agent.asked.wait(60)
     work.cancel()  # the run works there again
     agent.may_go_on.set()
 

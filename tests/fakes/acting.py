@@ -25,7 +25,7 @@ from tests.fakes.lab import Lab
 from tests.fakes.quick_trainer import quick_python
 from tests.test_runner_waves import Quick, _Done
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 HEALTHY = Verdict(Health.OK, "none")
 
 
