@@ -659,7 +659,7 @@ def test_after_a_restart_the_first_call_waits_too(server: Server) -> None:
     assert server.asked == []
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.sampled_from([200, 201, 400, 401, 403, 404, 410, 418, 429, 500, 503]),
     st.binary(max_size=60)

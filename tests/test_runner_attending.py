@@ -203,6 +203,8 @@ def test_other_words_in_one_of_two_logs_are_no_warning_but_no_metric_at_all_is(
 ) -> None:
     rig.launch(TWO_LOGS.format(first=first))
     rig.rounds(lambda: rig.run()["state"] == "running")
+    said = [rig.attempt() / name for name in ("stdout.log", "stderr.log")]
+    rig.rounds(lambda: all(path.exists() and path.read_bytes().endswith(b"\n") for path in said))
     rig.rounds(lambda: rig.clock.monotonic_s > 120, advance_s=1.0)
     (rig.attempt().parent / "go").touch()
     rig.rounds(lambda: rig.run()["state"] == "finished")

@@ -22,17 +22,16 @@ from sqlalchemy import insert, select, update
 from provisioning.base import Handle, HostLost, Offer, Slot
 from provisioning.host_worker import HostWorker
 from provisioning.questions import Question, Steps
-from runner.home import Home, create_home
+from runner.home import Home
 from runner.homecoming import NAMED_FILES, Homecoming, Limits
-from runner.lock import HomeLock
 from runner.places import Places
 from runner.records import AttemptKind, RunState
 from runner.store import changes, leases, tables
-from runner.store.database import create_or_upgrade
 from runner.store.session import Session
 from tests.fakes.asked_agent import AskedAgent
 from tests.fakes.attempts import until
 from tests.fakes.files_now import files_now
+from tests.fakes.new_database import new_database
 
 LIMITS = Limits(again_s=10.0, within_s=3600.0, tries=3)
 RUN = "lab/A-s0-1"
@@ -115,11 +114,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.home = Home(self.folder / "runs")
-        create_home(self.home)
-        lock = HomeLock(self.home.lock)
-        assert lock.acquire()
-        create_or_upgrade(self.home, lock)
-        lock.release()
+        new_database(self.home)
         self.session = Session(self.home.database, pid=1, now=self.now)
         self.far = Far(self.home.root, self.folder / "there")
         for name, data in FILES.items():
