@@ -6,7 +6,7 @@ One multiply-add counts as two operations; a training step counts as three forwa
 from __future__ import annotations
 
 from trainer.config import TrainerConfig
-from trainer.data.shapes import StreamShapes
+from trainer.data.shapes import StreamShapes, patch_tokens
 
 IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
@@ -98,8 +98,7 @@ def _context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
-    """Image features come on a grid like that of the image tokens."""
-    return config.tokens if streams.patch_width else 0
+    return patch_tokens(config) if streams.patch_width else 0
 
 
 def _block_flops(config: TrainerConfig, tokens: int, streams: StreamShapes) -> float:
