@@ -48,7 +48,7 @@ def test_a_wrong_word_names_its_place_and_the_nearest_allowed_one(block: dict, p
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("streams.text", "pooled"), ("objective.prediction", "v"), ("objective.prediction", "asymflow")],
+    [("streams.text", "pooled"), ("streams.pose", "pooled")],
 )
 def test_values_of_later_versions_say_so(path: str, value: str) -> None:
     block, key = path.split(".")
@@ -91,6 +91,10 @@ REPA = {"enabled": True}
         ({"streams": dict.fromkeys(("text", "cls", "patches", "pose"), "off")}, "streams"),
         ({"data": {"source": "folder", "path": "x"}, "streams": {"text": "off"}}, "streams"),
         ({"objective": {"noise_scale": 2.0, "shift": 3.0}}, "objective.noise_scale"),
+        ({"objective": {"prediction": "x", "asymflow": {}}}, "objective.asymflow"),
+        ({"objective": {"prediction": "v", "asymflow": {"rank": 4}}}, "objective.asymflow"),
+        ({"objective": {"prediction": "asymflow", "asymflow": {"rank": 49}}}, "objective.asymflow.rank"),
+        ({"objective": {"prediction": "asymflow", "asymflow": {"basis": "b"}}}, "objective.asymflow.basis"),
         ({"optimizer": {"warmup_steps": 101}}, "optimizer.warmup_steps"),
         ({"tread": {**TREAD, "first": 4, "last": 2}}, "tread.first"),
         ({"tread": {**TREAD, "last": 6}}, "tread.last"),

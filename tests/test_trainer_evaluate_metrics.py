@@ -52,7 +52,8 @@ class Oracle:
         self._answer = answer
 
     def __call__(self, z_BCHW: Tensor, t_B: Tensor, conditions: Conditions, route: object = None) -> Output:
-        return Output(self._answer(z_BCHW, conditions), None)
+        x_BCHW = self._answer(z_BCHW, conditions)
+        return Output(x_BCHW, None, x_BCHW)
 
 
 # ---- LPIPS -----------------------------------------------------------------------------------------------------------

@@ -58,8 +58,9 @@ def take_over(session: Session, origin: Origin) -> int:
     kept = _kept_modules(learner, origin)
     optimizer, _ = checkpoint.load(origin.run_dir, origin.step, kept, learner.device)
     _begin_averages(learner, kept)
-    if "projector" in kept and _stop_kind(state["config"]) == learner.config.repa.stop.kind:
-        learner.repa.load_state_dict(optimizer["repa"])
+    for auxiliary in learner.auxiliaries:
+        if auxiliary.name in optimizer and (auxiliary.name != "repa" or _goes_on(state["config"], learner, kept)):
+            auxiliary.load_state_dict(optimizer[auxiliary.name])
     fits = fits_optimizer(learner, optimizer["optimizer"])
     if fits:
         _keep_optimizer(learner, optimizer)
@@ -131,9 +132,9 @@ def _begin_averages(learner: Learner, kept: Mapping[str, Any]) -> None:
             average.load_state_dict(learner.model.state_dict())
 
 
-def _stop_kind(config: Mapping[str, Any]) -> str:
-    """What ends the alignment: a stop that one rule has decided says nothing where another rule decides."""
-    return str(config["repa"]["stop"]["kind"])
+def _goes_on(config: Mapping[str, Any], learner: Learner, kept: Mapping[str, Any]) -> bool:
+    """Whether the alignment of the other run goes on: a stop that one rule decided says nothing where another does."""
+    return "projector" in kept and config["repa"]["stop"]["kind"] == learner.config.repa.stop.kind
 
 
 def _keep_optimizer(learner: Learner, optimizer: Mapping[str, Any]) -> None:

@@ -11,13 +11,15 @@ from torch import nn
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
-from trainer.data.batches import Batches
+from trainer.data.batches import Batches, open_batches
+from trainer.data.reader import buckets_of
 from trainer.data.sample import Source
 from trainer.device import gpu_uuids, surroundings
 from trainer.document import Document
 from trainer.evaluate.probe import Probe
 from trainer.evaluate.suite import Validation
 from trainer.meter import Meter
+from trainer.objective.basis import basis_of_run
 from trainer.scores import Scores
 from trainer.step import Learner
 from trainer.telemetry import Telemetry
@@ -61,16 +63,19 @@ def open_session(
 ) -> Session:
     """Build the model and everything around it for one attempt."""
     config = document.config
+    learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir))
+    batches = open_batches(config, source, document.seed)
+    batches.read_ahead(learner.plan, config.steps, config.data.worker_processes, device.type == "cuda")
     return Session(
         document=document,
         run_dir=run_dir,
         source=source,
-        learner=Learner(config, source.streams, document.seed, device),
-        batches=Batches(source, document.seed, config.samples_per_step),
+        learner=learner,
+        batches=batches,
         validation=Validation(config, source, device, document.run, run_dir),
         probe=Probe(document, source, device, run_dir),
         scores=Scores(run_dir, config),
-        meter=Meter(config, device),
+        meter=Meter(config, device, learner.loss_names),
         telemetry=telemetry,
         control=control,
         stop=stop,
@@ -104,6 +109,7 @@ def announce(session: Session, attempt: int) -> None:
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
         tokens=config.tokens,
+        buckets={bucket.name: len(bucket.ids) for bucket in buckets_of(session.source) if bucket.name},
         notes=list(session.source.notes),
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),

@@ -58,11 +58,12 @@ def train(
         _go_back(run_dir, from_step, number)
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
         session = open_session(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
-        announce(session, number)
-        step = _first_step(session, resume, origin)
-        _start_point(session, step)
-        step = _loop(session, step, stop_after)
-        return _end(session, step)
+        with session.batches:
+            announce(session, number)
+            step = _first_step(session, resume, origin)
+            _start_point(session, step)
+            step = _loop(session, step, stop_after)
+            return _end(session, step)
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -136,7 +137,8 @@ def _restore(session: Session) -> int:
         learner = session.learner
         optimizer, state = checkpoint.load(session.run_dir, step, stored_modules(learner), learner.device)
         learner.optimizer.load_state_dict(optimizer["optimizer"])
-        learner.repa.load_state_dict(optimizer["repa"])
+        for auxiliary in learner.auxiliaries:
+            auxiliary.load_state_dict(optimizer[auxiliary.name])
         session.meter.load_state_dict(optimizer["meter"])
         if "indicators" in optimizer:  # a checkpoint from before there were any
             learner.recorder.load_state_dict(optimizer["indicators"])
@@ -171,7 +173,8 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
         step += 1
         session.meter.add(result, time.perf_counter() - started)
         if step % config.log_every == 0 or step == config.steps:
-            session.telemetry.metrics("train", step, session.meter.line())
+            session.telemetry.metrics("train", step, session.meter.line() | session.batches.metrics())
+        _announce_rejected(session, step)
         _announce_changes(session, step, result)
         if is_validation_step(config, step):
             _save(session, step)
@@ -200,6 +203,12 @@ def _left_undone(session: Session, wish: Wish) -> list[str]:
     return [*wish.ignored, *(["probe_every_steps"] if impossible else [])]
 
 
+def _announce_rejected(session: Session, step: int) -> None:
+    """Events for samples that were found to be broken when the update just made wanted them."""
+    for name, reason in session.batches.newly_rejected():
+        session.telemetry.event(step, "rejected", name=name, reason=reason)
+
+
 def _announce_changes(session: Session, step: int, result: StepResult) -> None:
     """Events for techniques that end with the update just made."""
     config = session.config
@@ -207,8 +216,9 @@ def _announce_changes(session: Session, step: int, result: StepResult) -> None:
         return
     if step == config.routed_steps:
         session.telemetry.event(step, "routing_off")
-    if result.repa_weight > 0 and session.learner.repa.weight(step) == 0:
-        session.telemetry.event(step, "repa_off")
+    for auxiliary in session.learner.auxiliaries:
+        if result.weights.get(auxiliary.name, 0.0) > 0 and auxiliary.weight(step) == 0:
+            session.telemetry.event(step, f"{auxiliary.name}_off")
 
 
 def _save(session: Session, step: int) -> None:
@@ -220,9 +230,9 @@ def _save(session: Session, step: int) -> None:
         modules=stored_modules(learner),
         optimizer={
             "optimizer": learner.optimizer.state_dict(),
-            "repa": learner.repa.state_dict(),
             "meter": meter.state_dict(),
             "indicators": learner.recorder.state_dict(),
+            **{auxiliary.name: auxiliary.state_dict() for auxiliary in learner.auxiliaries},
         },
         state={
             "step": step,

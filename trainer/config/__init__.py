@@ -10,7 +10,7 @@ from trainer.config.data import DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
-from trainer.config.objective import ObjectiveConfig
+from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
@@ -20,6 +20,7 @@ from trainer.config.validation import ValidationConfig
 
 __all__ = [
     "NATIVE_SCALES",
+    "AsymFlowConfig",
     "BestConfig",
     "Block",
     "CheckpointConfig",

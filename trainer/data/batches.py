@@ -27,6 +27,7 @@ class Batches:
         self.run_seed = run_seed
         self.samples_per_step = batch
         self.rejected: list[tuple[str, str]] = []
+        self._told = 0
         self._allowed_share = allowed_share
         self._reader = Reader(source, run_seed, batch, flip)
         self._workers: Workers | None = None
@@ -58,6 +59,11 @@ class Batches:
         loaded = load(step, list(positions))
         self._take_in(loaded.rejected)
         return loaded.batch
+
+    def newly_rejected(self) -> list[tuple[str, str]]:
+        """What `rejected` has more than when this was asked last."""
+        new, self._told = self.rejected[self._told :], len(self.rejected)
+        return new
 
     def epochs_seen(self, steps: int) -> float:
         """How often the training images have been gone through after `steps` optimizer steps, on average."""

@@ -9,11 +9,15 @@ from trainer.data.shapes import SHARD_TOKENS, SHARD_WIDTH
 from trainer.data.shard_set import shards_of
 from trainer.errors import DataError
 
+LARGE_PATCH = 16  # JiT (arXiv 2511.13720) finds noise and velocity out of reach from here on
+
 
 def remarks(config: TrainerConfig) -> Iterator[str]:
     """What a person should read before the run starts."""
     if config.validation.every > config.steps:
         yield f"validation.every {config.validation.every} is above steps: validated at step 0 and at the end only"
+    if config.objective.prediction == "v" and config.model.patch >= LARGE_PATCH:
+        yield f"objective.prediction v at patch {config.model.patch}: velocities of large patches are hardly learned"
     if not config.tread.enabled and config.tread != TreadConfig():
         yield "tread is switched off: its other keys have no effect"
     if not config.repa.enabled and config.repa.model_fields_set - {"enabled"}:
