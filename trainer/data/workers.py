@@ -7,13 +7,13 @@ stop are blocked in them, because batches are needed until the checkpoint of a s
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ Plan = Callable[[int], Sequence[Sequence[int]]]
 
 AHEAD = 2  # batches that every worker has ready or in work
 _SHARED_MEMORY = Path("/dev/shm")
-_PR_SET_PDEATHSIG = 1
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _MIB = 2**20
 
@@ -152,11 +151,15 @@ def _begin_worker(number: int) -> None:
     """First thing in every worker; torch has given it one thread already."""
     for each in _STOPS:
         signal.signal(each, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # The fork server ends with the trainer, however that ends, and each worker with the fork server.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == 1:
-            os._exit(0)
+    # The fork server lives as long as any of its workers, so the death of a parent tells nothing here; this pipe does.
+    threading.Thread(target=_die_with_the_trainer, daemon=True).start()
+
+
+def _die_with_the_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "a worker has a parent"
+    wait([trainer.sentinel])
+    os._exit(1)
 
 
 def _bytes_of(batch: Batch) -> int:
