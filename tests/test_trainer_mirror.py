@@ -157,10 +157,9 @@ def test_each_position_of_each_step_draws_for_itself() -> None:
         whole, reference = turned.batch(step, range(8)), plain.batch(step, range(8))
         assert whole.ids == reference.ids
         is_turned = (whole.pixels_BCHW != reference.pixels_BCHW).flatten(1).any(dim=1)
-        assert torch.equal(
-            whole.pixels_BCHW,
-            torch.where(is_turned[:, None, None, None], reference.pixels_BCHW.flip(3), reference.pixels_BCHW),
-        )
+        flipped = reference.pixels_BCHW.flip(3)
+        expected = torch.where(is_turned[:, None, None, None], flipped, reference.pixels_BCHW)
+        assert torch.equal(whole.pixels_BCHW, expected)
         parts = [turned.batch(step, [position]).pixels_BCHW for position in range(8)]
         assert torch.equal(torch.cat(parts), whole.pixels_BCHW)
         shares += is_turned.tolist()

@@ -79,7 +79,7 @@ def test_workers_are_clean_deaf_and_gone_after_closing(ahead: Batches) -> None:
         os.kill(process.pid, signal.SIGINT)
         status = psutil.Process(process.pid)
         assert status.parent() != psutil.Process(), "from the fork server, not from us"
-        assert len([name for name in os.listdir(f"/proc/{process.pid}/task")]) < 5, "a handful of threads"
+        assert len(os.listdir(f"/proc/{process.pid}/task")) < 5, "a handful of threads"
     for step in range(3):
         for positions in halves(step)[step == 0 :]:
             ahead.batch(step, positions)

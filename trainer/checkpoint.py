@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer.config import DataConfig, filled
+from trainer.config import TrainerConfig, filled
 from trainer.data.sample import StreamShapes
 from trainer.document import Document, load_document
 from trainer.errors import CheckpointError, ConfigError, UsageError
@@ -39,6 +39,7 @@ _STEP_NAME = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished-"
 # A run may be resumed with other values here: they change what is kept, not what is computed.
 _FREE_KEYS = ("checkpoint", "device", "indicators", "log_every")
+_FREE_INNER_KEYS = ("data.workers",)
 _MODEL_KEYS = ("data", "model", "streams")
 
 
@@ -162,7 +163,7 @@ def describe(document: Document, streams: StreamShapes) -> dict[str, Any]:
 def require_same_run(state: Mapping[str, Any], document: Document) -> None:
     """Raise ConfigError unless a checkpoint belongs to this seed and configuration; only `steps` may have grown."""
     differing = [] if state["seed"] == document.seed else ["seed"]
-    before, now = _as_of_today(state["config"]), _as_of_today(filled(document.config))
+    before, now = _completed(state["config"]), filled(document.config)
     if now["steps"] > before["steps"]:
         before = {**before, "steps": now["steps"]}  # a longer budget: everything counted in shares follows the new one
     differing += _differences(before, now)
@@ -173,20 +174,26 @@ def require_same_run(state: Mapping[str, Any], document: Document) -> None:
 def require_same_model(state: Mapping[str, Any], document: Document) -> None:
     """Raise ConfigError unless a checkpoint of another run holds the model, the data and the seed of this one."""
     differing = [] if state["seed"] == document.seed else ["seed"]
-    both = (_as_of_today(state["config"]), _as_of_today(filled(document.config)))
-    before, now = ({key: config[key] for key in _MODEL_KEYS} for config in both)
+    configs = (_completed(state["config"]), filled(document.config))
+    before, now = ({key: config[key] for key in _MODEL_KEYS} for config in configs)
     differing += _differences(before, now)
     if differing:
         keys = ", ".join(differing)
         raise ConfigError(f"a run begins with a checkpoint of its own seed, data and model only; differing: {keys}")
 
 
-def _as_of_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with what no checkpoint knew before it existed at its default, which changes nothing, and
-    without the processes that read data ahead, which change nothing whatever their number."""
-    data = {"flip": DataConfig().flip, **config["data"]}
-    data.pop("workers", None)
-    return {**config, "data": data}
+def _completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the defaults of keys that did not exist when it was stored."""
+    return _with_defaults(stored, filled(TrainerConfig(steps=stored["steps"])))
+
+
+def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        key: _with_defaults(values[key], default)
+        for key, default in defaults.items()
+        if isinstance(default, dict) and isinstance(values.get(key), dict)
+    }
+    return {**defaults, **values, **inner}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -195,7 +202,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
+        elif before != after and f"{prefix}{key}" not in _FREE_INNER_KEYS:
             found.append(f"{prefix}{key}")
     return found
 
