@@ -18,11 +18,14 @@ import torch
 
 from tests.fakes.shards import sample, square_set
 from tests.fakes.trainer_parts import NoiseSource, tiny_config
+from trainer import checkpoint
+from trainer.check import check
 from trainer.data import open_source, workers
 from trainer.data.batches import Batches, open_batches
-from trainer.data.sample import Batch
-from trainer.document import parse_config
-from trainer.errors import DataError
+from trainer.data.sample import Batch, StreamShapes
+from trainer.document import Document, parse_config
+from trainer.errors import ConfigError, DataError, UsageError
+from trainer.sample import encode
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,7 +133,7 @@ def test_other_sources_may_have_workers_too() -> None:
 
 
 TRAINER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from trainer.data import open_source
 from trainer.data.batches import open_batches
@@ -138,26 +141,84 @@ from trainer.document import parse_config
 import multiprocessing
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     config = parse_config({"steps": 9, "data": {"source": "shards", "path": sys.argv[1]}})
     batches = open_batches(config, open_source(config), 0)
     batches.read_ahead(lambda step: [[0, 1], [2, 3]], 9, 2, pin=False)
     batches.batch(0, [0, 1])
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    sys.stdin.readline()
+    for step in range(9):
+        for positions in ([0, 1], [2, 3]):
+            if (step, positions) != (0, [0, 1]):
+                batches.batch(step, positions)
+    print("all batches came", flush=True)
     time.sleep(60)
 """
 
 
-def test_workers_die_with_a_trainer_that_is_killed(shards: Path, tmp_path: Path) -> None:
+def test_workers_outlive_a_stop_of_the_whole_group_and_die_with_a_trainer_that_is_killed(
+    shards: Path, tmp_path: Path
+) -> None:
     script = tmp_path / "script.py"
     script.write_text(TRAINER)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), str(shards)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as trainer:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as trainer:
+        assert trainer.stdin is not None
         assert trainer.stdout is not None
         pids = [int(word) for word in trainer.stdout.readline().split()]
         assert len(pids) == 2
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(trainer.pid, number)
+        trainer.stdin.write("on\n")
+        trainer.stdin.flush()
+        assert trainer.stdout.readline() == "all batches came\n"
         trainer.kill()
     deadline = time.monotonic() + 20
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
         assert time.monotonic() < deadline, "a worker outlives its trainer"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_beside_a_gpu_batches_come_in_pinned_memory(shards: Path) -> None:
+    torch.zeros(1, device="cuda")  # a context that must not be copied into any worker
+    config = config_of(shards)
+    with open_batches(config, open_source(config), 5) as batches:
+        batches.read_ahead(halves, 9, 2, pin=True)
+        batch = batches.batch(0, [0, 2])
+        assert batch.pixels_BCHW.is_pinned()
+        assert batch.conditions.patches_BPD.is_pinned()
+        assert same(batch, open_batches(config, open_source(config), 5).batch(0, [0, 2]))
+
+
+# ---- what the number of workers is no part of ------------------------------------------------------------------------
+
+
+def test_a_checkpoint_may_be_resumed_with_other_workers_and_from_before_there_were_any(shards: Path) -> None:
+    documents = [Document(config_of(shards, workers=count), 3, "run") for count in (0, 5)]
+    state = checkpoint.describe(documents[0], StreamShapes())
+    checkpoint.require_same_run(state, documents[1])
+    checkpoint.require_same_model(state, documents[1])
+    with pytest.raises(ConfigError, match=r"data\.flip"):
+        checkpoint.require_same_run(state, Document(config_of(shards, flip=0.5), 3, "run"))
+    before = Document(tiny_config(), 3, "run")
+    old = checkpoint.describe(before, StreamShapes())
+    for key in ("flip", "workers"):
+        del old["config"]["data"][key]
+    checkpoint.require_same_run(old, before)
+
+
+def test_what_is_read_ahead_takes_memory(shards: Path) -> None:
+    sizes = [check(1, {"steps": 1, "data": {"size": 32, "workers": count}})["memory_mib"] for count in (0, 8, 16)]
+    assert sizes[1] - sizes[0] > sizes[2] - sizes[1] > 0
+
+
+def test_words_of_features_in_shards_cannot_be_sampled(shards: Path) -> None:
+    with pytest.raises(UsageError, match="features stored in shards: without their encoders"):
+        encode(config_of(shards), "a portrait", None, None)
+    with pytest.raises(DataError, match="no other words can be encoded"):
+        open_source(config_of(shards)).encode_caption("a portrait")

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from trainer.config.base import Block, Count, Share
 
+BATCHES_AHEAD = 2
+"""Micro-batches that every worker process has ready or in work."""
+
 
 class DataConfig(Block):
     """Where images come from. `size` is the side of the square image in pixels; of shards, that of the square bucket.

@@ -13,6 +13,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.config import BATCHES_AHEAD
 from trainer.data.reader import Loaded, Reader
 from trainer.data.sample import Batch
 from trainer.errors import DataError
@@ -29,7 +31,6 @@ from trainer.errors import DataError
 Plan = Callable[[int], Sequence[Sequence[int]]]
 """From a step to the positions of its micro-batches, in the order in which they are asked for."""
 
-AHEAD = 2  # batches that every worker has ready or in work
 _SHARED_MEMORY = Path("/dev/shm")
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _MIB = 2**20
@@ -55,8 +56,9 @@ class Workers:
         assert self._loaded is not None
         try:
             found = next(self._loaded)
-        except RuntimeError as error:
-            raise DataError(f"a process that loads data failed (data.workers: 0 loads without any): {error}") from error
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: it died before its batch was fetched
+            why = str(error) or "it is gone"
+            raise DataError(f"a process that loads data failed (data.workers: 0 loads without any): {why}") from error
         if isinstance(found, DataError):
             raise found
         assert isinstance(found, Loaded)
@@ -79,6 +81,7 @@ class Workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["trainer.data.reader"])
         before = set(multiprocessing.active_children())
+        resource_tracker.ensure_running()  # which takes signals out of the mask when it starts: so it starts first
         # What is blocked here is blocked in every process that begins now; a stop that comes meanwhile arrives later.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
@@ -87,7 +90,7 @@ class Workers:
                 sampler=requests,
                 batch_size=None,
                 num_workers=self._count,
-                prefetch_factor=AHEAD,
+                prefetch_factor=BATCHES_AHEAD,
                 collate_fn=_as_it_is,
                 pin_memory=self._pin,
                 worker_init_fn=_begin_worker,
@@ -106,7 +109,7 @@ class Workers:
         if not _SHARED_MEMORY.is_dir():
             return
         one = _bytes_of(self._reader.read(step, positions[:1]).batch)
-        needed, free = one * len(positions) * (self._count * AHEAD + 1), shutil.disk_usage(_SHARED_MEMORY).free
+        needed, free = one * len(positions) * (self._count * BATCHES_AHEAD + 1), shutil.disk_usage(_SHARED_MEMORY).free
         if needed > free:
             raise DataError(
                 f"{self._count} data workers need {needed / _MIB:,.0f} MiB of shared memory and {_SHARED_MEMORY} has "
