@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from trainer.data.buckets import BUCKETS, bucket_of, parse_folder
 from trainer.data.npy import parse_npy
 from trainer.data.shapes import stream_shapes
 from trainer.data.shards import ShardSource
+from trainer.data.tar_index import index_tar
 from trainer.document import parse_config
 from trainer.errors import ConfigError, DataError
 
@@ -413,6 +417,53 @@ def test_no_folder_is_refused_when_it_is_opened_only(tmp_path: Path, monkeypatch
     assert opened("{data:faces-7k}").train_ids  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="needs the path"):
         parse_config({"steps": 1, "data": {"source": "shards"}})
+
+
+# ---- tar files -------------------------------------------------------------------------------------------------------
+
+names = st.text(st.sampled_from("ab/.ä "), min_size=1, max_size=300).filter(lambda name: not re.search("//|/$", name))
+
+
+@pytest.fixture(scope="module")
+def one_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tar") / "shard-0.tar"
+
+
+@given(
+    st.lists(st.tuples(names, st.integers(0, 1500), st.booleans())),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
+def test_a_tar_is_read_as_pythons_own_reader_does(one_tar: Path, members: list, kind: int) -> None:
+    with tarfile.open(one_tar, "w", format=kind) as tar:
+        for name, size, is_folder in members:
+            info = tarfile.TarInfo(name)
+            info.mtime = 12.5  # a fraction needs an extra header
+            info.type, info.size = (tarfile.DIRTYPE, 0) if is_folder else (tarfile.REGTYPE, size)
+            tar.addfile(info, io.BytesIO(bytes(size)))
+    with tarfile.open(one_tar) as tar:
+        files = [member for member in tar if member.isfile()]
+    expected = {}
+    for member in files:
+        if found := re.fullmatch(r"((?:.*/)?[^/.]+)\.([^/]*)", member.name):
+            expected.setdefault(found[1], {}).setdefault(found[2], (member.offset_data, member.size))
+    assert {key: dict(entry.members) for key, entry in index_tar(one_tar).items()} == expected
+    whole = sum(len(entry.members) + len(entry.repeated) for entry in index_tar(one_tar).values())
+    assert whole == sum(1 for member in files if re.fullmatch(r"(?:.*/)?[^/.]+\.[^/]*", member.name))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255), st.booleans())
+def test_a_damaged_tar_is_refused_or_read_and_nothing_else(one_tar: Path, place: int, value: int, is_cut: bool) -> None:
+    info = tarfile.TarInfo("a" * 120 + ".json")
+    info.mtime, info.size = 0.5, 700
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        tar.addfile(info, io.BytesIO(bytes(700)))
+    data = bytearray(file.getvalue()[:6144])
+    place %= len(data)
+    data[place] = value
+    one_tar.write_bytes(data[:place] if is_cut else data)
+    with contextlib.suppress(DataError):
+        assert len(index_tar(one_tar)) <= 1
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
