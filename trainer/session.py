@@ -11,7 +11,8 @@ from torch import nn
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
-from trainer.data.batches import Batches
+from trainer.data.batches import Batches, open_batches
+from trainer.data.reader import buckets_of
 from trainer.data.sample import Source
 from trainer.device import gpu_uuids, surroundings
 from trainer.document import Document
@@ -63,12 +64,14 @@ def open_session(
     """Build the model and everything around it for one attempt."""
     config = document.config
     learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir))
+    batches = open_batches(config, source, document.seed)
+    batches.read_ahead(learner.plan, config.steps, config.data.worker_processes, device.type == "cuda")
     return Session(
         document=document,
         run_dir=run_dir,
         source=source,
         learner=learner,
-        batches=Batches(source, document.seed, config.samples_per_step),
+        batches=batches,
         validation=Validation(config, source, device, document.run, run_dir),
         probe=Probe(document, source, device, run_dir),
         scores=Scores(run_dir, config),
@@ -107,6 +110,7 @@ def announce(session: Session, attempt: int) -> None:
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
         tokens=config.tokens,
+        buckets={bucket.name: len(bucket.ids) for bucket in buckets_of(session.source) if bucket.name},
         notes=list(session.source.notes),
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),

@@ -5,8 +5,8 @@ One multiply-add counts as two operations; a training step counts as three forwa
 
 from __future__ import annotations
 
-from trainer.config import TrainerConfig
-from trainer.data.shapes import StreamShapes
+from trainer.config import BATCHES_AHEAD, TrainerConfig
+from trainer.data.shapes import StreamShapes, patch_tokens
 
 IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
@@ -112,8 +112,7 @@ def _context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
-    """Image features come on a grid like that of the image tokens."""
-    return config.tokens if streams.patch_width else 0
+    return patch_tokens(config) if streams.patch_width else 0
 
 
 def _block_flops(config: TrainerConfig, tokens: int, streams: StreamShapes) -> float:
@@ -135,8 +134,10 @@ def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Images (uint8) and features (half precision) that the process keeps in memory."""
+    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead included."""
     features = streams.text_length * streams.text_width + streams.cls_width + JOINT_VALUES * streams.pose_joints
     features += _patch_tokens(config, streams) * streams.patch_width
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
+    if config.data.worker_processes:
+        images += (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch
     return images * (IMAGE_CHANNELS * config.data.size**2 + 2 * features) / MIB

@@ -10,6 +10,7 @@ H x W pixels, L losses.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -112,7 +113,7 @@ class Learner:
         draws = StepDraws(self.config, self.run_seed, step)
         covers = [cover for each in self.auxiliaries if (cover := _cover(each, step, draws)).count]
         losses_L = torch.zeros(len(self.loss_names), device=self.device)
-        data_s = 0.0
+        data_s, tokens = 0.0, 0
         measurement = self.recorder.begin(step + 1)
         for index, positions in enumerate(self._micro_batches(draws.present)):
             if stop:
@@ -121,27 +122,34 @@ class Learner:
             before = time.perf_counter()
             batch = batches.batch(step, positions)
             data_s += time.perf_counter() - before
-            losses_L += _backward(self._losses(batch, draws.of(positions), covers, step, positions))
+            height, width = batch.pixels_BCHW.shape[2:]
+            tokens = math.prod(self.config.grid_of(height, width))  # all batches of a step have the shape of one bucket
+            losses_L += _backward(self._losses(batch, draws.of(positions, (height, width)), covers, step, positions))
             if measurement is not None:
                 measurement.micro_batch_done(index)
         grad_norm, lr, reading = self._update(step, measurement)
         weights = {cover.loss.name: cover.weight for cover in covers}
         extra = {name: value for cover in covers for name, value in cover.loss.updated(step).items()}
         counts = self._counts(covers, draws)
-        return StepResult(losses_L, counts, grad_norm, lr, weights, extra, self.active_tokens(step), data_s, reading)
+        active = self.active_tokens(step, tokens)
+        return StepResult(losses_L, counts, grad_norm, lr, weights, extra, active, data_s, reading)
+
+    def plan(self, step: int) -> list[list[int]]:
+        """Positions of the micro-batches of a step in the order in which `step` asks for their samples."""
+        return list(self._micro_batches(StepDraws(self.config, self.run_seed, step).present))
 
     def is_finite(self) -> bool:
         """Whether all weights and their averages are finite numbers."""
         tensors = [*self._parameters, *(part for model in self.ema.models.values() for part in model.parameters())]
         return bool(torch.isfinite(get_total_norm(tensors)))
 
-    def active_tokens(self, step: int) -> float:
-        """Mean image tokens per block and sample in the update that follows `step` finished steps."""
+    def active_tokens(self, step: int, tokens: int) -> float:
+        """Of so many image tokens per sample the mean per block in the update that follows `step` finished steps."""
         if step >= self.config.routed_steps:
-            return float(self.config.tokens)
+            return float(tokens)
         first, last = self.config.routed_blocks
         share = (last - first + 1) / self.config.model.depth
-        return share * self.config.kept_tokens + (1.0 - share) * self.config.tokens
+        return share * self.config.kept_of(tokens) + (1.0 - share) * tokens
 
     def _counts(self, covers: list[Cover], draws: StepDraws) -> tuple[int, ...]:
         """`StepResult.counts`."""

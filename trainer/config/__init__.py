@@ -6,7 +6,7 @@ Every key has a default except `steps`; a key that is not written here does not 
 
 from trainer.config.base import Block
 from trainer.config.checkpoint import BestConfig, CheckpointConfig, KeepConfig
-from trainer.config.data import DataConfig
+from trainer.config.data import BATCHES_AHEAD, DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
@@ -19,6 +19,7 @@ from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
 
 __all__ = [
+    "BATCHES_AHEAD",
     "NATIVE_SCALES",
     "AsymFlowConfig",
     "BestConfig",

@@ -49,7 +49,7 @@ class TrainerConfig(Block):
 
     @property
     def tokens(self) -> int:
-        """Image tokens per sample."""
+        """Image tokens per sample; of shards, in the square bucket."""
         return (self.data.size // self.model.patch) ** 2
 
     @property
@@ -62,9 +62,17 @@ class TrainerConfig(Block):
 
     @property
     def kept_tokens(self) -> int:
-        """Image tokens per sample in the routed blocks: N - floor(N ratio), rounded up to keep_multiple."""
-        kept = self.tokens - math.floor(self.tokens * self.tread.ratio)
-        return min(self.tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
+        """Image tokens per sample in the routed blocks; of shards, in the square bucket."""
+        return self.kept_of(self.tokens)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of image tokens in a picture of so many pixels."""
+        return height // self.model.patch, width // self.model.patch
+
+    def kept_of(self, tokens: int) -> int:
+        """How many of N image tokens stay in the routed blocks: N - floor(N ratio), rounded up to keep_multiple."""
+        kept = tokens - math.floor(tokens * self.tread.ratio)
+        return min(tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
 
     @property
     def routed_steps(self) -> int:
@@ -100,6 +108,7 @@ class TrainerConfig(Block):
 def filled(config: TrainerConfig) -> dict[str, Any]:
     """The configuration as plain JSON values with every default, derived ones included, written out."""
     document = config.model_dump(mode="json")
+    document["data"]["workers"] = config.data.worker_processes
     document["objective"]["asymflow"] = config.asymflow and config.asymflow.model_dump(mode="json")
     document["tread"]["first"], document["tread"]["last"] = config.routed_blocks
     document["repa"]["after_block"] = config.repa_block

@@ -104,6 +104,11 @@ class Conditions:
             pose_BJ3=_to_float(self.pose_BJ3, device),
         )
 
+    def pin_memory(self) -> Conditions:
+        """The conditions in page-locked memory."""
+        values = (getattr(self, name) for name in self.__slots__)
+        return Conditions(*(value.pin_memory() if isinstance(value, Tensor) else value for value in values))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -118,6 +123,10 @@ class Batch:
         """The batch on `device`: uint8 pixels, float32 features."""
         pixels_BCHW = self.pixels_BCHW.to(device, non_blocking=True)
         return Batch(self.ids, self.captions, pixels_BCHW, self.conditions.to(device))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory."""
+        return Batch(self.ids, self.captions, self.pixels_BCHW.pin_memory(), self.conditions.pin_memory())
 
 
 class Source(Protocol):

@@ -25,16 +25,15 @@ from trainer.objective.repa_schedule import RepaSchedule, gradient_cosine
 class Projector(nn.Module):
     """Model channels -> teacher features: `linear` without bias, `mlp` of two hidden layers, or a 3x3 `conv`."""
 
-    def __init__(self, kind: str, width: int, teacher_width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, kind: str, width: int, teacher_width: int) -> None:
         super().__init__()
-        self.grid = grid
         self.net = _NETS[kind](width, teacher_width)
 
-    def forward(self, hidden_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, F); `conv` needs all tokens of the grid."""
+    def forward(self, hidden_BND: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) -> (B, N, F); `conv` needs all tokens of the grid (rows, columns)."""
         if not isinstance(self.net, nn.Conv2d):
             return self.net(hidden_BND)
-        image_BDhw = hidden_BND.transpose(1, 2).unflatten(2, self.grid)
+        image_BDhw = hidden_BND.transpose(1, 2).unflatten(2, grid)
         return self.net(image_BDhw).flatten(2).transpose(1, 2)
 
 
@@ -54,9 +53,8 @@ _NETS = {
 
 def build_projector(config: TrainerConfig, teacher_width: int, run_seed: int, device: torch.device | str) -> Projector:
     """The projector of a configuration with the initial weights of `run_seed`; its init streams start with `repa.`."""
-    side = config.data.size // config.model.patch
     with torch.device("meta"):
-        projector = Projector(config.repa.projector, config.model.width, teacher_width, (side, side))
+        projector = Projector(config.repa.projector, config.model.width, teacher_width)
     projector.to_empty(device="cpu")
     initialise(projector, run_seed, prefix="repa.")
     return projector.to(device)
@@ -87,8 +85,7 @@ class Repa:
         self._covers_all = config.repa.samples == "all"
         first, last = config.routed_blocks
         self._is_inside = first <= config.repa_block <= last
-        side = config.data.size // config.model.patch
-        self._grid = (side, side)
+        self._grid_of = config.grid_of
         self._schedule = RepaSchedule(config)
         self._cosine: tuple[int, float] | None = None  # the step it was measured in, and its value
 
@@ -106,9 +103,10 @@ class Repa:
         assert hidden_BND is not None, "the model was not asked for the hidden state"
         chosen = micro.batch.conditions.select(covered_S).to(hidden_BND.device)
         index_S = covered_S.to(hidden_BND.device)
-        teacher_SNF = resample_teacher(chosen.patches_BPD, chosen.patch_grid, self._grid)
+        grid = self._grid_of(*micro.noisy.x_BCHW.shape[2:])
+        teacher_SNF = resample_teacher(chosen.patches_BPD, chosen.patch_grid, grid)
         keep_SK = None if micro.route is None or not self._is_inside else micro.route.keep_BK[index_S]
-        return alignment_loss(self.projector(hidden_BND[index_S]), teacher_SNF, keep_SK).sum()
+        return alignment_loss(self.projector(hidden_BND[index_S], grid), teacher_SNF, keep_SK).sum()
 
     def watch(self, step: int, flow: Tensor, own: Tensor, micro: MicroBatch) -> None:
         """Compare the gradients of the first micro-batch of a step in which that is due."""

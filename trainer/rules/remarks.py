@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config import BestConfig, TrainerConfig, TreadConfig
+from trainer.data.shapes import SHARD_TOKENS, SHARD_WIDTH
+from trainer.data.shard_set import shards_of
+from trainer.errors import DataError
 
 LARGE_PATCH = 16  # JiT (arXiv 2511.13720) finds noise and velocity out of reach from here on
 
@@ -25,7 +28,28 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
         yield "optimizer.clip does not change the size of a Muon step, which is normalised anyway"
     if config.data.source == "folder":
         yield "data.source folder: data.samples and data.held_out have no effect, and captions are the only condition"
+    yield from _shard_notes(config)
     yield from _best_note(config, config.checkpoint.keep.best)
+
+
+def _shard_notes(config: TrainerConfig) -> Iterator[str]:
+    if config.data.source != "shards":
+        return
+    yield "data.source shards: data.samples and data.held_out have no effect"
+    if _are_absent(config):
+        yield (
+            f"data.path {config.data.path} is not on this machine: sizes assume {SHARD_WIDTH} features per stream and "
+            f"{SHARD_TOKENS} tokens of text, and buckets are not checked"
+        )
+    if config.data.flip and config.streams.text != "off":
+        yield "data.flip: of shards only images whose caption has no word left or right are mirrored"
+
+
+def _are_absent(config: TrainerConfig) -> bool:
+    try:
+        return shards_of(config) is None
+    except DataError:
+        return False
 
 
 def _best_note(config: TrainerConfig, best: BestConfig | None) -> Iterator[str]:
