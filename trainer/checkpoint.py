@@ -30,7 +30,7 @@ from torch import nn
 
 from trainer.config import filled
 from trainer.data.sample import StreamShapes
-from trainer.document import Document, load_document
+from trainer.document import Document, load_document, parse_config
 from trainer.errors import CheckpointError, ConfigError, UsageError
 from trainer.model.nanodit import NanoDiT
 from trainer.objective.prediction import empty_model
@@ -162,7 +162,7 @@ def describe(document: Document, streams: StreamShapes) -> dict[str, Any]:
 def require_same_run(state: Mapping[str, Any], document: Document) -> None:
     """Raise ConfigError unless a checkpoint belongs to this seed and configuration; only `steps` may have grown."""
     differing = [] if state["seed"] == document.seed else ["seed"]
-    before, now = state["config"], filled(document.config)
+    before, now = _with_new_keys(state["config"]), filled(document.config)
     if now["steps"] > before["steps"]:
         before = {**before, "steps": now["steps"]}  # a longer budget: everything counted in shares follows the new one
     differing += _differences(before, now)
@@ -173,11 +173,20 @@ def require_same_run(state: Mapping[str, Any], document: Document) -> None:
 def require_same_model(state: Mapping[str, Any], document: Document) -> None:
     """Raise ConfigError unless a checkpoint of another run holds the model, the data and the seed of this one."""
     differing = [] if state["seed"] == document.seed else ["seed"]
-    before, now = ({key: config[key] for key in _MODEL_KEYS} for config in (state["config"], filled(document.config)))
+    configs = (_with_new_keys(state["config"]), filled(document.config))
+    before, now = ({key: config[key] for key in _MODEL_KEYS} for config in configs)
     differing += _differences(before, now)
     if differing:
         keys = ", ".join(differing)
         raise ConfigError(f"a run begins with a checkpoint of its own seed, data and model only; differing: {keys}")
+
+
+def _with_new_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration of an earlier version with the keys that it did not know yet, at their defaults."""
+    try:
+        return filled(parse_config(config))
+    except ConfigError:
+        return config  # it holds what this version refuses: the comparison names the keys
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -54,7 +54,12 @@ class TrainerConfig(Block):
 
     @property
     def routed_blocks(self) -> tuple[int, int]:
-        """First and last routed block, 0-based and inclusive, negatives resolved here and nowhere else."""
+        """First and last block that sees some of the tokens, 0-based and inclusive: all but the decoder in MaskDiT."""
+        return (0, self.model.depth - 1) if self.model.maskdit.enabled else self.tread_blocks
+
+    @property
+    def tread_blocks(self) -> tuple[int, int]:
+        """The range of TREAD, negatives resolved here and nowhere else."""
         first, last = (
             index + self.model.depth if index < 0 else index for index in (self.tread.first, self.tread.last)
         )
@@ -62,13 +67,17 @@ class TrainerConfig(Block):
 
     @property
     def kept_tokens(self) -> int:
-        """Image tokens per sample in the routed blocks: N - floor(N ratio), rounded up to keep_multiple."""
+        """Image tokens per sample in the routed blocks: N - floor(N ratio), rounded up to keep_multiple in TREAD."""
+        if self.model.maskdit.enabled:
+            return self.tokens - math.floor(self.tokens * self.model.maskdit.ratio)
         kept = self.tokens - math.floor(self.tokens * self.tread.ratio)
         return min(self.tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
 
     @property
     def routed_steps(self) -> int:
-        """Optimizer steps that route tokens before the dense tail; 0 without TREAD."""
+        """Optimizer steps in which blocks see some of the tokens: MaskDiT all, TREAD those before its dense tail."""
+        if self.model.maskdit.enabled:
+            return self.steps
         return self.steps - round(self.steps * self.tread.dense_tail) if self.tread.enabled else 0
 
     @property
@@ -101,7 +110,7 @@ def filled(config: TrainerConfig) -> dict[str, Any]:
     """The configuration as plain JSON values with every default, derived ones included, written out."""
     document = config.model_dump(mode="json")
     document["objective"]["asymflow"] = config.asymflow and config.asymflow.model_dump(mode="json")
-    document["tread"]["first"], document["tread"]["last"] = config.routed_blocks
+    document["tread"]["first"], document["tread"]["last"] = config.tread_blocks
     document["repa"]["after_block"] = config.repa_block
     document["repa"]["stop"]["end"] = config.repa_end
     document["sampler"]["native"].update(config.sampler.native.scales)
