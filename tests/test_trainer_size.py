@@ -21,6 +21,7 @@ from trainer.document import parse_config
 from trainer.errors import ConfigError
 from trainer.model.nanodit import NanoDiT
 from trainer.model.tread import Route
+from trainer.optim.groups import parameter_groups
 
 PUBLISHED_STREAMS = StreamShapes(text_width=1024, text_length=512, cls_width=1024, patch_width=1024, pose_joints=133)
 WITHOUT_PATCHES = dataclasses.replace(PUBLISHED_STREAMS, patch_width=0)
@@ -66,10 +67,13 @@ def published(model: dict[str, Any] | None = None, **more: Any) -> TrainerConfig
     return parse_config({"steps": 10, "data": {"size": 1024}, "model": large, **more})
 
 
-def counted(config: TrainerConfig, streams: StreamShapes) -> int:
+def empty(config: TrainerConfig, streams: StreamShapes) -> NanoDiT:
     with torch.device("meta"):
-        model = NanoDiT(config.model, streams)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return NanoDiT(config.model, streams)
+
+
+def counted(config: TrainerConfig, streams: StreamShapes) -> int:
+    return sum(parameter.numel() for parameter in empty(config, streams).parameters())
 
 
 def measured_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool) -> int:
@@ -88,8 +92,13 @@ def measured_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool
 @given(switches, widths)
 @settings(max_examples=60)
 def test_parameters_are_counted_exactly_under_every_combination(model: dict[str, Any], streams: StreamShapes) -> None:
-    config = tiny_config(model={**model, "heads": 2, "patch": 2})
-    assert size.model_parameters(config, streams) == counted(config, streams)
+    config = tiny_config(model={**model, "heads": 2, "patch": 2}, optimizer={"name": "normuon"})
+    total = counted(config, streams)
+    assert size.model_parameters(config, streams) == total
+    built = empty(config, streams)
+    shapes = [built.get_parameter(name).shape for name in parameter_groups(built, use_muon=True).muon]
+    remembered = 2 * total - sum(rows * columns - rows for rows, columns in shapes)
+    assert size.optimizer_numbers(config, streams) == remembered
 
 
 @given(switches, widths, pooling, st.booleans())

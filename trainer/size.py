@@ -88,16 +88,31 @@ def forward_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool 
 def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB."""
     weights = parameters(config, streams)
-    per_parameter = 2 + _optimizer_copies(config) + len(config.ema.half_lives)
+    numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
     tokens = config.tokens + _context_tokens(config, streams)
     activations = config.batch * tokens * config.model.width * config.model.block_count * FLOATS_PER_ACTIVATION
-    return PROCESS_MIB + (weights * per_parameter + activations) * BYTES / MIB + _data_mib(config, streams)
+    return PROCESS_MIB + (numbers + activations) * BYTES / MIB + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Size of one checkpoint on disk in MiB: weights, averages and optimizer state."""
-    copies = 1 + len(config.ema.half_lives) + _optimizer_copies(config)
-    return parameters(config, streams) * copies * BYTES / MIB
+    copies = 1 + len(config.ema.half_lives)
+    numbers = parameters(config, streams) * copies + optimizer_numbers(config, streams)
+    return numbers * BYTES / MIB
+
+
+def optimizer_numbers(config: TrainerConfig, streams: StreamShapes) -> int:
+    """Numbers that the optimizer remembers: two per parameter, but one for a matrix whose update is made orthogonal.
+
+    NorMuon has one more per row of such a matrix. Counters of updates are left out.
+    """
+    numbers = 2 * parameters(config, streams)
+    if not config.optimizer.is_orthogonal:
+        return numbers
+    model = config.model
+    into_mlp = 1 if model.mlp == "gelu" else 2
+    matrices, rows = 8 * model.width**2 + _mlp_weights(config), 9 * model.width + into_mlp * model.mlp_hidden
+    return numbers + model.block_count * ((rows if config.optimizer.name == "normuon" else 0) - matrices)
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -177,15 +192,10 @@ def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
     conditions = (1 if "text" in config.streams.pooled else streams.text_length) * streams.text_width
     conditions += 2 * streams.cls_width + _context_patches(config, streams) * streams.patch_width
     conditions += streams.pose_joints * (JOINT_VALUES + width)
-    modulation = (
-        model.adaln_chunks * width if model.adaln.kind == "shared" else 0
-    ) + 2 * width * model.final_modulation
+    modulation = 2 * width if model.final_modulation else 0
+    modulation += model.adaln_chunks * width if model.adaln.kind == "shared" else 0
     smooth = 9 * IMAGE_CHANNELS**2 * config.data.size**2
     return 2.0 * (images + (time + conditions + modulation) * width + smooth)
-
-
-def _optimizer_copies(config: TrainerConfig) -> int:
-    return 1 if config.optimizer.name == "muon" else 2
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:

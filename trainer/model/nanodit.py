@@ -136,9 +136,15 @@ class NanoDiT(nn.Module):
         x_BND = x_BND if places.added_ND is None else x_BND + places.added_ND
         x_BND, hidden_BND = self._blocks(x_BND, drive, context.groups, places, route, tap)
         image_BCHW = from_patches(self.head(self._modulate_last(x_BND, drive)), grid, self.patch)
-        head_BCHW = image_BCHW + self.smooth(image_BCHW)
+        head_BCHW = image_BCHW + self._smooth(image_BCHW)
         x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
         return Output(x_BCHW, hidden_BND, head_BCHW)
+
+    def _smooth(self, image_BCHW: Tensor) -> Tensor:
+        """The closing convolution; on a CPU in the layout in which few channels take a third of the time."""
+        if image_BCHW.device.type != "cpu":
+            return self.smooth(image_BCHW)
+        return self.smooth(image_BCHW.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _drive(self, input_BD: Tensor) -> Drive:
         drive_BD = silu(input_BD)
