@@ -19,8 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.fakes.trainer_parts import NoiseSource, WeightSum, tiny, tiny_config
+from tests.fakes.trainer_parts import TINY, NoiseSource, WeightSum, tiny, tiny_config
 from trainer import checkpoint, session, train
+from trainer.check import check
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.errors import ConfigError, UsageError
@@ -33,6 +34,20 @@ EVERYTHING = tiny(
     repa={"enabled": True, "stop": {"kind": "linear", "start": 0.2, "end": 0.7}},
     optimizer={"name": "muon", "lr": 0.01, "warmup_steps": 2, "weight_decay": 0.01},
     ema={"half_lives": [0.1, 0.4]},
+)
+SWITCHED = tiny(
+    model={
+        **TINY["model"],
+        "bottleneck": 6,
+        "adaln": {"kind": "shared", "rank": 2},
+        "positions": "rope",
+        "mlp": "swiglu",
+        "norm": "rms",
+        "maskdit": {"enabled": True, "decoder_depth": 1},
+    },
+    streams={"text": "pooled", "patches": "pooled", "pose": "pooled"},
+    repa={"enabled": True},
+    optimizer={"name": "muon", "lr": 0.01},
 )
 
 
@@ -111,8 +126,8 @@ def leaves(tree: Any, name: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "block",
-    [tiny(), EVERYTHING, tiny(log_every=3), tiny(ema={"every": 3})],
-    ids=["plain", "everything", "log3", "ema3"],
+    [tiny(), EVERYTHING, tiny(log_every=3), tiny(ema={"every": 3}), SWITCHED],
+    ids=["plain", "everything", "log3", "ema3", "switched"],
 )
 def test_stopping_and_resuming_changes_no_bit(run: Callable[..., tuple[int, Path]], block: dict[str, Any]) -> None:
     code, whole = run("whole", block)
@@ -122,6 +137,15 @@ def test_stopping_and_resuming_changes_no_bit(run: Callable[..., tuple[int, Path
     assert code == 0
     assert_same_checkpoint(whole, parts, 8)
     assert comparable(whole) == comparable(parts)
+
+
+def test_a_run_begins_with_its_size(run: Callable[..., tuple[int, Path]]) -> None:
+    block = tiny(model={**TINY["model"], "adaln": {"kind": "shared", "rank": 2}})
+    _, run_dir = run("sized", block, stop_after=0)
+    said, known = lines(run_dir, "event")[0], check("a", block)
+    assert said["event"] == "started"
+    assert (said["parameters"], said["flops_per_sample"]) == (known["parameters"], known["flops_per_sample"])
+    assert f"shared adaLN saves {3 * (16 * 144 + 144) - 4 * 2 * 160:,} parameters" in said["notes"]
 
 
 @pytest.mark.parametrize(("looks", "finished"), [(8, 2), (9, 2), (10, 2), (13, 3)])
