@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.shards import write_set
+from tests.fakes.shards import WIDTH, sample, square_set, write_set
 from tests.fakes.trainer_parts import WeightSum
 from tests.test_trainer_train import StopAt, assert_same_checkpoint, comparable, lines
 from trainer import session, train
@@ -25,6 +26,7 @@ from trainer.data.buckets import BUCKETS
 from trainer.data.order import BucketIds, Order
 from trainer.data.sample import Batch
 from trainer.document import parse_config
+from trainer.objective.basis import training_patches
 from trainer.randomness import generator
 from trainer.step import Learner
 
@@ -202,3 +204,27 @@ def test_the_plan_is_what_a_step_asks_for(shards: Path, seed: int, split: tuple[
     for step in range(2):
         learner.step(batches, step, StopRequest())
     assert batches.asked == [(step, positions) for step in range(2) for positions in learner.plan(step)]
+
+
+def test_a_run_tells_of_broken_samples_and_goes_on_alike_with_and_without_workers(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    contents = [sample(f"s{number:02d}", 32, 32) for number in range(24)]
+    healthy = open_source(parse_config(everything(square_set(tmp_path / "healthy", contents), data={"size": 16})))
+    victim = healthy.train_ids[9]
+    nan = {"dinov3.npy": np.full(WIDTH, np.nan, np.float16)}
+    spoilt = square_set(tmp_path / "spoilt", [{**one, **nan} if one["__key__"] == victim else one for one in contents])
+    runs = [run(f"w{count}", everything(spoilt, data={"size": 16, "workers": count})) for count in (0, 1)]
+    assert_same_checkpoint(*runs, 8)
+    for done in runs:
+        [told] = [line for line in lines(done, "event") if line["event"] == "rejected"]
+        assert told["name"] == f"bucket_32x32/shard-000000.tar: {victim}"
+        assert "such as nan" in told["reason"]
+        counted = [line for line in lines(done, "train") if "sys/data_rejected" in line]
+        assert [line["sys/data_rejected"] for line in counted] == [1.0] * len(counted)
+        assert min(line["step"] for line in counted) == told["step"]
+    told_steps = {line["step"] for done in runs for line in lines(done, "event") if line["event"] == "rejected"}
+    assert len(told_steps) == 1
+    config = parse_config(everything(spoilt, data={"size": 16}))
+    patches = list(training_patches(config, open_source(config)))
+    assert len(patches) == len(healthy.train_ids) - 1, "a basis is fitted without it"

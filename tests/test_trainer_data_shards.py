@@ -492,3 +492,10 @@ def test_a_check_refuses_what_does_not_fit_a_bucket(whole: Path, changes: dict, 
     answer = check(1, {**block(whole, **changes), "model": {**MODEL, "patch": patch}})
     assert not answer["ok"]
     assert any(error["path"] == path and re.search(reason, error["message"]) for error in answer["errors"])
+
+
+def test_routing_must_leave_something_out_in_every_bucket(whole: Path) -> None:
+    errors = check(1, block(whole, tread={"enabled": True, "ratio": 0.01, "keep_multiple": 128}))["errors"]
+    reasons = " ".join(error["message"] for error in errors)
+    assert "all 256 tokens of bucket 1024x1024 are kept" in reasons
+    assert "all 247 tokens of bucket 832x1216 are kept" in reasons

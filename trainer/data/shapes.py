@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trainer.config import TrainerConfig
@@ -56,6 +57,13 @@ def patch_tokens(config: TrainerConfig) -> int:
         return config.tokens
     found = _set_of(config)
     return ((found.side if found else SHARD_WIDTH) // FEATURE_CELL) ** 2
+
+
+def bucket_tokens(config: TrainerConfig) -> dict[str, int]:
+    """Image tokens per sample by bucket, as far as the shards of a run are here; the square alone for other sources."""
+    found = _set_of(config) if config.data.source == "shards" else None
+    sizes = {folder.bucket.name: folder.bucket.scaled(config.data.size) for folder in found.folders} if found else {}
+    return {name: math.prod(config.grid_of(*size)) for name, size in sizes.items() if size} or {"": config.tokens}
 
 
 def _set_of(config: TrainerConfig) -> ShardSet | None:

@@ -32,11 +32,11 @@ _LOOKED_AT = 3  # samples of a shard, all of which must be broken before the sha
 
 
 class _Place(NamedTuple):
-    """Where a sample lies: its shard, its bucket, and the spans of the members that are wanted, in their order."""
+    """Where a sample lies: its shard, its bucket, and its row in the spans of that shard."""
 
     tar: int
     folder: int
-    spans: tuple[Span, ...]
+    row: int
 
 
 class ShardSource:
@@ -56,6 +56,8 @@ class ShardSource:
         pairs = [(tar, index) for index, folder in enumerate(self._set.folders) for tar in folder.tars]
         self._tars, self._folder_of = zip(*pairs, strict=True)
         self._places: dict[str, _Place] = {}
+        # (samples, wanted members, offset and size) of every shard: arrays, because workers get a copy of all of it.
+        self._spans: list[np.ndarray] = []
         self._total = 0
         rejected: list[tuple[str, str]] = []
         for index, tar in enumerate(self._tars):
@@ -79,7 +81,8 @@ class ShardSource:
         try:
             descriptor = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                members = [read_span(descriptor, span) for span in place.spans]
+                spans = (Span(*span) for span in self._spans[place.tar][place.row].tolist())
+                members = [read_span(descriptor, span) for span in spans]
             finally:
                 os.close(descriptor)
             folder, size = self._set.folders[place.folder], self._sizes[place.folder]
@@ -113,6 +116,7 @@ class ShardSource:
         """Remember the usable samples of one shard; names and reasons of the others."""
         self._refuse_missing_modality(tar, entries)
         folder = self._folder_of[tar]
+        spans: list[list[Span]] = []
         for key, entry in entries.items():
             self._total += 1
             id = safe_id(key)
@@ -125,7 +129,9 @@ class ShardSource:
             elif id in self._places:
                 yield name, f"the same id as in {self._name(self._places[id].tar)}"
             else:
-                self._places[id] = _Place(tar, folder, tuple(entry.members[suffix] for suffix in self._wanted))
+                self._places[id] = _Place(tar, folder, len(spans))
+                spans.append([entry.members[suffix] for suffix in self._wanted])
+        self._spans.append(np.array(spans, dtype=np.int64).reshape(len(spans), len(self._wanted), 2))
 
     def _refuse_missing_modality(self, tar: int, entries: dict[str, Entry]) -> None:
         """What no sample of a shard has was never packed into it."""
