@@ -106,7 +106,7 @@ def announce(session: Session, attempt: int) -> None:
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
         tokens=config.tokens,
-        notes=list(session.source.notes),
+        notes=[*session.source.notes, *(note for each in learner.auxiliaries for note in each.notes)],
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),
     )

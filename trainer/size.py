@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from trainer.config import TrainerConfig
 from trainer.data.shapes import StreamShapes
+from trainer.frozen.footprint import frozen_mib
 
 IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
@@ -47,7 +48,10 @@ def projector_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Training operations per sample, averaged over the routed and dense steps of the run; alignment is left out."""
+    """Training operations per sample, averaged over the routed and dense steps of the run.
+
+    Alignment and perceptual losses are left out: they are no operations of the model.
+    """
     routed_share = config.routed_steps / config.steps
     first, last = config.routed_blocks
     routed_blocks = last - first + 1
@@ -63,7 +67,8 @@ def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     per_parameter = 2 + _optimizer_copies(config) + len(config.ema.half_lives)
     tokens = config.tokens + _context_tokens(config, streams)
     activations = config.batch * tokens * config.model.width * config.model.depth * FLOATS_PER_ACTIVATION
-    return PROCESS_MIB + (weights * per_parameter + activations) * BYTES / MIB + _data_mib(config, streams)
+    trained = (weights * per_parameter + activations) * BYTES / MIB
+    return PROCESS_MIB + trained + frozen_mib(config) + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
@@ -129,4 +134,5 @@ def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     features = streams.text_length * streams.text_width + streams.cls_width + JOINT_VALUES * streams.pose_joints
     features += _patch_tokens(config, streams) * streams.patch_width
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
-    return images * (IMAGE_CHANNELS * config.data.size**2 + 2 * features) / MIB
+    planes = IMAGE_CHANNELS + (1 if config.segmentation.enabled else 0)
+    return images * (planes * config.data.size**2 + 2 * features) / MIB
