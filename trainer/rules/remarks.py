@@ -24,7 +24,7 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
     if config.repa.enabled and config.repa.probe and config.repa.stop.kind == "gradient_cosine":
         yield "repa.probe has no effect: repa.stop.kind gradient_cosine measures the gradients anyway"
     yield from _perceptual_notes(config)
-    if config.optimizer.name == "muon" and config.optimizer.clip is not None:
+    if config.optimizer.is_orthogonal and config.optimizer.clip is not None:
         yield "optimizer.clip does not change the size of a Muon step, which is normalised anyway"
     if config.data.source == "folder":
         yield "data.source folder: data.samples and data.held_out have no effect, and captions are the only condition"
