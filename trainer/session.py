@@ -112,7 +112,11 @@ def announce(session: Session, attempt: int) -> None:
         kept_tokens=config.kept_tokens if config.routed_steps else config.tokens,
         tokens=config.tokens,
         buckets={bucket.name: len(bucket.ids) for bucket in buckets_of(session.source) if bucket.name},
-        notes=[*session.source.notes, *rules.notes(config)],
+        notes=[
+            *session.source.notes,
+            *rules.notes(config),
+            *(note for each in learner.auxiliaries for note in each.notes),
+        ],
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),
     )

@@ -9,6 +9,7 @@ from math import ceil, isqrt
 
 from trainer.config import BATCHES_AHEAD, ModelConfig, TrainerConfig
 from trainer.data.shapes import StreamShapes, patch_tokens
+from trainer.frozen.footprint import frozen_mib
 
 IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
@@ -67,7 +68,10 @@ def projector_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Training operations per sample, averaged over the routed and dense steps of the run; alignment is left out."""
+    """Training operations per sample, averaged over the routed and dense steps of the run.
+
+    Alignment and perceptual losses are left out: they are no operations of the model.
+    """
     routed_share = config.routed_steps / config.steps
     routed, dense = (forward_flops(config, streams, is_routed) for is_routed in (True, False))
     return 3.0 * (routed_share * routed + (1.0 - routed_share) * dense)
@@ -91,7 +95,8 @@ def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
     tokens = config.tokens + _context_tokens(config, streams)
     activations = config.batch * tokens * config.model.width * config.model.block_count * FLOATS_PER_ACTIVATION
-    return PROCESS_MIB + (numbers + activations) * BYTES / MIB + _data_mib(config, streams)
+    trained = (numbers + activations) * BYTES / MIB
+    return PROCESS_MIB + trained + frozen_mib(config) + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
@@ -204,4 +209,5 @@ def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
     if config.data.worker_processes:
         images += (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch
-    return images * (IMAGE_CHANNELS * config.data.size**2 + 2 * features) / MIB
+    planes = IMAGE_CHANNELS + (1 if config.segmentation.enabled else 0)
+    return images * (planes * config.data.size**2 + 2 * features) / MIB

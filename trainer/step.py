@@ -33,6 +33,7 @@ from trainer.objective.auxiliary import Auxiliary, MicroBatch
 from trainer.objective.draws import Draws, StepDraws
 from trainer.objective.flow import Noisy, corrupt, velocity
 from trainer.objective.prediction import build_objective
+from trainer.objective.segmentation import build_pixel_weights
 from trainer.objective.timesteps import BINS, bin_of
 from trainer.optim.ema import Ema
 from trainer.optim.optimizers import Optimizers
@@ -95,6 +96,7 @@ class Learner:
         self.objective = build_objective(config, basis_FR)
         self.model = build(config.model, streams, run_seed, device, self.objective, config.streams.pooled)
         self.modules = nn.ModuleDict({"model": self.model})
+        self.pixel_weights = build_pixel_weights(config, device)
         self.auxiliaries = build_auxiliaries(config, streams, run_seed, device)
         for auxiliary in self.auxiliaries:
             if auxiliary.projector is not None:
@@ -169,7 +171,7 @@ class Learner:
     def _losses(self, batch: Batch, draws: Draws, covers: list[Cover], step: int, positions: list[int]) -> MicroLosses:
         micro = self._forward(batch, draws, covers)
         samples = self.config.samples_per_step
-        flow_B = self.objective.loss(micro.output, micro.noisy)
+        flow_B = self.objective.loss(micro.output, micro.noisy, self._weight_of_pixels(batch))
         flow = flow_B.sum() / samples
         by_name = {}
         for cover in covers:
@@ -179,6 +181,13 @@ class Learner:
                 cover.loss.watch(step, flow, by_name[cover.loss.name][1], micro)
         auxiliary = tuple(by_name.get(each.name, (0.0, None)) for each in self.auxiliaries)
         return MicroLosses(flow, auxiliary, self._rest(micro, flow_B.detach()))
+
+    def _weight_of_pixels(self, batch: Batch) -> Tensor | None:
+        """(B, 1, H, W); None where every pixel counts alike."""
+        if self.pixel_weights is None:
+            return None
+        assert batch.parts_BHW is not None, "the source was not asked for part maps"
+        return self.pixel_weights(batch.parts_BHW)
 
     @torch.no_grad()
     def _rest(self, micro: MicroBatch, flow_B: Tensor) -> Tensor:

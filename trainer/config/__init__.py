@@ -12,8 +12,10 @@ from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import AdaLnConfig, MaskDitConfig, ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
+from trainer.config.perceptual import DinoLossConfig, LpipsLossConfig, PerceptualConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
+from trainer.config.segmentation import SegmentationConfig
 from trainer.config.trainer import TrainerConfig, filled
 from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
@@ -27,17 +29,21 @@ __all__ = [
     "Block",
     "CheckpointConfig",
     "DataConfig",
+    "DinoLossConfig",
     "EmaConfig",
     "IndicatorsConfig",
     "KeepConfig",
+    "LpipsLossConfig",
     "MaskDitConfig",
     "ModelConfig",
     "NativeSamplerConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PerceptualConfig",
     "RepaConfig",
     "RepaStopConfig",
     "SamplerConfig",
+    "SegmentationConfig",
     "StreamsConfig",
     "TrainerConfig",
     "TreadConfig",

@@ -13,8 +13,10 @@ from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
+from trainer.config.perceptual import PerceptualConfig
 from trainer.config.repa import RepaConfig
 from trainer.config.sampler import SamplerConfig
+from trainer.config.segmentation import SegmentationConfig
 from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
 
@@ -36,6 +38,8 @@ class TrainerConfig(Block):
     optimizer: OptimizerConfig = OptimizerConfig()
     tread: TreadConfig = TreadConfig()
     repa: RepaConfig = RepaConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
     ema: EmaConfig = EmaConfig()
     validation: ValidationConfig = ValidationConfig()
     sampler: SamplerConfig = SamplerConfig()

@@ -1,6 +1,8 @@
 """Representation alignment (arXiv 2410.06940): a hidden state is pulled towards features of the clean image.
 
-Alignment helps early and hurts late, so it ends; repa_schedule.py says when.
+Alignment helps early and hurts late, so it ends; repa_schedule.py says when. The teacher is brought to the grid of the
+tokens, never cut to their number, so the block may lie before, among or behind the routed ones: among them the kept
+tokens are aligned, elsewhere all.
 
 Shapes: B samples, S aligned ones among them, N image tokens, K kept tokens, P teacher patches, D model channels,
 F teacher features.
@@ -20,6 +22,9 @@ from trainer.model.initial import initialise
 from trainer.model.tread import gather_tokens
 from trainer.objective.auxiliary import MicroBatch
 from trainer.objective.repa_schedule import RepaSchedule, gradient_cosine
+
+SPATIAL_NORM_GAMMA = 1.0
+_SMALLEST_STD = 1e-6
 
 
 class Projector(nn.Module):
@@ -60,6 +65,16 @@ def build_projector(config: TrainerConfig, teacher_width: int, run_seed: int, de
     return projector.to(device)
 
 
+def without_common(patches_BPF: Tensor) -> Tensor:
+    """Features less what all patches of an image share, each feature of spread 1 (iREPA, arXiv 2512.10794): (B, P, F).
+
+    (z - gamma mean) / (std + 1e-6), both over the patches of an image; gamma is 1, as in the published code.
+    """
+    mean_B1F = patches_BPF.mean(dim=1, keepdim=True)
+    std_B1F = patches_BPF.std(dim=1, keepdim=True, correction=0)
+    return (patches_BPF - SPATIAL_NORM_GAMMA * mean_B1F) / (std_B1F + _SMALLEST_STD)
+
+
 def resample_teacher(patches_BPF: Tensor, teacher_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Teacher features on the token grid, bilinear where the grids differ: (B, N, F)."""
     if teacher_grid == grid:
@@ -78,6 +93,7 @@ class Repa:
     """Alignment as an auxiliary loss: the projector, whom it covers, and its schedule."""
 
     name = "repa"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, config: TrainerConfig, teacher_width: int, run_seed: int, device: torch.device) -> None:
         self.projector = build_projector(config, teacher_width, run_seed, device)
@@ -86,6 +102,7 @@ class Repa:
         first, last = config.routed_blocks
         self._is_inside = first <= config.repa_block <= last
         self._grid_of = config.grid_of
+        self._spatial_norm = config.repa.spatial_norm
         self._schedule = RepaSchedule(config)
         self._cosine: tuple[int, float] | None = None  # the step it was measured in, and its value
 
@@ -104,7 +121,8 @@ class Repa:
         chosen = micro.batch.conditions.select(covered_S).to(hidden_BND.device)
         index_S = covered_S.to(hidden_BND.device)
         grid = self._grid_of(*micro.noisy.x_BCHW.shape[2:])
-        teacher_SNF = resample_teacher(chosen.patches_BPD, chosen.patch_grid, grid)
+        patches_SPF = without_common(chosen.patches_BPD) if self._spatial_norm else chosen.patches_BPD
+        teacher_SNF = resample_teacher(patches_SPF, chosen.patch_grid, grid)
         keep_SK = None if micro.route is None or not self._is_inside else micro.route.keep_BK[index_S]
         return alignment_loss(self.projector(hidden_BND[index_S], grid), teacher_SNF, keep_SK).sum()
 

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from trainer.config import TrainerConfig
 from trainer.errors import Issue
-from trainer.rules import checkpoint, data, model, objective, optimizer, repa, sampler, streams, tread, validation
+from trainer.rules import (
+    checkpoint,
+    data,
+    model,
+    objective,
+    optimizer,
+    perceptual,
+    repa,
+    sampler,
+    segmentation,
+    streams,
+    tread,
+    validation,
+)
 from trainer.rules.cadence import is_validation_step
 from trainer.rules.remarks import remarks
 
@@ -22,6 +35,8 @@ _RULES = (
     optimizer.rules,
     tread.rules,
     repa.rules,
+    perceptual.rules,
+    segmentation.rules,
     sampler.rules,
     validation.rules,
     checkpoint.rules,

@@ -25,6 +25,9 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
         yield "repa is switched off: its other keys have no effect"
     if config.repa.enabled and config.repa.samples == "all":
         yield "repa.samples all: samples that see the patch features as a condition can copy the answer"
+    if config.repa.enabled and config.repa.probe and config.repa.stop.kind == "gradient_cosine":
+        yield "repa.probe has no effect: repa.stop.kind gradient_cosine measures the gradients anyway"
+    yield from _perceptual_notes(config)
     if config.optimizer.is_orthogonal and config.optimizer.clip is not None:
         yield "optimizer.clip does not change the size of a Muon step, which is normalised anyway"
     if config.data.source == "folder":
@@ -66,6 +69,16 @@ def _model_notes(model: ModelConfig, config: TrainerConfig) -> Iterator[str]:
         yield "streams.pose off: model.null_joints has no effect"
     if not model.gates:
         yield "model.gates false: blocks do not start as identities"
+
+
+def _perceptual_notes(config: TrainerConfig) -> Iterator[str]:
+    for name, loss in (("lpips", config.perceptual.lpips), ("dino", config.perceptual.dino)):
+        if loss.enabled and loss.backbone == "random":
+            yield f"perceptual.{name}.backbone random: its network has never seen an image"
+        if not loss.enabled and loss.model_fields_set - {"enabled"}:
+            yield f"perceptual.{name} is switched off: its other keys have no effect"
+    if not config.segmentation.enabled and config.segmentation.model_fields_set - {"enabled"}:
+        yield "segmentation is switched off: its other keys have no effect"
 
 
 def _best_note(config: TrainerConfig, best: BestConfig | None) -> Iterator[str]:
