@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.fakes.trainer_evaluation import Oracle, eval_set
 from trainer import randomness
-from trainer.data import open_source
 from trainer.data.sample import Conditions, Edit, to_unit_range
-from trainer.document import parse_config
 from trainer.evaluate.calibration import calibrate, distortions
 from trainer.evaluate.manipulation import hits, manipulate
 from trainer.evaluate.perceptual import Lpips, ensure_torchvision, lpips_on
@@ -24,7 +23,6 @@ from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.reconstruction import LOSS_TIMES, displayed, image_scores, loss_scores, rmse
 from trainer.evaluate.scores import COLUMNS, Score, Variant, means, scores_of, write_csv
 from trainer.evaluate.streams import shuffled, stream_scores
-from trainer.model.nanodit import Output
 
 EMA = Variant("ema", "common")
 
@@ -37,22 +35,6 @@ def lpips() -> Lpips:
 @pytest.fixture(scope="module")
 def inputs() -> EvalSet:
     return eval_set()
-
-
-def eval_set(size: int = 32, samples: int = 24, **blocks: object) -> EvalSet:
-    block = {"steps": 4, "data": {"size": size, "samples": 8, "held_out": samples}}
-    config = parse_config({**block, "validation": {"samples": samples, "sampler_steps": 2}, **blocks})
-    return EvalSet(config, open_source(config), torch.device("cpu"))
-
-
-class Oracle:
-    """A model that knows the answer as a function of its conditions."""
-
-    def __init__(self, answer) -> None:
-        self._answer = answer
-
-    def __call__(self, z_BCHW: Tensor, t_B: Tensor, conditions: Conditions, route: object = None) -> Output:
-        return Output(self._answer(z_BCHW, conditions), None)
 
 
 # ---- LPIPS -----------------------------------------------------------------------------------------------------------

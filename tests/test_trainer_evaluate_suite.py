@@ -31,6 +31,17 @@ FULL = LIGHT | {
     *(f"{prefix}/recon_{kind}" for prefix in ("val_native", "val_raw_native") for kind in ("rmse", "lpips")),
     *(f"val/use_{stream}" for stream in ("text", "cls", "patches", "pose")),
     *(f"val/text_manip_{name}" for name in ("delta", "floor", "spread", "hit")),
+    *(f"val/dino_swap_{name}" for name in ("lpips", "ceiling", "spread", "toward")),
+}
+
+FULL_IMAGES = {
+    "reference": 6,
+    "ema_common": 6,
+    "ema_native": 6,
+    "raw_common": 2,
+    "text_only": 2,
+    "text_edit": 2,
+    "dino_swap": 2,
 }
 
 PROBE = {
@@ -106,7 +117,7 @@ def test_images_of_light_and_full_steps(run_dir: Path) -> None:
     }
     assert light == {"ema_common": sorted(held_out)}
     full = {path.name: len(list(path.iterdir())) for path in (folder(run_dir, 6) / "images").iterdir()}
-    assert full == {"reference": 6, "ema_common": 6, "ema_native": 6, "raw_common": 2, "text_only": 2, "text_edit": 2}
+    assert full == FULL_IMAGES
     with Image.open(folder(run_dir, 6) / "images" / "reference" / f"{held_out[0]}.png") as image:
         assert image.size == (16, 16)
         assert image.info["caption"] == open_source(document.config).load(held_out[0]).caption

@@ -1,7 +1,7 @@
 """The validation of a run: light at regular steps, full for the last and the best one.
 
-`validation/step_000500/` holds scores.csv, images/<variant>/<sample id>.png and meta.json. meta.json is written last:
-where it is, the validation is complete.
+`validation/step_000500/` holds scores.csv, images/<variant>/<sample id>.png, of a full one also sheets/<question>.png,
+and meta.json. meta.json is written last: where it is, the validation is complete.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from torch import Tensor
 from trainer.config import NativeSamplerConfig, TrainerConfig
 from trainer.data.sample import Source
 from trainer.evaluate.calibration import calibrate
+from trainer.evaluate.dino_swap import swap_dino
+from trainer.evaluate.findings import Findings
 from trainer.evaluate.manipulation import manipulate
 from trainer.evaluate.perceptual import BACKBONE, NET, Lpips, lpips_on
 from trainer.evaluate.pictures import write_images
 from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.reconstruction import image_scores, loss_scores
-from trainer.evaluate.scores import Score, Variant, means, write_csv
+from trainer.evaluate.scores import Variant, means, write_csv
+from trainer.evaluate.sheet import save_sheet
+from trainer.evaluate.sheets import dino_swap_sheet
 from trainer.evaluate.streams import stream_scores
 from trainer.model.nanodit import NanoDiT
 from trainer.sampler import COMMON
@@ -41,14 +45,6 @@ class ValidationResult:
     """Metrics by full name: means over valid samples, nan where no sample is valid."""
 
     metrics: dict[str, float]
-
-
-@dataclass
-class _Findings:
-    """What one validation has gathered: scores, and images of eval seed 0 by variant."""
-
-    scores: list[Score] = field(default_factory=list)
-    images: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Validation:
@@ -67,32 +63,24 @@ class Validation:
     def light(self, step: int, weights: Mapping[str, NanoDiT]) -> ValidationResult:
         """The validation of regular steps; `weights` maps raw and ema to models, which keep their mode."""
         findings = self._light(weights)
-        findings.images = {"ema_common": findings.images["ema_common"][:LIGHT_IMAGES]}
-        return self._write(step, "light", findings, self._config.sampler.native)
+        images = {"ema_common": findings.shown(LIGHT_IMAGES)["ema_common"]}
+        return self._write(step, "light", findings, images, self._config.sampler.native)
 
     @torch.no_grad()
     def full(self, step: int, weights: Mapping[str, NanoDiT], native: NativeSamplerConfig) -> ValidationResult:
-        """Everything in `light`, plus the native sampler, the use of each stream and edits of captions."""
+        """Everything in `light`, plus the native sampler and what each condition does."""
         findings = self._light(weights)
-        inputs, ema = self._inputs, weights["ema"]
-        findings.images["reference"] = inputs.x_BCHW
-        for eval_seed in inputs.eval_seeds:
-            true_BCHW = self._reconstruct(findings, EMA_NATIVE, ema, eval_seed, native)
+        findings.drawn["reference", 0] = self._inputs.x_BCHW
+        for eval_seed in self._inputs.eval_seeds:
+            self._reconstruct(findings, EMA_NATIVE, weights["ema"], eval_seed, native)
             self._reconstruct(findings, RAW_NATIVE, weights["raw"], eval_seed, native)
-            if native.kind != "dense":
-                true_BCHW = inputs.generate(ema, inputs.conditions, eval_seed)
-            findings.scores += stream_scores(inputs, ema, eval_seed, true_BCHW)
-            manipulation = manipulate(inputs, ema, self._lpips, eval_seed)
-            if manipulation is not None:
-                findings.scores += manipulation.scores
-                if eval_seed == 0:
-                    findings.images["text_edit"] = manipulation.edited_BCHW
-        del findings.images["raw_native"]
-        findings.images = {name: images[:FULL_IMAGES] for name, images in findings.images.items()}
-        return self._write(step, "full", findings, native)
+            self._ask_conditions(findings, weights["ema"], eval_seed)
+        images = findings.shown(FULL_IMAGES)
+        del images["raw_native"]
+        return self._write(step, "full", findings, images, native)
 
-    def _light(self, weights: Mapping[str, NanoDiT]) -> _Findings:
-        findings = _Findings()
+    def _light(self, weights: Mapping[str, NanoDiT]) -> Findings:
+        findings = Findings()
         for eval_seed in self._inputs.eval_seeds:
             self._reconstruct(findings, EMA_COMMON, weights["ema"], eval_seed, COMMON)
             self._reconstruct(findings, RAW_COMMON, weights["raw"], eval_seed, COMMON)
@@ -102,31 +90,48 @@ class Validation:
         return findings
 
     def _reconstruct(
-        self, findings: _Findings, variant: Variant, model: NanoDiT, eval_seed: int, guidance: NativeSamplerConfig
-    ) -> Tensor:
+        self, findings: Findings, variant: Variant, model: NanoDiT, eval_seed: int, guidance: NativeSamplerConfig
+    ) -> None:
         """Score images drawn under all conditions; raw weights draw the first third only, at every validation."""
         inputs = self._inputs
         count = inputs.first_third if variant.weights == "raw" else len(inputs.ids)
         images_BCHW = inputs.generate(model, inputs.conditions, eval_seed, guidance, count)
         findings.scores += image_scores(inputs, self._lpips, variant, "recon", eval_seed, images_BCHW)
-        findings.images.setdefault("_".join(variant), images_BCHW)
-        return images_BCHW
+        findings.drawn["_".join(variant), eval_seed] = images_BCHW
 
-    def _from_text(self, findings: _Findings, model: NanoDiT, eval_seed: int) -> None:
+    def _from_text(self, findings: Findings, model: NanoDiT, eval_seed: int) -> None:
         """Score images drawn from the caption alone, if the run has captions."""
         inputs = self._inputs
         only_text = inputs.conditions.keep(("text",))
         if only_text.streams:
             images_BCHW = inputs.generate(model, only_text, eval_seed, count=inputs.first_third)
             findings.scores += image_scores(inputs, self._lpips, EMA_COMMON, "text", eval_seed, images_BCHW)
-            findings.images.setdefault("text_only", images_BCHW)
+            findings.drawn["text_only", eval_seed] = images_BCHW
 
-    def _write(self, step: int, kind: str, findings: _Findings, native: NativeSamplerConfig) -> ValidationResult:
+    def _ask_conditions(self, findings: Findings, model: NanoDiT, eval_seed: int) -> None:
+        """What each condition does to the image: streams of others, edited captions, exchanged image features."""
+        inputs, lpips = self._inputs, self._lpips
+        own_BCHW = findings.drawn["ema_common", eval_seed]
+        findings.scores += stream_scores(inputs, model, eval_seed, own_BCHW)
+        if (manipulation := manipulate(inputs, model, lpips, eval_seed)) is not None:
+            findings.scores += manipulation.scores
+            findings.drawn["text_edit", eval_seed] = manipulation.edited_BCHW
+        if (swap := swap_dino(inputs, model, lpips, eval_seed, own_BCHW)) is not None:
+            findings.scores += swap.scores
+            findings.drawn["dino_swap", eval_seed] = swap.swapped_BCHW
+            if eval_seed == 0:
+                findings.sheets["dino_swap"] = dino_swap_sheet(inputs, swap, own_BCHW)
+
+    def _write(
+        self, step: int, kind: str, findings: Findings, images: Mapping[str, Tensor], native: NativeSamplerConfig
+    ) -> ValidationResult:
         folder = self._run_dir / "validation" / f"step_{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        for variant, images in findings.images.items():
+        for variant, drawn in images.items():
             captions = self._inputs.captions if variant == "reference" else None
-            write_images(folder / "images" / variant, self._inputs.ids[: len(images)], images, captions)
+            write_images(folder / "images" / variant, self._inputs.ids[: len(drawn)], drawn, captions)
+        for name, sheet in findings.sheets.items():
+            save_sheet(folder / "sheets" / f"{name}.png", sheet)
         write_csv(folder / "scores.csv", self._run_id, step, findings.scores)
         _write_json(folder / "meta.json", {"step": step, "complete": True, "kind": kind, **self._meta(native)})
         return ValidationResult(means(findings.scores))
