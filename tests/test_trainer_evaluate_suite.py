@@ -32,6 +32,7 @@ FULL = LIGHT | {
     *(f"val/use_{stream}" for stream in ("text", "cls", "patches", "pose")),
     *(f"val/text_manip_{name}" for name in ("delta", "floor", "spread", "hit")),
     *(f"val/dino_swap_{name}" for name in ("lpips", "ceiling", "spread", "toward")),
+    *(f"val/cfg_divergence_{name}" for name in ("text_dino", "text_both", "dino_both", "guidance")),
 }
 
 FULL_IMAGES = {
@@ -42,6 +43,8 @@ FULL_IMAGES = {
     "text_only": 2,
     "text_edit": 2,
     "dino_swap": 2,
+    "dino_only": 2,
+    "text_and_dino": 2,
 }
 
 PROBE = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
+from trainer.evaluate.cfg_divergence import CfgDivergence
 from trainer.evaluate.dino_swap import DinoSwap
 from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.scores import Score
@@ -22,7 +23,7 @@ def dino_swap_sheet(inputs: EvalSet, swap: DinoSwap, own_BCHW: Tensor) -> Image.
             (inputs.x_BCHW[index], own_BCHW[index], swap.swapped_BCHW[index], swap.all_swapped_BCHW[index],
              inputs.x_BCHW[partner]),
             f"{inputs.ids[index]} with features of {inputs.ids[partner]}: {inputs.captions[index]}\n"
-            + told(swap.scores, inputs.ids[index], ("dino_swap_lpips", "dino_swap_ceiling", "dino_swap_toward")),
+            + told(swap.scores, inputs.ids[index], "dino_swap_"),
         )
         for index, partner in enumerate(swap.partner_B.tolist()[:SHEET_ROWS])
     ]  # fmt: skip
@@ -30,7 +31,23 @@ def dino_swap_sheet(inputs: EvalSet, swap: DinoSwap, own_BCHW: Tensor) -> Image.
     return contact_sheet("Do the image features steer the image? Same noise in a row.", columns, rows)
 
 
-def told(scores: Sequence[Score], id: str, metrics: Sequence[str]) -> str:
-    """The scores of one sample in words: `dino swap lpips 0.1234   toward …`."""
-    found = {score.metric: score.value for score in scores if score.sample_id == id}
-    return "   ".join(f"{metric.replace('_', ' ')} {found[metric]:.3f}" for metric in metrics if metric in found)
+def cfg_divergence_sheet(inputs: EvalSet, found: CfgDivergence, own_BCHW: Tensor) -> Image.Image:
+    """The real image, and what single conditions, all of them, and guidance make of one noise."""
+    titles = {"text": "text only", "dino": "CLS and patches only", "both": "text, CLS and patches", "native": "native"}
+    shown = [name for name in titles if name in found.images]
+    rows = [
+        Row(
+            (inputs.x_BCHW[index], *(found.images[name][index] for name in shown[:3]), own_BCHW[index],
+             *(found.images[name][index] for name in shown[3:])),
+            f"{id}: {inputs.captions[index]}\nLPIPS between {told(found.scores, id, 'cfg_divergence_')}",
+        )
+        for index, id in enumerate(inputs.ids[: min(SHEET_ROWS, inputs.first_third)])
+    ]  # fmt: skip
+    columns = ("real", *(titles[name] for name in shown[:3]), "all conditions", *(titles[name] for name in shown[3:]))
+    return contact_sheet("What does each condition draw alone? Same noise in a row.", columns, rows)
+
+
+def told(scores: Sequence[Score], id: str, family: str) -> str:
+    """The scores of one sample whose metric begins with `family`, in words: `lpips 0.103 · ceiling 0.136`."""
+    named = {score.metric.removeprefix(family): score.value for score in scores if score.sample_id == id}
+    return " · ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in named.items())

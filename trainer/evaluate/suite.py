@@ -20,6 +20,7 @@ from torch import Tensor
 from trainer.config import NativeSamplerConfig, TrainerConfig
 from trainer.data.sample import Source
 from trainer.evaluate.calibration import calibrate
+from trainer.evaluate.cfg_divergence import Drawn, cfg_divergence
 from trainer.evaluate.dino_swap import swap_dino
 from trainer.evaluate.findings import Findings
 from trainer.evaluate.manipulation import manipulate
@@ -29,7 +30,7 @@ from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.reconstruction import image_scores, loss_scores
 from trainer.evaluate.scores import Variant, means, write_csv
 from trainer.evaluate.sheet import save_sheet
-from trainer.evaluate.sheets import dino_swap_sheet
+from trainer.evaluate.sheets import cfg_divergence_sheet, dino_swap_sheet
 from trainer.evaluate.streams import stream_scores
 from trainer.model.nanodit import NanoDiT
 from trainer.sampler import COMMON
@@ -75,6 +76,7 @@ class Validation:
             self._reconstruct(findings, EMA_NATIVE, weights["ema"], eval_seed, native)
             self._reconstruct(findings, RAW_NATIVE, weights["raw"], eval_seed, native)
             self._ask_conditions(findings, weights["ema"], eval_seed)
+            self._compare_conditions(findings, weights["ema"], eval_seed, native)
         images = findings.shown(FULL_IMAGES)
         del images["raw_native"]
         return self._write(step, "full", findings, images, native)
@@ -121,6 +123,24 @@ class Validation:
             findings.drawn["dino_swap", eval_seed] = swap.swapped_BCHW
             if eval_seed == 0:
                 findings.sheets["dino_swap"] = dino_swap_sheet(inputs, swap, own_BCHW)
+
+    def _compare_conditions(
+        self, findings: Findings, model: NanoDiT, eval_seed: int, native: NativeSamplerConfig
+    ) -> None:
+        """How differently single conditions and guidance draw the same sample, for a run with captions."""
+        if ("text_only", eval_seed) not in findings.drawn:
+            return
+        own_BCHW, text_BCHW, native_BCHW = (
+            findings.drawn[variant, eval_seed] for variant in ("ema_common", "text_only", "ema_native")
+        )
+        drawn = Drawn(own_BCHW, text_BCHW, None if native.kind == "dense" else native_BCHW)
+        found = cfg_divergence(self._inputs, model, self._lpips, eval_seed, drawn)
+        if found is not None:
+            findings.scores += found.scores
+            findings.drawn["dino_only", eval_seed] = found.images["dino"]
+            findings.drawn["text_and_dino", eval_seed] = found.images["both"]
+            if eval_seed == 0:
+                findings.sheets["cfg_divergence"] = cfg_divergence_sheet(self._inputs, found, own_BCHW)
 
     def _write(
         self, step: int, kind: str, findings: Findings, images: Mapping[str, Tensor], native: NativeSamplerConfig
