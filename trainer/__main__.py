@@ -19,6 +19,7 @@ _USAGE = """usage: python -m trainer COMMAND …
   evaluate RUN_DIR …                                                     full validation of a checkpoint
   autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
+  fit-pose CONFIG --out F                                                fit the detector that scores poses
 
 COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
 70 internal, 2 command line."""
@@ -93,7 +94,20 @@ def _sample(argv: list[str]) -> int:
     return sample(argv)
 
 
-_COMMANDS = {"train": _train, "check": _check, "evaluate": _evaluate, "autopsy": _autopsy, "sample": _sample}
+def _fit_pose(argv: list[str]) -> int:
+    from trainer.pose.command import main as fit_pose
+
+    return fit_pose(argv)
+
+
+_COMMANDS = {
+    "train": _train,
+    "check": _check,
+    "evaluate": _evaluate,
+    "autopsy": _autopsy,
+    "sample": _sample,
+    "fit-pose": _fit_pose,
+}
 
 
 def _tell_stacks_on_sigusr1() -> None:

@@ -12,6 +12,7 @@ from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
+from trainer.config.pose import PoseConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
 from trainer.config.trainer import TrainerConfig, filled
@@ -31,6 +32,7 @@ __all__ = [
     "NativeSamplerConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PoseConfig",
     "RepaConfig",
     "RepaStopConfig",
     "SamplerConfig",

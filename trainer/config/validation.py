@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.base import Block, Count
+from trainer.config.pose import PoseConfig
 
 
 class ValidationConfig(Block):
@@ -12,3 +13,4 @@ class ValidationConfig(Block):
     samples: Count = 48
     sampler_steps: Count = 8
     eval_seeds: Count = 1
+    pose: PoseConfig = PoseConfig()

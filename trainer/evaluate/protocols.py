@@ -102,15 +102,15 @@ class EvalSet:
         """How many samples go through the model together."""
         return max(1, _TOKENS_AT_ONCE // self.config.tokens)
 
-    def comparable_hash(self, lpips_hash: str) -> str:
-        """Hash of all that makes two scores comparable: images, noise, sampler, LPIPS weights: 16 hex digits."""
+    def comparable_hash(self, *judges: str) -> str:
+        """Hash of all that makes two scores comparable: images, noise, sampler, weights of `judges`: 16 hex digits."""
         parts = [
             self.content_hash,
             list(self.eval_seeds),
             self.grid,
             self.config.objective.noise_scale,
             self.config.data.size,
-            lpips_hash,
+            *judges,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -23,9 +23,12 @@ _PAPER, _INK, _FAINT, _EMPTY = (255, 255, 255), (20, 20, 20), (105, 105, 105), (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sample: an image (C, H, W) in [-1, 1] for every column, None where there is none, and words below them."""
+    """One sample: an image for every column, and words below them.
 
-    images: Sequence[Tensor | None]
+    An image is (C, H, W) in [-1, 1], a picture of the size of a cell, or None where there is none.
+    """
+
+    images: Sequence[Tensor | Image.Image | None]
     caption: str
 
 
@@ -63,9 +66,16 @@ def save_sheet(path: Path, sheet: Image.Image) -> None:
     unfinished.replace(path)
 
 
-def _cell_of(rows: Sequence[Row]) -> tuple[int, int]:
-    """Width and height of a cell, from the first image there is."""
-    height, width = next(image.shape[-2:] for row in rows for image in row.images if image is not None)
+def enlarged(x_CHW: Tensor) -> Image.Image:
+    """An image in the size of a cell: enlarged by a whole factor, or shrunk."""
+    picture = to_image(x_CHW)
+    size = cell_size(picture.height, picture.width)
+    smoothly = picture.width > size[0]
+    return picture.resize(size, Image.Resampling.LANCZOS if smoothly else Image.Resampling.NEAREST)
+
+
+def cell_size(height: int, width: int) -> tuple[int, int]:
+    """Width and height of a cell for images of height x width pixels."""
     longer = max(height, width)
     if longer > LARGEST_CELL:
         return round(width * LARGEST_CELL / longer), round(height * LARGEST_CELL / longer)
@@ -73,20 +83,26 @@ def _cell_of(rows: Sequence[Row]) -> tuple[int, int]:
     return width * factor, height * factor
 
 
+def _cell_of(rows: Sequence[Row]) -> tuple[int, int]:
+    """Width and height of a cell, from the first image there is."""
+    image = next(image for row in rows for image in row.images if image is not None)
+    return image.size if isinstance(image, Image.Image) else cell_size(*image.shape[-2:])
+
+
 def _place(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
-    image: Tensor | None,
+    image: Tensor | Image.Image | None,
     box: tuple[int, int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     """One cell: the image, or the words that say why there is none."""
     x, y, width, height = box
+    if isinstance(image, Image.Image):
+        sheet.paste(image, (x, y))
+        return
     if image is not None and bool(image.isfinite().all()):
-        picture = to_image(image)
-        smoothly = picture.width > width
-        resample = Image.Resampling.LANCZOS if smoothly else Image.Resampling.NEAREST
-        sheet.paste(picture.resize((width, height), resample), (x, y))
+        sheet.paste(enlarged(image), (x, y))
         return
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_EMPTY)
     words = "not drawn" if image is None else "not finite"

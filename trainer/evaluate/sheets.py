@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from trainer.evaluate.cfg_divergence import CfgDivergence
 from trainer.evaluate.dino_swap import DinoSwap
+from trainer.evaluate.pose import PoseJudge
 from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.scores import Score
-from trainer.evaluate.sheet import Row, contact_sheet
+from trainer.evaluate.sheet import Row, contact_sheet, enlarged
+from trainer.pose.error import counted
 
 SHEET_ROWS = 6
 
@@ -45,6 +48,37 @@ def cfg_divergence_sheet(inputs: EvalSet, found: CfgDivergence, own_BCHW: Tensor
     ]  # fmt: skip
     columns = ("real", *(titles[name] for name in shown[:3]), "all conditions", *(titles[name] for name in shown[3:]))
     return contact_sheet("What does each condition draw alone? Same noise in a row.", columns, rows)
+
+
+def pose_sheet(inputs: EvalSet, judge: PoseJudge, images: Mapping[str, Tensor], scores: Sequence[Score]) -> Image.Image:
+    """The pose that was asked for (green) and what the detector finds (red) in the real and the generated images.
+
+    `scores` are those of the first images.
+    """
+    count = min(SHEET_ROWS, *(len(x_BCHW) for x_BCHW in images.values()))
+    shown = {"real": inputs.x_BCHW, **images}
+    found = {title: judge.joints(x_BCHW[:count]) for title, x_BCHW in shown.items()}
+    rows = [
+        Row(
+            [_with_joints(x_BCHW[index], judge.asked[index], found[title][index]) for title, x_BCHW in shown.items()],
+            f"{id}: {told(scores, id, '')} ({next(iter(images))})" if scores else f"{id}: no score",
+        )
+        for index, id in enumerate(inputs.ids[:count])
+    ]
+    return contact_sheet("Green: the joints that were asked for. Red: those that are found.", tuple(shown), rows)
+
+
+def _with_joints(x_CHW: Tensor, asked_J3: np.ndarray, found_J3: np.ndarray) -> Image.Image | None:
+    """A picture with dots for the joints that count, None for an image that is not finite."""
+    if not bool(x_CHW.isfinite().all()):
+        return None
+    picture = enlarged(x_CHW)
+    pen = ImageDraw.Draw(picture)
+    for joints_J3, colour in ((asked_J3, (0, 150, 60)), (found_J3, (225, 20, 30))):
+        for x, y in joints_J3[counted(asked_J3), :2]:
+            across, down = (x + 1) / 2 * picture.width, (y + 1) / 2 * picture.height
+            pen.ellipse((across - 1, down - 1, across + 1, down + 1), fill=colour)
+    return picture
 
 
 def told(scores: Sequence[Score], id: str, family: str) -> str:

@@ -26,19 +26,19 @@ from trainer.evaluate.findings import Findings
 from trainer.evaluate.manipulation import manipulate
 from trainer.evaluate.perceptual import BACKBONE, NET, Lpips, lpips_on
 from trainer.evaluate.pictures import write_images
+from trainer.evaluate.pose import PoseJudge
 from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.reconstruction import image_scores, loss_scores
-from trainer.evaluate.scores import Variant, means, write_csv
+from trainer.evaluate.scores import EMA_COMMON, EMA_NATIVE, PREFIXES, RAW_COMMON, RAW_NATIVE, Variant, means, write_csv
 from trainer.evaluate.sheet import save_sheet
-from trainer.evaluate.sheets import cfg_divergence_sheet, dino_swap_sheet
+from trainer.evaluate.sheets import cfg_divergence_sheet, dino_swap_sheet, pose_sheet
 from trainer.evaluate.streams import stream_scores
 from trainer.model.nanodit import NanoDiT
+from trainer.pose.detector import load_detector
 from trainer.sampler import COMMON
 
 LIGHT_IMAGES = 8
 FULL_IMAGES = 16
-EMA_COMMON, RAW_COMMON = Variant("ema", "common"), Variant("raw", "common")
-EMA_NATIVE, RAW_NATIVE = Variant("ema", "native"), Variant("raw", "native")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,10 @@ class ValidationResult:
 
 
 class Validation:
-    """Validates checkpoints of one run. Everything that does not depend on weights is prepared once."""
+    """Validates checkpoints of one run. Everything that does not depend on weights is prepared once.
+
+    Raises DataError when a pose detector is asked for and its file cannot be read.
+    """
 
     def __init__(
         self, config: TrainerConfig, source: Source, device: torch.device | str, run_id: str, run_dir: Path
@@ -57,6 +60,7 @@ class Validation:
         self._config = config
         self._inputs = EvalSet(config, source, torch.device(device))
         self._source = source
+        self._pose = _pose_judge(config, self._inputs)
         self._run_id = run_id
         self._run_dir = run_dir
 
@@ -77,6 +81,7 @@ class Validation:
             self._reconstruct(findings, RAW_NATIVE, weights["raw"], eval_seed, native)
             self._ask_conditions(findings, weights["ema"], eval_seed)
             self._compare_conditions(findings, weights["ema"], eval_seed, native)
+            self._score_poses(findings, eval_seed)
         images = findings.shown(FULL_IMAGES)
         del images["raw_native"]
         return self._write(step, "full", findings, images, native)
@@ -142,6 +147,19 @@ class Validation:
             if eval_seed == 0:
                 findings.sheets["cfg_divergence"] = cfg_divergence_sheet(self._inputs, found, own_BCHW)
 
+    def _score_poses(self, findings: Findings, eval_seed: int) -> None:
+        """Where the joints of the reconstructions are, if the run has a detector that is good enough."""
+        if self._pose is None:
+            return
+        found = {
+            variant: self._pose.scores(Variant(*variant), eval_seed, findings.drawn["_".join(variant), eval_seed])
+            for variant in PREFIXES
+        }
+        findings.scores += [score for scores in found.values() for score in scores]
+        if eval_seed == 0:
+            images = {f"EMA, {sampler}": findings.drawn[f"ema_{sampler}", 0] for sampler in ("common", "native")}
+            findings.sheets["pose"] = pose_sheet(self._inputs, self._pose, images, found[EMA_COMMON])
+
     def _write(
         self, step: int, kind: str, findings: Findings, images: Mapping[str, Tensor], native: NativeSamplerConfig
     ) -> ValidationResult:
@@ -172,6 +190,7 @@ class Validation:
             },
             "streams": asdict(source.streams),
             "calibration": self._calibration,
+            "pose": None if self._pose is None else self._pose.about(),
             "labels": [*source.notes, f"LPIPS backbone: {BACKBONE}"],
             "train_images": len(source.train_ids),
             "train_ids_overlap": len(set(source.train_ids) & set(inputs.ids)),
@@ -180,7 +199,7 @@ class Validation:
     @cached_property
     def _eval_set(self) -> str:
         """Hash of all that makes two scores comparable, 16 hex digits: images, noise, sampler, LPIPS weights."""
-        return self._inputs.comparable_hash(self._lpips.hash)
+        return self._inputs.comparable_hash(self._lpips.hash, *([] if self._pose is None else [self._pose.hash]))
 
     @cached_property
     def _calibration(self) -> dict[str, dict[str, float | None]]:
@@ -189,6 +208,12 @@ class Validation:
     @cached_property
     def _lpips(self) -> Lpips:
         return lpips_on(str(self._inputs.device))
+
+
+def _pose_judge(config: TrainerConfig, inputs: EvalSet) -> PoseJudge | None:
+    """Reads the detector before the first step, so that a wrong path ends no run at its last one."""
+    path = config.validation.pose.detector
+    return None if path is None else PoseJudge(inputs, load_detector(Path(path), inputs.device))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
