@@ -55,6 +55,7 @@ def pose_sheet(inputs: EvalSet, judge: PoseJudge, images: Mapping[str, Tensor], 
 
     `scores` are those of the first images.
     """
+    scores = [score for score in scores if score.metric in ("pose_missed", "mpjpe", "pa_mpjpe")]
     count = min(SHEET_ROWS, *(len(x_BCHW) for x_BCHW in images.values()))
     shown = {"real": inputs.x_BCHW, **images}
     found = {title: judge.joints(x_BCHW[:count]) for title, x_BCHW in shown.items()}

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from trainer.config import NativeSamplerConfig, TrainerConfig
 from trainer.data.sample import Source
-from trainer.evaluate.calibration import calibrate
+from trainer.evaluate.calibration import Calibration, Levels
 from trainer.evaluate.cfg_divergence import Drawn, cfg_divergence
 from trainer.evaluate.dino_swap import swap_dino
+from trainer.evaluate.distributions import distributions
 from trainer.evaluate.findings import Findings
 from trainer.evaluate.manipulation import manipulate
 from trainer.evaluate.perceptual import BACKBONE, NET, Lpips, lpips_on
@@ -171,7 +172,11 @@ class Validation:
         for name, sheet in findings.sheets.items():
             save_sheet(folder / "sheets" / f"{name}.png", sheet)
         write_csv(folder / "scores.csv", self._run_id, step, findings.scores)
-        _write_json(folder / "meta.json", {"step": step, "complete": True, "kind": kind, **self._meta(native)})
+        meta = {"step": step, "complete": True, "kind": kind, **self._meta(native)}
+        if kind == "full":
+            meta["calibration"] |= self._further_levels(findings)
+            meta["distributions"] = distributions(findings.scores)
+        _write_json(folder / "meta.json", meta)
         return ValidationResult(means(findings.scores))
 
     def _meta(self, native: NativeSamplerConfig) -> dict[str, Any]:
@@ -189,12 +194,18 @@ class Validation:
                 "native": {"kind": native.kind, "scales": native.scales, **steps},
             },
             "streams": asdict(source.streams),
-            "calibration": self._calibration,
+            "calibration": self._calibration.levels(),
             "pose": None if self._pose is None else self._pose.about(),
             "labels": [*source.notes, f"LPIPS backbone: {BACKBONE}"],
             "train_images": len(source.train_ids),
             "train_ids_overlap": len(set(source.train_ids) & set(inputs.ids)),
         }
+
+    def _further_levels(self, findings: Findings) -> Levels:
+        """What the other metrics of a full validation say of stand-ins for the real images."""
+        measured = dict.fromkeys(score.metric for score in findings.scores)
+        levels = self._calibration.levels_of(measured, self._inputs.first_third)
+        return levels if self._pose is None else levels | self._pose.calibration(self._calibration.stand_ins)
 
     @cached_property
     def _eval_set(self) -> str:
@@ -202,8 +213,8 @@ class Validation:
         return self._inputs.comparable_hash(self._lpips.hash, *([] if self._pose is None else [self._pose.hash]))
 
     @cached_property
-    def _calibration(self) -> dict[str, dict[str, float | None]]:
-        return calibrate(self._inputs.x_BCHW, self._inputs.noise(0), self._lpips)
+    def _calibration(self) -> Calibration:
+        return Calibration(self._inputs.x_BCHW, self._inputs.noise(0), self._lpips)
 
     @cached_property
     def _lpips(self) -> Lpips:
