@@ -8,6 +8,7 @@ from trainer.config.base import Block
 from trainer.config.checkpoint import BestConfig, CheckpointConfig, KeepConfig
 from trainer.config.data import DataConfig
 from trainer.config.ema import EmaConfig
+from trainer.config.grid import GridConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import ObjectiveConfig
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EmaConfig",
+    "GridConfig",
     "IndicatorsConfig",
     "KeepConfig",
     "ModelConfig",

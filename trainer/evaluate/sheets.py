@@ -50,6 +50,16 @@ def cfg_divergence_sheet(inputs: EvalSet, found: CfgDivergence, own_BCHW: Tensor
     return contact_sheet("What does each condition draw alone? Same noise in a row.", columns, rows)
 
 
+def progress_sheet(inputs: EvalSet, images: Mapping[str, Tensor], count: int, title: str) -> Image.Image:
+    """The first `count` samples in the order of their id hashes: the real image, and `images` by the column's title."""
+    shown = {"real": inputs.x_BCHW, **images}
+    rows = [
+        Row([x_BCHW[index] for x_BCHW in shown.values()], f"{inputs.ids[index]}: {inputs.captions[index]}")
+        for index in range(count)
+    ]
+    return contact_sheet(title, tuple(shown), rows)
+
+
 def pose_sheet(inputs: EvalSet, judge: PoseJudge, images: Mapping[str, Tensor], scores: Sequence[Score]) -> Image.Image:
     """The pose that was asked for (green) and what the detector finds (red) in the real and the generated images.
 

@@ -1,7 +1,8 @@
 """The validation of a run: light at regular steps, full for the last and the best one.
 
 `validation/step_000500/` holds scores.csv, images/<variant>/<sample id>.png, of a full one also sheets/<question>.png,
-and meta.json. meta.json is written last: where it is, the validation is complete.
+and meta.json. meta.json is written last: where it is, the validation is complete. `validation/grids/step_000500.png`,
+which comes only when asked for, shows how a run learns.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.reconstruction import image_scores, loss_scores
 from trainer.evaluate.scores import EMA_COMMON, EMA_NATIVE, PREFIXES, RAW_COMMON, RAW_NATIVE, Variant, means, write_csv
 from trainer.evaluate.sheet import save_sheet
-from trainer.evaluate.sheets import cfg_divergence_sheet, dino_swap_sheet, pose_sheet
+from trainer.evaluate.sheets import cfg_divergence_sheet, dino_swap_sheet, pose_sheet, progress_sheet
 from trainer.evaluate.streams import stream_scores
 from trainer.model.nanodit import NanoDiT
 from trainer.pose.detector import load_detector
@@ -69,6 +70,7 @@ class Validation:
     def light(self, step: int, weights: Mapping[str, NanoDiT]) -> ValidationResult:
         """The validation of regular steps; `weights` maps raw and ema to models, which keep their mode."""
         findings = self._light(weights)
+        self._draw_grid(step, findings, weights["ema"], self._config.sampler.native)
         images = {"ema_common": findings.shown(LIGHT_IMAGES)["ema_common"]}
         return self._write(step, "light", findings, images, self._config.sampler.native)
 
@@ -83,6 +85,7 @@ class Validation:
             self._ask_conditions(findings, weights["ema"], eval_seed)
             self._compare_conditions(findings, weights["ema"], eval_seed, native)
             self._score_poses(findings, eval_seed)
+        self._draw_grid(step, findings, weights["ema"], native)
         images = findings.shown(FULL_IMAGES)
         del images["raw_native"]
         return self._write(step, "full", findings, images, native)
@@ -160,6 +163,23 @@ class Validation:
         if eval_seed == 0:
             images = {f"EMA, {sampler}": findings.drawn[f"ema_{sampler}", 0] for sampler in ("common", "native")}
             findings.sheets["pose"] = pose_sheet(self._inputs, self._pose, images, found[EMA_COMMON])
+
+    def _draw_grid(self, step: int, findings: Findings, model: NanoDiT, native: NativeSamplerConfig) -> None:
+        """The contact sheet of a step that is due for one, from the images that are there, and native guidance."""
+        grid, inputs = self._config.validation.grid, self._inputs
+        if grid.every is None or (step % grid.every and step != self._config.steps):
+            return
+        count = min(grid.samples, inputs.first_third)
+        titles = {"ema_common": "EMA", "raw_common": "raw", "text_only": "EMA, text only"}
+        images = {title: findings.drawn[key, 0] for key, title in titles.items() if (key, 0) in findings.drawn}
+        if native.kind != "dense":
+            drawn = findings.drawn.get(("ema_native", 0))
+            images[f"EMA, {native.kind.replace('_', ' ')}"] = (
+                inputs.generate(model, inputs.conditions, 0, native, count) if drawn is None else drawn
+            )
+        title = f"{self._run_id} at step {step} of {self._config.steps} (the noise is the same at every step)"
+        path = self._run_dir / "validation" / "grids" / f"step_{step:06d}.png"
+        save_sheet(path, progress_sheet(inputs, images, count, title))
 
     def _write(
         self, step: int, kind: str, findings: Findings, images: Mapping[str, Tensor], native: NativeSamplerConfig

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from trainer.config import TrainerConfig
 from trainer.errors import Issue
-from trainer.rules import checkpoint, data, model, objective, optimizer, pose, repa, sampler, streams, tread, validation
+from trainer.rules import (
+    checkpoint,
+    data,
+    grid,
+    model,
+    objective,
+    optimizer,
+    pose,
+    repa,
+    sampler,
+    streams,
+    tread,
+    validation,
+)
 from trainer.rules.cadence import is_validation_step
 from trainer.rules.remarks import remarks
 
@@ -24,6 +37,7 @@ _RULES = (
     repa.rules,
     sampler.rules,
     validation.rules,
+    grid.rules,
     pose.rules,
     checkpoint.rules,
 )
