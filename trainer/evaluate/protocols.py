@@ -120,3 +120,13 @@ class EvalSet:
         digest = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
         digest.update(self.x_BCHW.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def protocol_labels(config: TrainerConfig, native: NativeSamplerConfig) -> list[str]:
+    """What a reader of scores must know about how they came about."""
+    labels = []
+    if config.reference_parity:
+        labels.append("reference_parity: the published protocol; not comparable with runs that do not reproduce it")
+    if native.kind == "dual_cfg":
+        labels.append("native sampler: the published dual CFG, which asks for conditions that training never combines")
+    return labels

@@ -29,7 +29,7 @@ from trainer.evaluate.manipulation import manipulate
 from trainer.evaluate.perceptual import BACKBONE, NET, Lpips, lpips_on
 from trainer.evaluate.pictures import write_images
 from trainer.evaluate.pose import PoseJudge
-from trainer.evaluate.protocols import EvalSet
+from trainer.evaluate.protocols import EvalSet, protocol_labels
 from trainer.evaluate.reconstruction import image_scores, loss_scores
 from trainer.evaluate.scores import EMA_COMMON, EMA_NATIVE, PREFIXES, RAW_COMMON, RAW_NATIVE, Variant, means, write_csv
 from trainer.evaluate.sheet import save_sheet
@@ -211,12 +211,12 @@ class Validation:
             "lpips": {"net": NET, "backbone": BACKBONE, "hash": self._lpips.hash},
             "samplers": {
                 "common": {"kind": "dense", **steps},
-                "native": {"kind": native.kind, "scales": native.scales, **steps},
+                "native": {"kind": native.kind, "scales": native.scales, "interval": native.interval, **steps},
             },
             "streams": asdict(source.streams),
             "calibration": self._calibration.levels(),
             "pose": None if self._pose is None else self._pose.about(),
-            "labels": [*source.notes, f"LPIPS backbone: {BACKBONE}"],
+            "labels": [*source.notes, f"LPIPS backbone: {BACKBONE}", *protocol_labels(self._config, native)],
             "train_images": len(source.train_ids),
             "train_ids_overlap": len(set(source.train_ids) & set(inputs.ids)),
         }

@@ -21,9 +21,24 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
         yield "optimizer.clip does not change the size of a Muon step, which is normalised anyway"
     if config.data.source == "folder":
         yield "data.source folder: data.samples and data.held_out have no effect, and captions are the only condition"
+    if config.reference_parity:
+        yield "reference_parity: reproduces the published protocol; not comparable with runs that do not"
+    yield from _interval_note(config)
     yield from _best_note(config, config.checkpoint.keep.best)
 
 
 def _best_note(config: TrainerConfig, best: BestConfig | None) -> Iterator[str]:
     if best is not None and not best.metric.startswith(("val/", "val_raw/")):
         yield f"checkpoint.keep.best.metric {best.metric} is not written by regular validations: no best is kept"
+
+
+def _interval_note(config: TrainerConfig) -> Iterator[str]:
+    """Guidance between two times of the sampler's grid is guidance nowhere."""
+    interval, steps, shift = config.sampler.native.interval, config.validation.sampler_steps, config.objective.shift
+    if interval is None:
+        return
+    even = [1.0 - index / steps for index in range(steps)]
+    times = [shift * t / (1 + (shift - 1) * t) for t in even]
+    if not any(interval[0] <= t <= interval[1] for t in times):
+        grid = ", ".join(f"{t:.3g}" for t in times)
+        yield f"sampler.native.interval {list(interval)} holds no time of the sampler, so nothing is guided: {grid}"
