@@ -48,7 +48,7 @@ def test_a_wrong_word_names_its_place_and_the_nearest_allowed_one(block: dict, p
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("streams.text", "pooled"), ("objective.prediction", "v"), ("objective.prediction", "asymflow")],
+    [("streams.text", "pooled"), ("streams.pose", "pooled")],
 )
 def test_values_of_later_versions_say_so(path: str, value: str) -> None:
     block, key = path.split(".")
@@ -91,6 +91,10 @@ REPA = {"enabled": True}
         ({"streams": dict.fromkeys(("text", "cls", "patches", "pose"), "off")}, "streams"),
         ({"data": {"source": "folder", "path": "x"}, "streams": {"text": "off"}}, "streams"),
         ({"objective": {"noise_scale": 2.0, "shift": 3.0}}, "objective.noise_scale"),
+        ({"objective": {"prediction": "x", "asymflow": {}}}, "objective.asymflow"),
+        ({"objective": {"prediction": "v", "asymflow": {"rank": 4}}}, "objective.asymflow"),
+        ({"objective": {"prediction": "asymflow", "asymflow": {"rank": 49}}}, "objective.asymflow.rank"),
+        ({"objective": {"prediction": "asymflow", "asymflow": {"basis": "b"}}}, "objective.asymflow.basis"),
         ({"optimizer": {"warmup_steps": 101}}, "optimizer.warmup_steps"),
         ({"tread": {**TREAD, "first": 4, "last": 2}}, "tread.first"),
         ({"tread": {**TREAD, "last": 6}}, "tread.last"),
@@ -150,7 +154,8 @@ def test_filled_writes_out_every_default_and_means_the_same() -> None:
     assert (document["tread"]["first"], document["tread"]["last"]) == (1, 4)
     assert document["repa"]["after_block"] == 1
     assert document["repa"]["stop"]["end"] == 0.25
-    assert document["sampler"]["native"] == {"kind": "nested_cfg", "scale": None, "text": 3.0, "dino": 2.5, "pose": 1.0}
+    scales = {"text": 3.0, "dino": 2.5, "pose": 1.0}
+    assert document["sampler"]["native"] == {"kind": "nested_cfg", "scale": None, "interval": None, **scales}
     assert filled(parse_config(document)) == document
 
 

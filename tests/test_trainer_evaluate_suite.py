@@ -219,6 +219,7 @@ def test_a_model_that_has_exploded_is_scored_as_invalid(run_dir: Path, tmp_path:
     assert math.isfinite(metrics["val_raw/recon_rmse"])
     broken = [row for row in rows(tmp_path, step) if row["valid"] == "0"]
     assert {(row["weights"], row["value"], row["reason"]) for row in broken} == {("ema", "", "not finite")}
+    assert {score_name(row) for row in broken} == {name for name in FULL if not name.startswith("val_raw")}
     assert meta(tmp_path, step)["complete"] is True
 
 

@@ -173,7 +173,8 @@ def test_dual_guidance_is_for_runs_that_reproduce_the_published_protocol() -> No
 
 def test_a_parity_run_is_labelled_and_another_guidance_gives_other_scores(tmp_path: Path) -> None:
     changes = {"steps": 2, "reference_parity": True, "tread": {"enabled": False}}
-    run = trained(tmp_path / "parity", **changes, sampler={"native": {"kind": "dual_cfg"}})
+    with torch.enable_grad():
+        run = trained(tmp_path / "parity", **changes, sampler={"native": {"kind": "dual_cfg"}})
     meta = json.loads((run / "validation" / "step_000002" / "meta.json").read_text())
     assert next(label for label in meta["labels"] if "published" in label).startswith("reference_parity")
     assert meta["samplers"]["native"]["kind"] == "dual_cfg"

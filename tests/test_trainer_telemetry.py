@@ -108,21 +108,28 @@ def test_signals_only_set_a_flag() -> None:
 # ---- sums over steps -------------------------------------------------------------------------------------------------
 
 
-def result(loss: float, aligned: int = 0, **changes: Any) -> StepResult:
-    losses = torch.tensor([loss, loss / 2, loss / 4 if aligned else 0.0, 4.0])
-    fields = {"grad_norm": torch.tensor(7.0), "lr": 0.1, "repa_weight": 0.5, "repa_cosine": None, "reading": None}
-    return StepResult(losses=losses, aligned=aligned, active_tokens=16.0, data_s=0.1, **{**fields, **changes})
+LOSSES = ("loss", "flow_loss", "repa_loss", "velocity_square", "flow_loss_t0.1", "flow_loss_t0.9")
+
+
+def result(loss: float, aligned: int = 0, early: int = 0, **changes: Any) -> StepResult:
+    """One step of four samples, `early` of them at small t."""
+    repa = loss / 4 if aligned else 0.0
+    losses_L = torch.tensor([loss, loss / 2, repa, 4.0, 0.5 * early, 3.0 * (4 - early)])
+    counts = (1, 1, aligned, 1, early, 4 - early)
+    fields: dict[str, Any] = {"lr": 0.1, "weights": {"repa": 0.5}, "extra": {}, "reading": None, **changes}
+    return StepResult(losses_L, counts, torch.tensor(7.0), active_tokens=16.0, data_s=0.1, **fields)
 
 
 def test_losses_are_means_over_the_window() -> None:
-    meter = Meter(tiny_config(), torch.device("cpu"))
+    meter = Meter(tiny_config(), torch.device("cpu"), LOSSES)
     meter.add(result(1.0), 0.5)
-    meter.add(result(3.0, aligned=1, repa_cosine=0.25), 0.5)
+    meter.add(result(3.0, aligned=1, early=2, extra={"train/repa_cosine": 0.25}), 0.5)
     line = meter.line()
     assert line["train/loss"] == 2.0
     assert line["train/flow_loss"] == 1.0
     assert line["train/repa_loss"] == 0.75, "only steps with aligned samples count"
     assert line["train/velocity_rms"] == 2.0
+    assert (line["train/flow_loss_t0.1"], line["train/flow_loss_t0.9"]) == (0.5, 3.0), "means over samples, not steps"
     assert line["train/repa_cosine"] == 0.25
     assert line["sys/iter_per_s"] == pytest.approx(2.0)
     assert line["sys/images_per_s"] == pytest.approx(8.0)
@@ -132,18 +139,19 @@ def test_losses_are_means_over_the_window() -> None:
 
 
 def test_a_window_without_alignment_has_no_alignment_loss() -> None:
-    meter = Meter(tiny_config(), torch.device("cpu"))
+    meter = Meter(tiny_config(), torch.device("cpu"), LOSSES)
     meter.add(result(3.0, aligned=1), 1.0)
     meter.line()
     meter.add(result(1.0), 1.0)
     line = meter.line()
     assert "train/repa_loss" not in line
+    assert "train/flow_loss_t0.1" not in line
     assert line["train/loss"] == 1.0
     assert line["sys/train_s"] == 2.0
 
 
 def test_an_open_window_survives_a_restart() -> None:
-    whole, before, after = (Meter(tiny_config(), torch.device("cpu")) for _ in range(3))
+    whole, before, after = (Meter(tiny_config(), torch.device("cpu"), LOSSES) for _ in range(3))
     for meter in (whole, before):
         meter.add(result(1.0, aligned=1), 1.0)
     after.load_state_dict(before.state_dict())

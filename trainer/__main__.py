@@ -19,6 +19,7 @@ _USAGE = """usage: python -m trainer COMMAND …
   evaluate RUN_DIR …                                                     full validation of a checkpoint
   autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
+  fit-basis CONFIG --out F                                               the subspace of AsymFlow, from training images
   fit-pose CONFIG --out F                                                fit the detector that scores poses
 
 COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
@@ -94,6 +95,12 @@ def _sample(argv: list[str]) -> int:
     return sample(argv)
 
 
+def _fit_basis(argv: list[str]) -> int:
+    from trainer.fit_basis import main as fit_basis
+
+    return fit_basis(argv)
+
+
 def _fit_pose(argv: list[str]) -> int:
     from trainer.pose.command import main as fit_pose
 
@@ -106,6 +113,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "autopsy": _autopsy,
     "sample": _sample,
+    "fit-basis": _fit_basis,
     "fit-pose": _fit_pose,
 }
 

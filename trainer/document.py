@@ -19,7 +19,6 @@ from trainer.config import TrainerConfig
 from trainer.errors import ConfigError, Issue
 
 LATER_VALUES = {
-    "objective.prediction": ("v", "asymflow"),
     "streams.text": ("pooled",),
     "streams.cls": ("pooled",),
     "streams.patches": ("pooled",),

@@ -1,8 +1,12 @@
-"""Sums over the optimizer steps since the last line of metrics, kept on the device until the line is due."""
+"""Sums over the optimizer steps since the last line of metrics, kept on the device until the line is due.
+
+Shapes: L losses.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -19,12 +23,14 @@ _GIB = 2**30
 class Meter:
     """Turns step results into train metrics, and counts the seconds of training and of evaluation.
 
-    Losses are means over all micro-batches since the last line, gradient norm, rate and indicators those of the last
-    step. Times are cumulative over the attempts of a run; evaluation and checkpoints are in no speed.
+    Losses are means over all samples since the last line that they cover, and absent where there was none; gradient
+    norm, rate and indicators are those of the last step. Times are cumulative over the attempts of a run; evaluation
+    and checkpoints are in no speed.
     """
 
-    def __init__(self, config: TrainerConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainerConfig, device: torch.device, loss_names: Sequence[str]) -> None:
         self._config = config
+        self._names = tuple(loss_names)
         self._device = device
         self.train_s = 0.0
         self.eval_s = 0.0
@@ -37,28 +43,26 @@ class Meter:
         self._data_s += result.data_s
         self._steps += 1
         self._timed_steps += 1
-        self._sums += result.losses.double()
-        self._aligned_steps += result.aligned
-        self._cosine = self._cosine if result.repa_cosine is None else result.repa_cosine
+        self._sums_L += result.losses_L.double()
+        self._counts = [total + count for total, count in zip(self._counts, result.counts, strict=True)]
+        self._extra.update(result.extra)
         self._reading = self._reading if result.reading is None else result.reading
         self._last = result
 
     def line(self) -> dict[str, float]:
         """The metrics of the steps since the last line; starts a new window. Only here the device is waited for."""
-        loss, flow, repa, velocity_square = (self._sums / self._steps).tolist()
         last = self._last
         assert last is not None, "a line needs at least one step"
+        counted = zip(self._names, self._sums_L.tolist(), self._counts, strict=True)
+        means = {name: total / count for name, total, count in counted if count}
+        square = means.pop("velocity_square")
         metrics = {
-            "train/loss": loss,
-            "train/flow_loss": flow,
+            **{f"train/{name}": mean for name, mean in means.items()},
             "train/grad_norm": float(last.grad_norm),
-            "train/velocity_rms": math.sqrt(velocity_square) if velocity_square >= 0 else velocity_square,
+            "train/velocity_rms": math.sqrt(square) if square >= 0 else square,
             "train/lr": last.lr,
+            **self._extra,
         }
-        if self._aligned_steps:
-            metrics["train/repa_loss"] = repa * self._steps / self._aligned_steps
-        if self._cosine is not None:
-            metrics["train/repa_cosine"] = self._cosine
         if self._reading is not None:
             metrics.update(self._reading.metrics())
         metrics.update(self._system(last))
@@ -67,13 +71,19 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """The open window, for a checkpoint; `load_state_dict` restores it exactly."""
-        counts = {"steps": self._steps, "aligned_steps": self._aligned_steps, "cosine": self._cosine}
-        return {"sums": self._sums, **counts}
+        sums = dict(zip(self._names, self._sums_L.unbind(), strict=True))
+        counts = dict(zip(self._names, self._counts, strict=True))
+        return {"steps": self._steps, "sums": sums, "counts": counts, "extra": dict(self._extra)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore an open window."""
-        self._sums = state["sums"].to(self._device)
-        self._steps, self._aligned_steps, self._cosine = state["steps"], state["aligned_steps"], state["cosine"]
+        """Restore an open window; of a run with other losses only those that both have."""
+        if "counts" not in state:
+            return  # from before losses had names: its window is given up
+        for index, name in enumerate(self._names):
+            if name in state["sums"]:
+                self._sums_L[index] = state["sums"][name].to(self._device)
+                self._counts[index] = state["counts"][name]
+        self._steps, self._extra = state["steps"], dict(state["extra"])
 
     def _system(self, last: StepResult) -> dict[str, float]:
         steps_per_s = self._timed_steps / max(self._seconds, 1e-9)
@@ -93,9 +103,10 @@ class Meter:
         return {"memory/rss_gib": psutil.Process().memory_info().rss / _GIB}
 
     def _clear(self) -> None:
-        self._sums: Tensor = torch.zeros(4, dtype=torch.float64, device=self._device)
-        self._steps = self._timed_steps = self._aligned_steps = 0
-        self._cosine: float | None = None
+        self._sums_L: Tensor = torch.zeros(len(self._names), dtype=torch.float64, device=self._device)
+        self._counts = [0] * len(self._names)
+        self._steps = self._timed_steps = 0
+        self._extra: dict[str, float] = {}
         self._seconds = self._data_s = 0.0
         self._reading: Reading | None = None
         self._last: StepResult | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from trainer import checkpoint
 from trainer.document import Document
@@ -58,8 +58,9 @@ def take_over(session: Session, origin: Origin) -> int:
     kept = _kept_modules(learner, origin)
     optimizer, _ = checkpoint.load(origin.run_dir, origin.step, kept, learner.device)
     _begin_averages(learner, kept)
-    if "projector" in kept and _stop_kind(state["config"]) == learner.config.repa.stop.kind:
-        learner.repa.load_state_dict(optimizer["repa"])
+    for auxiliary in learner.auxiliaries:
+        if auxiliary.name in optimizer and (auxiliary.name != "repa" or _goes_on(state["config"], learner, kept)):
+            auxiliary.load_state_dict(optimizer[auxiliary.name])
     fits = fits_optimizer(learner, optimizer["optimizer"])
     if fits:
         _keep_optimizer(learner, optimizer)
@@ -81,17 +82,21 @@ def fits_optimizer(learner: Learner, saved: Mapping[str, Any]) -> bool:
     own = learner.optimizer.state_dict()
     if saved.keys() != own.keys():
         return False
-    groups, parameters = learner.optimizer.groups, dict(learner.modules.named_parameters())
-    names = {"adamw": (*groups.decayed, *groups.plain), "muon": groups.muon}
+    names, parameters = learner.optimizer.members, dict(learner.modules.named_parameters())
     for name, optimizer in own.items():
         if _members(saved[name]) != _members(optimizer):
             return False
         for index, moments in saved[name]["state"].items():
             shape = parameters[names[name][index]].shape
             tensors = (value for value in moments.values() if isinstance(value, Tensor) and value.dim())
-            if any(tensor.shape != shape for tensor in tensors):
+            if any(not _covers(tensor.shape, shape) for tensor in tensors):
                 return False
     return True
+
+
+def _covers(state: Size, parameter: Size) -> bool:
+    """Whether state of this shape belongs to a parameter of that shape: as large, or one number for all of a row."""
+    return len(state) == len(parameter) and all(size in (1, full) for size, full in zip(state, parameter, strict=True))
 
 
 def _kept(run_dir: Path) -> str:
@@ -131,9 +136,9 @@ def _begin_averages(learner: Learner, kept: Mapping[str, Any]) -> None:
             average.load_state_dict(learner.model.state_dict())
 
 
-def _stop_kind(config: Mapping[str, Any]) -> str:
-    """What ends the alignment: a stop that one rule has decided says nothing where another rule decides."""
-    return str(config["repa"]["stop"]["kind"])
+def _goes_on(config: Mapping[str, Any], learner: Learner, kept: Mapping[str, Any]) -> bool:
+    """Whether the alignment of the other run goes on: a stop that one rule decided says nothing where another does."""
+    return "projector" in kept and config["repa"]["stop"]["kind"] == learner.config.repa.stop.kind
 
 
 def _keep_optimizer(learner: Learner, optimizer: Mapping[str, Any]) -> None:

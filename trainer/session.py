@@ -18,6 +18,7 @@ from trainer.document import Document
 from trainer.evaluate.probe import Probe
 from trainer.evaluate.suite import Validation
 from trainer.meter import Meter
+from trainer.objective.basis import basis_of_run
 from trainer.scores import Scores
 from trainer.step import Learner
 from trainer.telemetry import Telemetry
@@ -61,16 +62,17 @@ def open_session(
 ) -> Session:
     """Build the model and everything around it for one attempt."""
     config = document.config
+    learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir))
     return Session(
         document=document,
         run_dir=run_dir,
         source=source,
-        learner=Learner(config, source.streams, document.seed, device),
+        learner=learner,
         batches=Batches(source, document.seed, config.samples_per_step),
         validation=Validation(config, source, device, document.run, run_dir),
         probe=Probe(document, source, device, run_dir),
         scores=Scores(run_dir, config),
-        meter=Meter(config, device),
+        meter=Meter(config, device, learner.loss_names),
         telemetry=telemetry,
         control=control,
         stop=stop,
@@ -87,6 +89,7 @@ def stored_modules(learner: Learner) -> dict[str, nn.Module]:
 def announce(session: Session, attempt: int) -> None:
     """The first line of the attempt: what it runs on and what it trains."""
     config, learner = session.config, session.learner
+    print(learner.optimizer.table(), flush=True)
     session.telemetry.event(
         0,
         "started",

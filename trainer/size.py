@@ -60,16 +60,30 @@ def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
 def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB."""
     weights = parameters(config, streams)
-    per_parameter = 2 + _optimizer_copies(config) + len(config.ema.half_lives)
+    numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
     tokens = config.tokens + _context_tokens(config, streams)
     activations = config.batch * tokens * config.model.width * config.model.depth * FLOATS_PER_ACTIVATION
-    return PROCESS_MIB + (weights * per_parameter + activations) * BYTES / MIB + _data_mib(config, streams)
+    return PROCESS_MIB + (numbers + activations) * BYTES / MIB + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Size of one checkpoint on disk in MiB: weights, averages and optimizer state."""
-    copies = 1 + len(config.ema.half_lives) + _optimizer_copies(config)
-    return parameters(config, streams) * copies * BYTES / MIB
+    copies = 1 + len(config.ema.half_lives)
+    numbers = parameters(config, streams) * copies + optimizer_numbers(config, streams)
+    return numbers * BYTES / MIB
+
+
+def optimizer_numbers(config: TrainerConfig, streams: StreamShapes) -> int:
+    """Numbers that the optimizer remembers: two per parameter, but one for a matrix whose update is made orthogonal.
+
+    NorMuon has one more per row of such a matrix. Counters of updates are left out.
+    """
+    numbers = 2 * parameters(config, streams)
+    if not config.optimizer.is_orthogonal:
+        return numbers
+    width, hidden = config.model.width, round(config.model.width * config.model.mlp_ratio)
+    matrices, rows = 8 * width**2 + 2 * width * hidden, 9 * width + hidden
+    return numbers + config.model.depth * ((rows if config.optimizer.name == "normuon" else 0) - matrices)
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -118,10 +132,6 @@ def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
     conditions = streams.text_length * streams.text_width + streams.cls_width
     conditions += _patch_tokens(config, streams) * streams.patch_width + streams.pose_joints * (JOINT_VALUES + width)
     return 2.0 * (images + conditions * width + 9 * IMAGE_CHANNELS**2 * config.data.size**2)
-
-
-def _optimizer_copies(config: TrainerConfig) -> int:
-    return 1 if config.optimizer.name == "muon" else 2
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:

@@ -4,8 +4,8 @@ Nothing inside the loop over micro-batches waits for the device. Every loss over
 divided by their number in the whole optimizer step, which is known beforehand because draws are counter-based; so
 splitting a step into micro-batches changes neither draws nor weights of samples.
 
-Shapes: B samples of a micro-batch, S aligned ones among them, C channels, H x W pixels, N image tokens, K kept tokens,
-D channels, F teacher features.
+Shapes: E samples of the effective batch, B samples of a micro-batch, S covered ones among them, C channels,
+H x W pixels, L losses.
 """
 
 from __future__ import annotations
@@ -25,95 +25,110 @@ from trainer.data.sample import Batch, StreamShapes, to_unit_range
 from trainer.indicators.reading import Reading
 from trainer.indicators.recorder import Measurement, Recorder
 from trainer.model.conditioning import is_long
-from trainer.model.nanodit import Output, build
+from trainer.model.nanodit import build
 from trainer.model.tread import Route
-from trainer.objective import repa
-from trainer.objective.draws import Draws, draw
-from trainer.objective.dropout import draw_categories, present_streams
-from trainer.objective.flow import corrupt, velocity, x_prediction_loss
+from trainer.objective.auxiliaries import build_auxiliaries
+from trainer.objective.auxiliary import Auxiliary, MicroBatch
+from trainer.objective.draws import Draws, StepDraws
+from trainer.objective.flow import Noisy, corrupt, velocity
+from trainer.objective.prediction import build_objective
+from trainer.objective.timesteps import BINS, bin_of
 from trainer.optim.ema import Ema
-from trainer.optim.muon_adamw import MuonAdamW
+from trainer.optim.optimizers import Optimizers
 from trainer.optim.schedule import learning_rate
 
 
 class StepResult(NamedTuple):
     """What one optimizer step reports. Tensors stay on the device.
 
-    `losses` holds total loss, flow loss, alignment loss (0 if no sample was aligned) and mean squared velocity.
-    `aligned` counts 1 if any sample was aligned, else 0. `data_s` is the time spent waiting for data. `reading` holds
-    the indicators if they were due.
+    `losses_L` follows `Learner.loss_names`, and `counts` says of each what its mean over steps is a mean of: 1 or 0
+    steps, or samples. `weights` holds the weight of every auxiliary loss by name, `extra` metrics by full name.
+    `data_s` is the time spent waiting for data. `reading` holds the indicators if they were due.
     """
 
-    losses: Tensor
+    losses_L: Tensor
+    counts: tuple[int, ...]
     grad_norm: Tensor
     lr: float
-    aligned: int
-    repa_weight: float
-    repa_cosine: float | None
+    weights: dict[str, float]
+    extra: dict[str, float]
     active_tokens: float
     data_s: float
     reading: Reading | None
 
 
-class Alignment(NamedTuple):
-    """Alignment in one optimizer step: its weight, how many samples it covers, whether to compare gradients."""
+class Cover(NamedTuple):
+    """An auxiliary loss in one optimizer step: its weight, whom of the effective batch it covers, and how many."""
 
+    loss: Auxiliary
     weight: float
-    samples: int
-    probe: bool
+    covered_E: Tensor
+    count: int
 
 
 class MicroLosses(NamedTuple):
-    """Losses of one micro-batch, already divided by the numbers of the whole optimizer step, and S."""
+    """Losses of one micro-batch, already divided by the numbers of the whole optimizer step.
+
+    `auxiliary` holds (weight, loss), the loss None where no sample is covered; `rest` is only reported.
+    """
 
     flow: Tensor
-    repa: Tensor | None
-    velocity_square: Tensor
-    hidden_BND: Tensor | None
+    auxiliary: tuple[tuple[float, Tensor | None], ...]
+    rest: Tensor
 
 
 class Learner:
-    """Everything that learns: model, alignment projector, optimizer, averages; and the alignment schedule."""
+    """Everything that learns: model, auxiliary losses, optimizer, averages."""
 
-    def __init__(self, config: TrainerConfig, streams: StreamShapes, run_seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        streams: StreamShapes,
+        run_seed: int,
+        device: torch.device,
+        basis_FR: Tensor | None = None,
+    ) -> None:
         self.config = config
         self.run_seed = run_seed
         self.device = device
-        self.model = build(config.model, streams, run_seed, device)
+        self.objective = build_objective(config, basis_FR)
+        self.model = build(config.model, streams, run_seed, device, self.objective)
         self.modules = nn.ModuleDict({"model": self.model})
-        if config.repa.enabled:
-            self.modules["repa"] = repa.build_projector(config, streams.patch_width, run_seed, device)
-        self.repa = repa.RepaSchedule(config)
-        self.optimizer = MuonAdamW(config.optimizer, self.modules)
+        self.auxiliaries = build_auxiliaries(config, streams, run_seed, device)
+        for auxiliary in self.auxiliaries:
+            if auxiliary.projector is not None:
+                self.modules[auxiliary.name] = auxiliary.projector
+        self.loss_names = (
+            *("loss", "flow_loss", *(f"{auxiliary.name}_loss" for auxiliary in self.auxiliaries)),
+            *("velocity_square", *(f"flow_loss_t{centre:g}" for centre in BINS)),
+        )
+        self.optimizer = Optimizers(config.optimizer, self.modules)
         self.ema = Ema(config.ema, self.model, config.steps)
         self.recorder = Recorder(config, self.modules, self.optimizer)
         self._parameters = list(self.modules.parameters())
 
     def step(self, batches: Batches, step: int, stop: StopRequest) -> StepResult | None:
         """Make the update that follows `step` finished steps. None, and no trace, if a stop was asked for meanwhile."""
-        present = present_streams(draw_categories(self.run_seed, step, range(self.config.samples_per_step)))
-        alignment = self._alignment(step, present)
-        losses = torch.zeros(4, device=self.device)
-        cosine, data_s = None, 0.0
+        draws = StepDraws(self.config, self.run_seed, step)
+        covers = [cover for each in self.auxiliaries if (cover := _cover(each, step, draws)).count]
+        losses_L = torch.zeros(len(self.loss_names), device=self.device)
+        data_s = 0.0
         measurement = self.recorder.begin(step + 1)
-        for index, positions in enumerate(self._micro_batches(present)):
+        for index, positions in enumerate(self._micro_batches(draws.present)):
             if stop:
                 self.optimizer.clear()
                 return None
             before = time.perf_counter()
             batch = batches.batch(step, positions)
             data_s += time.perf_counter() - before
-            micro = self._losses(batch, draw(self.config, self.run_seed, step, positions), alignment)
-            if alignment.probe and cosine is None and micro.repa is not None:
-                cosine = repa.gradient_cosine(micro.flow, micro.repa, micro.hidden_BND)
-            losses += _backward(micro, alignment.weight)
+            losses_L += _backward(self._losses(batch, draws.of(positions), covers, step, positions))
             if measurement is not None:
                 measurement.micro_batch_done(index)
         grad_norm, lr, reading = self._update(step, measurement)
-        if cosine is not None:
-            self.repa.observe(cosine)
-        aligned, active = int(alignment.samples > 0), self.active_tokens(step)
-        return StepResult(losses, grad_norm, lr, aligned, alignment.weight, cosine, active, data_s, reading)
+        weights = {cover.loss.name: cover.weight for cover in covers}
+        extra = {name: value for cover in covers for name, value in cover.loss.updated(step).items()}
+        counts = self._counts(covers, draws)
+        return StepResult(losses_L, counts, grad_norm, lr, weights, extra, self.active_tokens(step), data_s, reading)
 
     def is_finite(self) -> bool:
         """Whether all weights and their averages are finite numbers."""
@@ -128,6 +143,12 @@ class Learner:
         share = (last - first + 1) / self.config.model.depth
         return share * self.config.kept_tokens + (1.0 - share) * self.config.tokens
 
+    def _counts(self, covers: list[Cover], draws: StepDraws) -> tuple[int, ...]:
+        """`StepResult.counts`."""
+        covered = {cover.loss.name for cover in covers}
+        auxiliary = (int(each.name in covered) for each in self.auxiliaries)
+        return (1, 1, *auxiliary, 1, *bin_of(draws.t_E).bincount(minlength=len(BINS)).tolist())
+
     def _micro_batches(self, present: Mapping[str, Tensor]) -> Iterator[list[int]]:
         """Positions of the effective batch, one list per micro-batch.
 
@@ -137,51 +158,39 @@ class Learner:
         for start in range(0, self.config.samples_per_step, self.config.batch):
             yield sorted(range(start, start + self.config.batch), key=short.__getitem__)
 
-    def _alignment(self, step: int, present: Mapping[str, Tensor]) -> Alignment:
-        weight = self.repa.weight(step)
-        if weight == 0:
-            return Alignment(0.0, 0, False)
-        is_all = self.config.repa.samples == "all"
-        samples = self.config.samples_per_step if is_all else int((~present["patches"]).sum())
-        return Alignment(weight, samples, self.repa.wants_probe(step))
+    def _losses(self, batch: Batch, draws: Draws, covers: list[Cover], step: int, positions: list[int]) -> MicroLosses:
+        micro = self._forward(batch, draws, covers)
+        samples = self.config.samples_per_step
+        flow_B = self.objective.loss(micro.output, micro.noisy)
+        flow = flow_B.sum() / samples
+        by_name = {}
+        for cover in covers:
+            covered_S = cover.covered_E[positions].nonzero()[:, 0]
+            if len(covered_S):
+                by_name[cover.loss.name] = cover.weight, cover.loss.loss(micro, covered_S) / cover.count
+                cover.loss.watch(step, flow, by_name[cover.loss.name][1], micro)
+        auxiliary = tuple(by_name.get(each.name, (0.0, None)) for each in self.auxiliaries)
+        return MicroLosses(flow, auxiliary, self._rest(micro, flow_B.detach()))
 
-    def _losses(self, batch: Batch, draws: Draws, alignment: Alignment) -> MicroLosses:
+    @torch.no_grad()
+    def _rest(self, micro: MicroBatch, flow_B: Tensor) -> Tensor:
+        """What is only reported: mean squared velocity, and sums of the flow loss by time."""
+        noisy = micro.noisy
+        square = velocity(noisy.z_BCHW, micro.output.x_BCHW, noisy.t_B).square().mean() / self.config.accumulation
+        # A product with the bins: unlike index_add it comes out alike every time on a GPU.
+        is_in_KB = bin_of(noisy.t_B) == torch.arange(len(BINS), device=self.device)[:, None]
+        return torch.cat([square[None], is_in_KB.to(flow_B.dtype) @ flow_B])
+
+    def _forward(self, batch: Batch, draws: Draws, covers: list[Cover]) -> MicroBatch:
         x_BCHW = to_unit_range(batch.pixels_BCHW.to(self.device, non_blocking=True))
         conditions = batch.conditions.to(self.device)
-        t_B = draws.t_B.to(self.device)
-        z_BCHW = corrupt(x_BCHW, draws.noise_BCHW.to(self.device), t_B, self.config.objective.noise_scale)
-        route = self._route(draws)
-        tap = self.config.repa_block if alignment.samples else None
-        output = self.model(z_BCHW, t_B, conditions, draws.present, route, tap)
-        flow = x_prediction_loss(output.x_BCHW, x_BCHW, t_B).sum() / self.config.samples_per_step
-        with torch.no_grad():
-            v_BCHW = velocity(z_BCHW, output.x_BCHW, t_B)
-            velocity_square = v_BCHW.square().mean() / self.config.accumulation
-        aligned_S = self._aligned(draws) if alignment.samples else draws.t_B.new_zeros(0, dtype=torch.long)
-        if not len(aligned_S):
-            return MicroLosses(flow, None, velocity_square, None)
-        loss = self._alignment_loss(output, batch, route, aligned_S) / alignment.samples
-        return MicroLosses(flow, loss, velocity_square, output.hidden_BND)
-
-    def _route(self, draws: Draws) -> Route | None:
-        return None if draws.keep_BK is None else Route(draws.keep_BK.to(self.device), *self.config.routed_blocks)
-
-    def _aligned(self, draws: Draws) -> Tensor:
-        """Indices of the samples of a micro-batch that are aligned, on the CPU: (S,)."""
-        if self.config.repa.samples == "all":
-            return torch.arange(len(draws.t_B))
-        return (~draws.present["patches"]).nonzero()[:, 0]
-
-    def _alignment_loss(self, output: Output, batch: Batch, route: Route | None, aligned_S: Tensor) -> Tensor:
-        """Sum over the aligned samples of a micro-batch."""
-        chosen = batch.conditions.select(aligned_S).to(self.device)
-        index_S = aligned_S.to(self.device)
-        side = self.config.data.size // self.config.model.patch
-        teacher_SNF = repa.resample_teacher(chosen.patches_BPD, chosen.patch_grid, (side, side))
-        projected = self.modules["repa"](output.hidden_BND[index_S])
-        first, last = self.config.routed_blocks
-        is_routed = route is not None and first <= self.config.repa_block <= last
-        return repa.alignment_loss(projected, teacher_SNF, route.keep_BK[index_S] if is_routed else None).sum()
+        t_B, noise_BCHW = draws.t_B.to(self.device), draws.noise_BCHW.to(self.device)
+        scale = self.config.objective.noise_scale
+        noisy = Noisy(x_BCHW, noise_BCHW, t_B, corrupt(x_BCHW, noise_BCHW, t_B, scale), scale)
+        route = None if draws.keep_BK is None else Route(draws.keep_BK.to(self.device), *self.config.routed_blocks)
+        tap = next((cover.loss.tap for cover in covers if cover.loss.tap is not None), None)
+        output = self.model(noisy.z_BCHW, t_B, conditions, draws.present, route, tap)
+        return MicroBatch(batch, noisy, route, output)
 
     def _update(self, step: int, measurement: Measurement | None) -> tuple[Tensor, float, Reading | None]:
         """Move weights and averages by the accumulated gradients: gradient norm, learning rate, indicators if due."""
@@ -200,9 +209,18 @@ class Learner:
         return grad_norm, lr, reading
 
 
-def _backward(micro: MicroLosses, weight: float) -> Tensor:
-    """Add the gradients of one micro-batch; returns its share of `StepResult.losses`."""
-    total = micro.flow if micro.repa is None else micro.flow + weight * micro.repa
+def _cover(loss: Auxiliary, step: int, draws: StepDraws) -> Cover:
+    """What an auxiliary loss has to do with the update that follows `step` finished steps; nothing at weight 0."""
+    weight = loss.weight(step)
+    covered_E = loss.covers(draws.t_E, draws.present) if weight else torch.zeros_like(draws.t_E, dtype=torch.bool)
+    return Cover(loss, weight, covered_E, int(covered_E.sum()))
+
+
+def _backward(micro: MicroLosses) -> Tensor:
+    """Add the gradients of one micro-batch; returns its share of `StepResult.losses_L`."""
+    total = micro.flow
+    for weight, loss in micro.auxiliary:
+        total = total if loss is None else total + weight * loss
     total.backward()
-    aligned = micro.flow.new_zeros(()) if micro.repa is None else micro.repa
-    return torch.stack([total, micro.flow, aligned, micro.velocity_square]).detach()
+    auxiliary = [micro.flow.new_zeros(()) if loss is None else loss for _, loss in micro.auxiliary]
+    return torch.cat([torch.stack([total, micro.flow, *auxiliary]).detach(), micro.rest])

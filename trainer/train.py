@@ -16,7 +16,7 @@ from pathlib import Path
 from trainer import checkpoint
 from trainer.control import Control, StopRequest, Wish
 from trainer.data import open_source
-from trainer.device import cap_threads, choose_device
+from trainer.device import cap_threads, choose_device, keep_freed_memory
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.model.nanodit import NanoDiT
@@ -49,6 +49,8 @@ def train(
     stop = _listening() if stop is None else stop
     cap_threads()
     device = choose_device(document.config)
+    if device.type == "cpu":
+        keep_freed_memory()
     _refuse_to_train_over(run_dir, resume)
     origin = None if from_run is None or from_step is None else find_origin(from_run, from_step, document)
     _claim(config_path, run_dir, document)
@@ -136,7 +138,8 @@ def _restore(session: Session) -> int:
         learner = session.learner
         optimizer, state = checkpoint.load(session.run_dir, step, stored_modules(learner), learner.device)
         learner.optimizer.load_state_dict(optimizer["optimizer"])
-        learner.repa.load_state_dict(optimizer["repa"])
+        for auxiliary in learner.auxiliaries:
+            auxiliary.load_state_dict(optimizer[auxiliary.name])
         session.meter.load_state_dict(optimizer["meter"])
         if "indicators" in optimizer:  # a checkpoint from before there were any
             learner.recorder.load_state_dict(optimizer["indicators"])
@@ -207,8 +210,9 @@ def _announce_changes(session: Session, step: int, result: StepResult) -> None:
         return
     if step == config.routed_steps:
         session.telemetry.event(step, "routing_off")
-    if result.repa_weight > 0 and session.learner.repa.weight(step) == 0:
-        session.telemetry.event(step, "repa_off")
+    for auxiliary in session.learner.auxiliaries:
+        if result.weights.get(auxiliary.name, 0.0) > 0 and auxiliary.weight(step) == 0:
+            session.telemetry.event(step, f"{auxiliary.name}_off")
 
 
 def _save(session: Session, step: int) -> None:
@@ -220,9 +224,9 @@ def _save(session: Session, step: int) -> None:
         modules=stored_modules(learner),
         optimizer={
             "optimizer": learner.optimizer.state_dict(),
-            "repa": learner.repa.state_dict(),
             "meter": meter.state_dict(),
             "indicators": learner.recorder.state_dict(),
+            **{auxiliary.name: auxiliary.state_dict() for auxiliary in learner.auxiliaries},
         },
         state={
             "step": step,

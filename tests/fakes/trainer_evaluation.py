@@ -29,4 +29,5 @@ class Oracle:
 
     def __call__(self, z_BCHW: Tensor, t_B: Tensor, conditions: Conditions, route: object = None) -> Output:
         """The answer as a prediction of x."""
-        return Output(self._answer(z_BCHW, conditions), None)
+        x_BCHW = self._answer(z_BCHW, conditions)
+        return Output(x_BCHW, None, x_BCHW)

@@ -163,7 +163,7 @@ def _models(run_dir: Path, config: TrainerConfig, chosen: _Chosen, device: str) 
     """Models of both steps; ema_alt only if both have it, because a difference needs two."""
     names = [name for name in WEIGHTS if all(name in sets.tensors for sets in chosen.sets.values())]
     return {
-        step: {name: as_model(sets.tensors[name], config.model, read_state(run_dir, step), device) for name in names}
+        step: {name: as_model(sets.tensors[name], config, read_state(run_dir, step), device) for name in names}
         for step, sets in chosen.sets.items()
     }
 

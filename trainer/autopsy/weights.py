@@ -12,9 +12,10 @@ from torch import Tensor
 
 from trainer.autopsy.rebuild import LARGEST_DISTANCE, combine
 from trainer.checkpoint import ema_name, list_steps, read_state, read_weights
-from trainer.config import ModelConfig
+from trainer.config import TrainerConfig
 from trainer.data.sample import StreamShapes
 from trainer.model.nanodit import NanoDiT
+from trainer.objective.prediction import empty_model
 from trainer.optim.ema import decay
 
 # The half-life that is rebuilt where only one is stored, and the one for runs that store just that.
@@ -67,10 +68,10 @@ def load_sets(run_dir: Path, step: int) -> WeightSets:
     return _with_rebuilt(run_dir, step, averages, tensors)
 
 
-def as_model(tensors: Mapping[str, Tensor], config: ModelConfig, state: Mapping[str, Any], device: str) -> NanoDiT:
+def as_model(tensors: Mapping[str, Tensor], config: TrainerConfig, state: Mapping[str, Any], device: str) -> NanoDiT:
     """A model with these weights on a device, in eval mode and without gradients."""
     with torch.device("meta"):
-        model = NanoDiT(config, StreamShapes(**state["streams"]))
+        model = empty_model(config, StreamShapes(**state["streams"]))
     model.load_state_dict(dict(tensors), assign=True)
     return model.to(device).requires_grad_(False).eval()
 

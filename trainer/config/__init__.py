@@ -11,7 +11,7 @@ from trainer.config.ema import EmaConfig
 from trainer.config.grid import GridConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
-from trainer.config.objective import ObjectiveConfig
+from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
 from trainer.config.pose import PoseConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
@@ -22,6 +22,7 @@ from trainer.config.validation import ValidationConfig
 
 __all__ = [
     "NATIVE_SCALES",
+    "AsymFlowConfig",
     "BestConfig",
     "Block",
     "CheckpointConfig",

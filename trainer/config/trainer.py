@@ -11,12 +11,14 @@ from trainer.config.data import DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
-from trainer.config.objective import ObjectiveConfig
+from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
 from trainer.config.repa import RepaConfig
 from trainer.config.sampler import SamplerConfig
 from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
+
+IMAGE_CHANNELS = 3
 
 
 class TrainerConfig(Block):
@@ -74,6 +76,17 @@ class TrainerConfig(Block):
         return self.steps - round(self.steps * self.tread.dense_tail) if self.tread.enabled else 0
 
     @property
+    def asymflow(self) -> AsymFlowConfig | None:
+        """The settings of AsymFlow, defaults included; None under another prediction."""
+        objective = self.objective
+        return (objective.asymflow or AsymFlowConfig()) if objective.prediction == "asymflow" else None
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers of one image patch: channels times pixels."""
+        return IMAGE_CHANNELS * self.model.patch**2
+
+    @property
     def repa_block(self) -> int:
         """Block whose output is aligned, 0-based."""
         given = self.repa.after_block
@@ -91,6 +104,7 @@ class TrainerConfig(Block):
 def filled(config: TrainerConfig) -> dict[str, Any]:
     """The configuration as plain JSON values with every default, derived ones included, written out."""
     document = config.model_dump(mode="json")
+    document["objective"]["asymflow"] = config.asymflow and config.asymflow.model_dump(mode="json")
     document["tread"]["first"], document["tread"]["last"] = config.routed_blocks
     document["repa"]["after_block"] = config.repa_block
     document["repa"]["stop"]["end"] = config.repa_end

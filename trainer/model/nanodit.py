@@ -6,7 +6,7 @@ Shapes: B samples, C image channels, H x W pixels, N image tokens, K kept tokens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,38 @@ from trainer.model.tread import Route, gather_tokens, scatter_tokens
 
 
 class Output(NamedTuple):
-    """The predicted clean image, not clamped, and the hidden state of the tapped block.
+    """The predicted clean image, not clamped, the hidden state of the tapped block, and what the head said.
 
-    `hidden_BND` is None without a tap; inside the routed blocks it holds the kept tokens only.
+    `hidden_BND` is None without a tap; inside the routed blocks it holds the kept tokens only. `head_BCHW` is what the
+    run's prediction makes the clean image from.
     """
 
     x_BCHW: Tensor
     hidden_BND: Tensor | None
+    head_BCHW: Tensor
+
+
+class Prediction(Protocol):
+    """What the numbers of the head mean. It is a part of the model, so that its weights say all that is needed."""
+
+    def clean(self, y_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """The clean image that y stands for, given the noisy one and its times; not clamped: (B, C, H, W)."""
+        ...
 
 
 class NanoDiT(nn.Module):
-    """Pixel DiT with cross-attention to text, image CLS, image patches and pose; a stream of width 0 is off."""
+    """Pixel DiT with cross-attention to text, image CLS, image patches and pose; a stream of width 0 is off.
 
-    def __init__(self, config: ModelConfig, streams: StreamShapes, image_channels: int = 3) -> None:
+    Without a `prediction` the head gives the clean image itself.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        streams: StreamShapes,
+        prediction: Prediction | None = None,
+        image_channels: int = 3,
+    ) -> None:
         super().__init__()
         self.patch = config.patch
         features = image_channels * config.patch**2
@@ -45,6 +64,7 @@ class NanoDiT(nn.Module):
         self.modulation = nn.Linear(config.width, 2 * config.width)
         self.head = nn.Linear(config.width, features)
         self.smooth = nn.Conv2d(image_channels, image_channels, 3, padding=1)
+        self.prediction = prediction
 
     def forward(
         self,
@@ -78,7 +98,7 @@ class NanoDiT(nn.Module):
             sizes,
         )
         back = there.argsort()
-        return Output(output.x_BCHW[back], None if output.hidden_BND is None else output.hidden_BND[back])
+        return Output(*(None if part is None else part[back] for part in output))
 
     def _predict(
         self,
@@ -101,7 +121,15 @@ class NanoDiT(nn.Module):
         x_BND, hidden_BND = self._blocks(x_BND, drive_BD, context.groups, route, tap)
         shift_B1D, scale_B1D = self.modulation(drive_BD).unsqueeze(1).chunk(2, dim=-1)
         image_BCHW = from_patches(self.head(modulate(x_BND, shift_B1D, scale_B1D)), grid, self.patch)
-        return Output(image_BCHW + self.smooth(image_BCHW), hidden_BND)
+        head_BCHW = image_BCHW + self._smooth(image_BCHW)
+        x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
+        return Output(x_BCHW, hidden_BND, head_BCHW)
+
+    def _smooth(self, image_BCHW: Tensor) -> Tensor:
+        """The closing convolution; on a CPU in the layout in which few channels take a third of the time."""
+        if image_BCHW.device.type != "cpu":
+            return self.smooth(image_BCHW)
+        return self.smooth(image_BCHW.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _blocks(
         self, x_BND: Tensor, drive_BD: Tensor, groups: tuple[Group, ...], route: Route | None, tap: int | None
@@ -118,10 +146,17 @@ class NanoDiT(nn.Module):
         return x_BND, hidden_BND
 
 
-def build(config: ModelConfig, streams: StreamShapes, run_seed: int, device: torch.device | str = "cpu") -> NanoDiT:
+def build(
+    config: ModelConfig,
+    streams: StreamShapes,
+    run_seed: int,
+    device: torch.device | str = "cpu",
+    prediction: Prediction | None = None,
+) -> NanoDiT:
     """A NanoDiT with the initial weights of `run_seed` on `device`."""
     with torch.device("meta"):
         model = NanoDiT(config, streams)
     model.to_empty(device="cpu")
     initialise(model, run_seed)
+    model.prediction = prediction
     return model.to(device)

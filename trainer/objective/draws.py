@@ -1,6 +1,7 @@
 """Everything random about the samples of one optimizer step, drawn before it starts.
 
-Shapes: B samples, N image tokens, K kept tokens, C channels, H x W pixels.
+Shapes: E samples of the effective batch, B samples of a micro-batch, N image tokens, K kept tokens, C channels,
+H x W pixels.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trainer import randomness
@@ -29,19 +31,33 @@ class Draws:
     keep_BK: Tensor | None
 
 
-def draw(config: TrainerConfig, run_seed: int, step: int, positions: Sequence[int]) -> Draws:
-    """Draw for the update that follows `step` finished steps; a pure function of its arguments."""
-    size = config.data.size
-    return Draws(
-        t_B=draw_timesteps(config.objective, run_seed, step, positions),
-        noise_BCHW=randomness.normal_rows((IMAGE_CHANNELS, size, size), run_seed, "noise", step, positions),
-        present=present_streams(draw_categories(run_seed, step, positions)),
-        keep_BK=_draw_keep(config, run_seed, step, positions),
-    )
+class StepDraws:
+    """The draws of the update that follows `step` finished steps; pure functions of the arguments.
 
+    Times `t_E` and `present` streams are there for the whole effective batch, noise and routes on demand.
+    """
 
-def _draw_keep(config: TrainerConfig, run_seed: int, step: int, positions: Sequence[int]) -> Tensor | None:
-    if step >= config.routed_steps:
-        return None
-    noise_BN = randomness.uniform_rows((config.tokens,), run_seed, "route", step, positions)
-    return keep_from_noise(noise_BN, config.kept_tokens)
+    def __init__(self, config: TrainerConfig, run_seed: int, step: int) -> None:
+        self._config, self._key = config, (run_seed, step)
+        positions = range(config.samples_per_step)
+        self.t_E = draw_timesteps(config.objective, run_seed, step, positions)
+        self.present = present_streams(draw_categories(run_seed, step, positions))
+
+    def of(self, positions: Sequence[int]) -> Draws:
+        """The draws of some positions of the effective batch."""
+        size, index_B = self._config.data.size, torch.as_tensor(positions)
+        return Draws(
+            t_B=self.t_E[index_B],
+            noise_BCHW=randomness.normal_rows(
+                (IMAGE_CHANNELS, size, size), self._key[0], "noise", self._key[1], positions
+            ),
+            present={name: keeps_E[index_B] for name, keeps_E in self.present.items()},
+            keep_BK=self._draw_keep(positions),
+        )
+
+    def _draw_keep(self, positions: Sequence[int]) -> Tensor | None:
+        run_seed, step = self._key
+        if step >= self._config.routed_steps:
+            return None
+        noise_BN = randomness.uniform_rows((self._config.tokens,), run_seed, "route", step, positions)
+        return keep_from_noise(noise_BN, self._config.kept_tokens)

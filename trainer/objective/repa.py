@@ -1,13 +1,14 @@
 """Representation alignment (arXiv 2410.06940): a hidden state is pulled towards features of the clean image.
 
-Alignment helps early and hurts late, so it ends: at a fixed share of the run, along a line, or when the gradients of
-the two losses keep pointing apart (arXiv 2505.16792 gives the reason).
+Alignment helps early and hurts late, so it ends; repa_schedule.py says when.
 
-Shapes: B samples, N image tokens, K kept tokens, P teacher patches, D model channels, F teacher features.
+Shapes: B samples, S aligned ones among them, N image tokens, K kept tokens, P teacher patches, D model channels,
+F teacher features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,10 +18,8 @@ from torch.nn.functional import cosine_similarity, interpolate
 from trainer.config import TrainerConfig
 from trainer.model.initial import initialise
 from trainer.model.tread import gather_tokens
-
-PROBE_EVERY_STEPS = 50
-PROBE_DECAY = 0.9
-PROBE_PATIENCE = 3
+from trainer.objective.auxiliary import MicroBatch
+from trainer.objective.repa_schedule import RepaSchedule, gradient_cosine
 
 
 class Projector(nn.Module):
@@ -77,52 +76,57 @@ def alignment_loss(projected_BKF: Tensor, teacher_BNF: Tensor, keep_BK: Tensor |
     return (1.0 - cosine_similarity(projected_BKF, target_BKF, dim=-1)).mean(dim=1)
 
 
-class RepaSchedule:
-    """Weight of the alignment loss per step, and the moment it ends for good."""
+class Repa:
+    """Alignment as an auxiliary loss: the projector, whom it covers, and its schedule."""
 
-    def __init__(self, config: TrainerConfig) -> None:
-        self._kind = config.repa.stop.kind
-        self._weight = config.repa.weight if config.repa.enabled else 0.0
-        self._start_steps = config.repa.stop.start * config.steps
-        self._end_steps = config.repa_end * config.steps
-        self._cosine: float | None = None
-        self._negative_checks = 0
-        self._stopped = False
+    name = "repa"
+
+    def __init__(self, config: TrainerConfig, teacher_width: int, run_seed: int, device: torch.device) -> None:
+        self.projector = build_projector(config, teacher_width, run_seed, device)
+        self.tap = config.repa_block
+        self._covers_all = config.repa.samples == "all"
+        first, last = config.routed_blocks
+        self._is_inside = first <= config.repa_block <= last
+        side = config.data.size // config.model.patch
+        self._grid = (side, side)
+        self._schedule = RepaSchedule(config)
+        self._cosine: tuple[int, float] | None = None  # the step it was measured in, and its value
 
     def weight(self, step: int) -> float:
-        """Weight of the update that follows `step` finished steps; 0 means that nothing needs to be computed."""
-        if self._stopped or step >= self._end_steps:
-            return 0.0
-        if self._kind == "linear" and step > self._start_steps:
-            return self._weight * (self._end_steps - step) / (self._end_steps - self._start_steps)
-        return self._weight
+        """Weight in the update that follows `step` finished steps."""
+        return self._schedule.weight(step)
 
-    def wants_probe(self, step: int) -> bool:
-        """Whether the gradients of both losses should be compared in the update that follows `step` finished steps."""
-        return self._kind == "gradient_cosine" and step % PROBE_EVERY_STEPS == 0 and self.weight(step) > 0
+    def covers(self, t: Tensor, present: Mapping[str, Tensor]) -> Tensor:
+        """Samples that do not see the teacher's features as a condition, or all."""
+        return torch.ones_like(t, dtype=torch.bool) if self._covers_all else ~present["patches"]
 
-    def observe(self, cosine: float) -> None:
-        """Take in one gradient cosine; after 3 checks in a row with a negative average, alignment stops."""
-        self._cosine = cosine if self._cosine is None else PROBE_DECAY * self._cosine + (1 - PROBE_DECAY) * cosine
-        self._negative_checks = self._negative_checks + 1 if self._cosine < 0 else 0
-        self._stopped = self._stopped or self._negative_checks >= PROBE_PATIENCE
+    def loss(self, micro: MicroBatch, covered_S: Tensor) -> Tensor:
+        """Sum of the alignment losses of the covered samples."""
+        hidden_BND = micro.output.hidden_BND
+        assert hidden_BND is not None, "the model was not asked for the hidden state"
+        chosen = micro.batch.conditions.select(covered_S).to(hidden_BND.device)
+        index_S = covered_S.to(hidden_BND.device)
+        teacher_SNF = resample_teacher(chosen.patches_BPD, chosen.patch_grid, self._grid)
+        keep_SK = None if micro.route is None or not self._is_inside else micro.route.keep_BK[index_S]
+        return alignment_loss(self.projector(hidden_BND[index_S]), teacher_SNF, keep_SK).sum()
+
+    def watch(self, step: int, flow: Tensor, own: Tensor, micro: MicroBatch) -> None:
+        """Compare the gradients of the first micro-batch of a step in which that is due."""
+        is_measured = self._cosine is not None and self._cosine[0] == step
+        if self._schedule.wants_probe(step) and not is_measured:
+            self._cosine = (step, gradient_cosine(flow, own, micro.output.hidden_BND))
+
+    def updated(self, step: int) -> dict[str, float]:
+        """The gradient cosine of the step, if it was measured; it may end the alignment."""
+        if self._cosine is None or self._cosine[0] != step:
+            return {}
+        self._schedule.observe(self._cosine[1])
+        return {"train/repa_cosine": self._cosine[1]}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to remember."""
-        return {"cosine": self._cosine, "negative_checks": self._negative_checks, "stopped": self._stopped}
+        return self._schedule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self._cosine, self._negative_checks, self._stopped = (
-            state["cosine"],
-            state["negative_checks"],
-            state["stopped"],
-        )
-
-
-def gradient_cosine(flow_loss: Tensor, repa_loss: Tensor, hidden_BND: Tensor) -> float:
-    """Cosine between the gradients of the two losses at the aligned hidden state; both graphs stay usable."""
-    flow_grad, repa_grad = (
-        torch.autograd.grad(loss, hidden_BND, retain_graph=True)[0].flatten() for loss in (flow_loss, repa_loss)
-    )
-    return float(cosine_similarity(flow_grad, repa_grad, dim=0))
+        self._schedule.load_state_dict(state)

@@ -13,6 +13,14 @@ from torch import Tensor
 from trainer import randomness
 from trainer.config import ObjectiveConfig
 
+BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Centres of the bins of time, each 0.2 wide, in which the flow loss is reported: the times of the validation loss."""
+
+
+def bin_of(t: Tensor) -> Tensor:
+    """Index into BINS of every time in [0, 1]; int64, like `t` in shape."""
+    return (t * len(BINS)).long().clamp(max=len(BINS) - 1)
+
 
 def shift_timesteps(t: Tensor, shift: float) -> Tensor:
     """t' = k t / (1 + (k - 1) t): k > 1 moves times towards noise; 0 and 1 stay exactly where they are."""
