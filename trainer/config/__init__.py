@@ -8,11 +8,13 @@ from trainer.config.base import Block
 from trainer.config.checkpoint import BestConfig, CheckpointConfig, KeepConfig
 from trainer.config.data import BATCHES_AHEAD, DataConfig
 from trainer.config.ema import EmaConfig
+from trainer.config.grid import GridConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import AdaLnConfig, MaskDitConfig, ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
 from trainer.config.perceptual import DinoLossConfig, LpipsLossConfig, PerceptualConfig
+from trainer.config.pose import PoseConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
 from trainer.config.segmentation import SegmentationConfig
@@ -31,6 +33,7 @@ __all__ = [
     "DataConfig",
     "DinoLossConfig",
     "EmaConfig",
+    "GridConfig",
     "IndicatorsConfig",
     "KeepConfig",
     "LpipsLossConfig",
@@ -40,6 +43,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "PerceptualConfig",
+    "PoseConfig",
     "RepaConfig",
     "RepaStopConfig",
     "SamplerConfig",

@@ -11,10 +11,12 @@ from trainer.errors import Issue
 from trainer.rules import (
     checkpoint,
     data,
+    grid,
     model,
     objective,
     optimizer,
     perceptual,
+    pose,
     repa,
     sampler,
     segmentation,
@@ -39,6 +41,8 @@ _RULES = (
     segmentation.rules,
     sampler.rules,
     validation.rules,
+    grid.rules,
+    pose.rules,
     checkpoint.rules,
 )
 
