@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer import checkpoint
+from trainer import checkpoint, rules, size
 from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
 from trainer.data.batches import Batches, open_batches
@@ -103,15 +103,16 @@ def announce(session: Session, attempt: int) -> None:
         **surroundings(),
         threads=torch.get_num_threads(),
         parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
+        flops_per_sample=size.flops_per_sample(config, session.source.streams),
         optimizer_groups=learner.optimizer.groups._asdict(),
         train_images=len(session.source.train_ids),
         held_out_images=len(session.source.held_out_ids),
         probe_images=len(session.probe.ids),
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
-        kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
+        kept_tokens=config.kept_tokens if config.routed_steps else config.tokens,
         tokens=config.tokens,
         buckets={bucket.name: len(bucket.ids) for bucket in buckets_of(session.source) if bucket.name},
-        notes=list(session.source.notes),
+        notes=[*session.source.notes, *rules.notes(config)],
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),
     )

@@ -93,7 +93,7 @@ class Learner:
         self.run_seed = run_seed
         self.device = device
         self.objective = build_objective(config, basis_FR)
-        self.model = build(config.model, streams, run_seed, device, self.objective)
+        self.model = build(config.model, streams, run_seed, device, self.objective, config.streams.pooled)
         self.modules = nn.ModuleDict({"model": self.model})
         self.auxiliaries = build_auxiliaries(config, streams, run_seed, device)
         for auxiliary in self.auxiliaries:
@@ -148,7 +148,7 @@ class Learner:
         if step >= self.config.routed_steps:
             return float(tokens)
         first, last = self.config.routed_blocks
-        share = (last - first + 1) / self.config.model.depth
+        share = (last - first + 1) / self.config.model.block_count
         return share * self.config.kept_of(tokens) + (1.0 - share) * tokens
 
     def _counts(self, covers: list[Cover], draws: StepDraws) -> tuple[int, ...]:

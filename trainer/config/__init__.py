@@ -9,7 +9,7 @@ from trainer.config.checkpoint import BestConfig, CheckpointConfig, KeepConfig
 from trainer.config.data import BATCHES_AHEAD, DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
-from trainer.config.model import ModelConfig, StreamsConfig
+from trainer.config.model import AdaLnConfig, MaskDitConfig, ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
@@ -21,6 +21,7 @@ from trainer.config.validation import ValidationConfig
 __all__ = [
     "BATCHES_AHEAD",
     "NATIVE_SCALES",
+    "AdaLnConfig",
     "AsymFlowConfig",
     "BestConfig",
     "Block",
@@ -29,6 +30,7 @@ __all__ = [
     "EmaConfig",
     "IndicatorsConfig",
     "KeepConfig",
+    "MaskDitConfig",
     "ModelConfig",
     "NativeSamplerConfig",
     "ObjectiveConfig",

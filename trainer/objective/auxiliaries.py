@@ -7,6 +7,7 @@ import torch
 from trainer.config import TrainerConfig
 from trainer.data.sample import StreamShapes
 from trainer.objective.auxiliary import Auxiliary
+from trainer.objective.maskdit import MaskDit
 from trainer.objective.repa import Repa
 
 
@@ -17,4 +18,6 @@ def build_auxiliaries(
     found: list[Auxiliary] = []
     if config.repa.enabled:
         found.append(Repa(config, streams.patch_width, run_seed, device))
+    if config.model.maskdit.enabled:
+        found.append(MaskDit(config))
     return tuple(found)

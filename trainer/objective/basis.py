@@ -18,7 +18,7 @@ from trainer.config import TrainerConfig
 from trainer.data.rejection import RejectedSample
 from trainer.data.sample import Source, to_unit_range
 from trainer.errors import ConfigError, DataError, Issue
-from trainer.model.embeddings import to_patches
+from trainer.model.patches import to_patches
 from trainer.randomness import generator
 
 ENOUGH_PATCHES = 100_000

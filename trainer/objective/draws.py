@@ -58,5 +58,6 @@ class StepDraws:
         run_seed, step = self._key
         if step >= self._config.routed_steps:
             return None
-        noise_BN = randomness.uniform_rows((tokens,), run_seed, "route", step, positions)
+        stream = "maskdit" if self._config.model.maskdit.enabled else "route"
+        noise_BN = randomness.uniform_rows((tokens,), run_seed, stream, step, positions)
         return keep_from_noise(noise_BN, self._config.kept_of(tokens))

@@ -60,4 +60,4 @@ def build_objective(config: TrainerConfig, basis_FR: Tensor | None = None) -> Ob
 
 def empty_model(config: TrainerConfig, streams: StreamShapes) -> NanoDiT:
     """The model of a configuration, to be filled with the weights of a checkpoint."""
-    return NanoDiT(config.model, streams, build_objective(config))
+    return NanoDiT(config.model, streams, build_objective(config), pooled=config.streams.pooled)

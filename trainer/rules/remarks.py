@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.config import BestConfig, TrainerConfig, TreadConfig
+from trainer.config import AdaLnConfig, BestConfig, MaskDitConfig, ModelConfig, TrainerConfig, TreadConfig
 from trainer.data.shapes import SHARD_TOKENS, SHARD_WIDTH
 from trainer.data.shard_set import shards_of
 from trainer.errors import DataError
+from trainer.size import saved_by_sharing
 
 LARGE_PATCH = 16  # JiT (arXiv 2511.13720) finds noise and velocity out of reach from here on
 
@@ -29,6 +30,7 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
     if config.data.source == "folder":
         yield "data.source folder: data.samples and data.held_out have no effect, and captions are the only condition"
     yield from _shard_notes(config)
+    yield from _model_notes(config.model, config)
     yield from _best_note(config, config.checkpoint.keep.best)
 
 
@@ -50,6 +52,20 @@ def _are_absent(config: TrainerConfig) -> bool:
         return shards_of(config) is None
     except DataError:
         return False
+
+
+def _model_notes(model: ModelConfig, config: TrainerConfig) -> Iterator[str]:
+    if model.adaln.kind == "shared":
+        saved = saved_by_sharing(config)
+        yield f"shared adaLN {'saves' if saved > 0 else 'costs'} {abs(saved):,} parameters"
+    elif model.adaln != AdaLnConfig():
+        yield "model.adaln.kind per_block: model.adaln.rank has no effect"
+    if not model.maskdit.enabled and model.maskdit != MaskDitConfig():
+        yield "model.maskdit is switched off: its other keys have no effect"
+    if model.null_joints and config.streams.pose == "off":
+        yield "streams.pose off: model.null_joints has no effect"
+    if not model.gates:
+        yield "model.gates false: blocks do not start as identities"
 
 
 def _best_note(config: TrainerConfig, best: BestConfig | None) -> Iterator[str]:

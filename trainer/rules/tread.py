@@ -14,7 +14,7 @@ def rules(config: TrainerConfig) -> Iterator[Issue]:
     if not config.tread.enabled:
         return
     depth = config.model.depth
-    first, last = config.routed_blocks
+    first, last = config.tread_blocks
     allowed = f"0 to {depth - 1}, or -{depth} to -1 from the end"
     for name, block in (("first", first), ("last", last)):
         if not 0 <= block < depth:
