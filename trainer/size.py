@@ -5,6 +5,7 @@ One multiply-add counts as two operations; a training step counts as three forwa
 
 from __future__ import annotations
 
+from trainer.acceleration.budget import activation_bytes
 from trainer.config import TrainerConfig
 from trainer.data.shapes import StreamShapes
 
@@ -12,10 +13,10 @@ IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
 JOINT_VALUES = 3
 MIB = 2**20
-BYTES = 4  # everything is fp32
+BYTES = 4  # weights, averages and moments are fp32
+CAST_BYTES = 2  # a weight as autocast casts it, until the end of its forward pass
 
 PROCESS_MIB = 370.0  # Python, torch and its libraries: 325 were measured on a CPU build
-FLOATS_PER_ACTIVATION = 12  # per token, channel and block, kept for the backward pass: 9 were measured
 
 
 def parameters(config: TrainerConfig, streams: StreamShapes) -> int:
@@ -58,18 +59,28 @@ def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
 
 
 def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB."""
+    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB.
+
+    It follows `precision.compute` and `activation_checkpointing`. FP8 saves nothing here: products keep their operands
+    in bf16 for the backward pass. What compilation saves is not counted.
+    """
     weights = parameters(config, streams)
     per_parameter = 2 + _optimizer_copies(config) + len(config.ema.half_lives)
-    tokens = config.tokens + _context_tokens(config, streams)
-    activations = config.batch * tokens * config.model.width * config.model.depth * FLOATS_PER_ACTIVATION
-    return PROCESS_MIB + (weights * per_parameter + activations) * BYTES / MIB + _data_mib(config, streams)
+    casts = weights * CAST_BYTES if config.precision.compute != "fp32" else 0
+    activations = activation_bytes(config, context_tokens(config, streams))
+    return PROCESS_MIB + (weights * per_parameter * BYTES + casts + activations) / MIB + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Size of one checkpoint on disk in MiB: weights, averages and optimizer state."""
     copies = 1 + len(config.ema.half_lives) + _optimizer_copies(config)
     return parameters(config, streams) * copies * BYTES / MIB
+
+
+def context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
+    """Condition tokens of a sample that keeps all streams."""
+    text = streams.text_length if streams.text_width else 0
+    return text + (1 if streams.cls_width else 0) + _patch_tokens(config, streams) + streams.pose_joints
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -91,12 +102,6 @@ def _condition_parameters(width: int, streams: StreamShapes) -> int:
     return total
 
 
-def _context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
-    """Condition tokens of a sample that keeps all streams."""
-    text = streams.text_length if streams.text_width else 0
-    return text + (1 if streams.cls_width else 0) + _patch_tokens(config, streams) + streams.pose_joints
-
-
 def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
     """Image features come on a grid like that of the image tokens."""
     return config.tokens if streams.patch_width else 0
@@ -104,7 +109,7 @@ def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
 
 def _block_flops(config: TrainerConfig, tokens: int, streams: StreamShapes) -> float:
     """Forward operations of one block on `tokens` image tokens of one sample."""
-    width, context = config.model.width, _context_tokens(config, streams)
+    width, context = config.model.width, context_tokens(config, streams)
     projections = (4 * tokens + 2 * tokens + 2 * context) * width**2
     attention = 2 * tokens * (tokens + context) * width
     mlp = 2 * tokens * width * round(width * config.model.mlp_ratio)

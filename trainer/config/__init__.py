@@ -4,14 +4,17 @@ Every key has a default except `steps`; a key that is not written here does not 
 (heads divide width, and the like) is in trainer/rules/; reading files and naming mistakes is in document.py.
 """
 
+from trainer.config.activation_checkpointing import ActivationCheckpointingConfig
 from trainer.config.base import Block
 from trainer.config.checkpoint import BestConfig, CheckpointConfig, KeepConfig
+from trainer.config.compile import CompileConfig
 from trainer.config.data import DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
+from trainer.config.precision import Fp8Config, PrecisionConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
 from trainer.config.trainer import TrainerConfig, filled
@@ -20,18 +23,22 @@ from trainer.config.validation import ValidationConfig
 
 __all__ = [
     "NATIVE_SCALES",
+    "ActivationCheckpointingConfig",
     "AsymFlowConfig",
     "BestConfig",
     "Block",
     "CheckpointConfig",
+    "CompileConfig",
     "DataConfig",
     "EmaConfig",
+    "Fp8Config",
     "IndicatorsConfig",
     "KeepConfig",
     "ModelConfig",
     "NativeSamplerConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PrecisionConfig",
     "RepaConfig",
     "RepaStopConfig",
     "SamplerConfig",

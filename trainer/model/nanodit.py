@@ -19,6 +19,7 @@ from trainer.model.conditioning import Conditioning, Group, long_first
 from trainer.model.embeddings import TimeEmbedding, from_patches, positions_2d, to_patches
 from trainer.model.initial import initialise
 from trainer.model.tread import Route, gather_tokens, scatter_tokens
+from trainer.precision.autocast import full_precision, in_compute_dtype
 
 
 class Output(NamedTuple):
@@ -100,6 +101,7 @@ class NanoDiT(nn.Module):
         back = there.argsort()
         return Output(*(None if part is None else part[back] for part in output))
 
+    @in_compute_dtype
     def _predict(
         self,
         z_BCHW: Tensor,
@@ -119,10 +121,11 @@ class NanoDiT(nn.Module):
         # Positions are added before routing, so they travel with their tokens.
         x_BND = x_BND + positions_2d(grid, x_BND.shape[-1], x_BND.device)
         x_BND, hidden_BND = self._blocks(x_BND, drive_BD, context.groups, route, tap)
-        shift_B1D, scale_B1D = self.modulation(drive_BD).unsqueeze(1).chunk(2, dim=-1)
-        image_BCHW = from_patches(self.head(modulate(x_BND, shift_B1D, scale_B1D)), grid, self.patch)
-        head_BCHW = image_BCHW + self.smooth(image_BCHW)
-        x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
+        with full_precision(z_BCHW.device):
+            shift_B1D, scale_B1D = self.modulation(drive_BD.to(x_BND.dtype)).unsqueeze(1).chunk(2, dim=-1)
+            image_BCHW = from_patches(self.head(modulate(x_BND, shift_B1D, scale_B1D)), grid, self.patch)
+            head_BCHW = image_BCHW + self.smooth(image_BCHW)
+            x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
         return Output(x_BCHW, hidden_BND, head_BCHW)
 
     def _blocks(

@@ -20,6 +20,7 @@ from trainer.model.initial import initialise
 from trainer.model.tread import gather_tokens
 from trainer.objective.auxiliary import MicroBatch
 from trainer.objective.repa_schedule import RepaSchedule, gradient_cosine
+from trainer.precision.autocast import computing_in, in_compute_dtype
 
 
 class Projector(nn.Module):
@@ -31,7 +32,11 @@ class Projector(nn.Module):
         self.net = _NETS[kind](width, teacher_width)
 
     def forward(self, hidden_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, F); `conv` needs all tokens of the grid."""
+        """(B, N, D) -> (B, N, F), fp32; `conv` needs all tokens of the grid."""
+        return self._project(hidden_BND).float()
+
+    @in_compute_dtype
+    def _project(self, hidden_BND: Tensor) -> Tensor:
         if not isinstance(self.net, nn.Conv2d):
             return self.net(hidden_BND)
         image_BDhw = hidden_BND.transpose(1, 2).unflatten(2, self.grid)
@@ -59,7 +64,7 @@ def build_projector(config: TrainerConfig, teacher_width: int, run_seed: int, de
         projector = Projector(config.repa.projector, config.model.width, teacher_width, (side, side))
     projector.to_empty(device="cpu")
     initialise(projector, run_seed, prefix="repa.")
-    return projector.to(device)
+    return computing_in(projector.to(device), config.precision)
 
 
 def resample_teacher(patches_BPF: Tensor, teacher_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:

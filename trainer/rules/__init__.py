@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from trainer.config import TrainerConfig
 from trainer.errors import Issue
-from trainer.rules import checkpoint, data, model, objective, optimizer, repa, sampler, streams, tread, validation
+from trainer.rules import (
+    checkpoint,
+    data,
+    model,
+    objective,
+    optimizer,
+    precision,
+    repa,
+    sampler,
+    streams,
+    tread,
+    validation,
+)
 from trainer.rules.cadence import is_validation_step
 from trainer.rules.remarks import remarks
 
@@ -25,6 +37,7 @@ _RULES = (
     sampler.rules,
     validation.rules,
     checkpoint.rules,
+    precision.rules,
 )
 
 
@@ -35,4 +48,4 @@ def issues(config: TrainerConfig) -> list[Issue]:
 
 def notes(config: TrainerConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    return list(remarks(config))
+    return [*remarks(config), *precision.remarks(config)]
