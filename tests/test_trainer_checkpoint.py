@@ -178,6 +178,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         checkpoint.load(run_dir, 4, {"model": model}, torch.device("cpu"))
 
 
+def test_a_checkpoint_older_than_a_key_is_resumed_with_its_default() -> None:
+    old = {**STATE, "config": json.loads(json.dumps(STATE["config"]))}
+    del old["config"]["optimizer"]["normuon_beta2"]
+    checkpoint.require_same_run(old, DOCUMENT)
+    other = tiny_config(optimizer={"name": "normuon", "normuon_beta2": 0.5})
+    with pytest.raises(ConfigError, match=r"keys: optimizer\.name, optimizer\.normuon_beta2"):
+        checkpoint.require_same_run(old, Document(other, 3, "r"))
+
+
 def test_another_run_is_not_resumed() -> None:
     checkpoint.require_same_run(STATE, DOCUMENT)
     free = tiny_config(log_every=3, device="cpu", checkpoint={"keep": {"last": 5}}, indicators={"enabled": False})

@@ -32,11 +32,15 @@ KINDS = ("rms_ratio", "second_moment", "second_moment_decay", "update_to_weight"
 TREAD = {"enabled": True, "ratio": 0.5}
 REPA = {"enabled": True, "stop": {"end": 1.0}}
 MUON = {"name": "muon", "lr": 0.02, "weight_decay": 0.1, "clip": 0.5}
+STABLE = {"name": "stable_adamw", "lr": 0.02, "weight_decay": 0.1, "clip": None}
+NORMUON = {"name": "normuon", "lr": 0.02, "weight_decay": 0.1}
 ADAMW = {"name": "adamw", "lr": 0.02, "weight_decay": 0.1, "clip": 0.5}
 CASES = {
     "adamw": tiny(optimizer=ADAMW),
     "tread-adamw-halves": tiny(optimizer=ADAMW, tread=TREAD, accumulation=2, batch=2),
     "tread-muon-repa": tiny(optimizer=MUON, tread=TREAD, repa=REPA),
+    "stable-adamw": tiny(optimizer=STABLE),
+    "normuon": tiny(optimizer=NORMUON),
     "muon-uneven-halves": tiny(optimizer=MUON, accumulation=3, batch=2, repa=REPA),
 }
 

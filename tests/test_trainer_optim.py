@@ -15,7 +15,7 @@ from trainer.model.nanodit import build
 from trainer.objective.repa import build_projector
 from trainer.optim.ema import Ema, decay
 from trainer.optim.groups import parameter_groups
-from trainer.optim.muon_adamw import MuonAdamW
+from trainer.optim.optimizers import PARTS, Optimizers
 from trainer.optim.schedule import learning_rate
 
 MUON_LEAVES = (
@@ -91,11 +91,11 @@ def test_adamw_alone_decays_the_same_matrices() -> None:
     assert adamw.plain == muon.plain
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", PARTS)
 def test_weight_decay_touches_matrices_only(name: str) -> None:
     trained = modules()
     before = {key: value.clone() for key, value in trained.state_dict().items()}
-    optimizer = MuonAdamW(OptimizerConfig(name=name, weight_decay=0.5), trained)
+    optimizer = Optimizers(OptimizerConfig(name=name, weight_decay=0.5), trained)
     for parameter in trained.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(lr=0.1)
@@ -110,7 +110,7 @@ def test_a_muon_step_is_as_large_as_an_adamw_step_is_meant_to_be() -> None:
     before = weight.detach().clone()
     for index, parameter in enumerate(trained.parameters()):
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-    MuonAdamW(OptimizerConfig(name="muon"), trained).step(lr=0.01)
+    Optimizers(OptimizerConfig(name="muon"), trained).step(lr=0.01)
     step = (weight.detach() - before) / 0.01
     # Singular values near 1, scaled by 0.2 sqrt(max(rows, columns)).
     values = torch.linalg.svdvals(step) / (0.2 * math.sqrt(64))
@@ -118,16 +118,17 @@ def test_a_muon_step_is_as_large_as_an_adamw_step_is_meant_to_be() -> None:
     assert all(parameter.grad is None for parameter in trained.parameters())
 
 
-def test_the_state_of_both_optimizers_is_restored() -> None:
-    def advance(optimizer: MuonAdamW, trained: nn.ModuleDict, seed: int) -> None:
+@pytest.mark.parametrize("name", PARTS)
+def test_the_state_of_all_rules_is_restored(name: str) -> None:
+    def advance(optimizer: Optimizers, trained: nn.ModuleDict, seed: int) -> None:
         source = torch.Generator().manual_seed(seed)
         for parameter in trained.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=source)
         optimizer.step(lr=0.01)
 
     one, other = modules(), modules()
-    config = OptimizerConfig(name="muon")
-    first, second = MuonAdamW(config, one), MuonAdamW(config, other)
+    config = OptimizerConfig(name=name)
+    first, second = Optimizers(config, one), Optimizers(config, other)
     advance(first, one, 0)
     other.load_state_dict(one.state_dict())
     second.load_state_dict(copy.deepcopy(first.state_dict()))

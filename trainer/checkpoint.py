@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer.config import filled
+from trainer.config import TrainerConfig, filled
 from trainer.data.sample import StreamShapes
 from trainer.document import Document, load_document
 from trainer.errors import CheckpointError, ConfigError, UsageError
@@ -38,7 +38,7 @@ from trainer.objective.prediction import empty_model
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished-"
 # A run may be resumed with other values here: they change what is kept, not what is computed.
-_FREE_KEYS = ("checkpoint", "device", "indicators", "log_every")
+_FREE_KEYS = ("activation_checkpointing", "checkpoint", "device", "indicators", "log_every")
 _MODEL_KEYS = ("data", "model", "streams")
 
 
@@ -162,7 +162,7 @@ def describe(document: Document, streams: StreamShapes) -> dict[str, Any]:
 def require_same_run(state: Mapping[str, Any], document: Document) -> None:
     """Raise ConfigError unless a checkpoint belongs to this seed and configuration; only `steps` may have grown."""
     differing = [] if state["seed"] == document.seed else ["seed"]
-    before, now = state["config"], filled(document.config)
+    before, now = _completed(state["config"]), filled(document.config)
     if now["steps"] > before["steps"]:
         before = {**before, "steps": now["steps"]}  # a longer budget: everything counted in shares follows the new one
     differing += _differences(before, now)
@@ -173,11 +173,26 @@ def require_same_run(state: Mapping[str, Any], document: Document) -> None:
 def require_same_model(state: Mapping[str, Any], document: Document) -> None:
     """Raise ConfigError unless a checkpoint of another run holds the model, the data and the seed of this one."""
     differing = [] if state["seed"] == document.seed else ["seed"]
-    before, now = ({key: config[key] for key in _MODEL_KEYS} for config in (state["config"], filled(document.config)))
+    configs = (_completed(state["config"]), filled(document.config))
+    before, now = ({key: config[key] for key in _MODEL_KEYS} for config in configs)
     differing += _differences(before, now)
     if differing:
         keys = ", ".join(differing)
         raise ConfigError(f"a run begins with a checkpoint of its own seed, data and model only; differing: {keys}")
+
+
+def _completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the defaults of keys that did not exist when it was stored."""
+    return _with_defaults(stored, filled(TrainerConfig(steps=stored["steps"])))
+
+
+def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        key: _with_defaults(values[key], default)
+        for key, default in defaults.items()
+        if isinstance(default, dict) and isinstance(values.get(key), dict)
+    }
+    return {**defaults, **values, **inner}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

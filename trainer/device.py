@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -15,6 +16,8 @@ from trainer.config import TrainerConfig
 from trainer.errors import ConfigError, Issue
 
 PACKAGES = ("torch", "torchvision", "torchao", "numpy", "lpips", "safetensors", "transformers", "webdataset")
+# From malloc.h: never give a large block a mapping of its own, never trim the heap, grow it by 64 MiB.
+_KEEP_FREED = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
@@ -28,6 +31,18 @@ def choose_device(config: TrainerConfig) -> torch.device:
 def cap_threads() -> None:
     """As many CPU threads as OMP_NUM_THREADS says, else one."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed for the next step instead of giving it back to the kernel, if it is glibc.
+
+    A step on a CPU frees and asks for hundreds of MiB; getting them back page by page costs 10 to 20 % of its time.
+    Returns whether that worked. The process then holds the most it ever needed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all(mallopt(option, value) for option, value in _KEEP_FREED)
 
 
 def gpu_uuids() -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from trainer import checkpoint
 from trainer.document import Document
@@ -83,17 +83,21 @@ def fits_optimizer(learner: Learner, saved: Mapping[str, Any]) -> bool:
     own = learner.optimizer.state_dict()
     if saved.keys() != own.keys():
         return False
-    groups, parameters = learner.optimizer.groups, dict(learner.modules.named_parameters())
-    names = {"adamw": (*groups.decayed, *groups.plain), "muon": groups.muon}
+    names, parameters = learner.optimizer.members, dict(learner.modules.named_parameters())
     for name, optimizer in own.items():
         if _members(saved[name]) != _members(optimizer):
             return False
         for index, moments in saved[name]["state"].items():
             shape = parameters[names[name][index]].shape
             tensors = (value for value in moments.values() if isinstance(value, Tensor) and value.dim())
-            if any(tensor.shape != shape for tensor in tensors):
+            if any(not _covers(tensor.shape, shape) for tensor in tensors):
                 return False
     return True
+
+
+def _covers(state: Size, parameter: Size) -> bool:
+    """Whether state of this shape belongs to a parameter of that shape: as large, or one number for all of a row."""
+    return len(state) == len(parameter) and all(size in (1, full) for size, full in zip(state, parameter, strict=True))
 
 
 def _kept(run_dir: Path) -> str:

@@ -89,6 +89,7 @@ def stored_modules(learner: Learner) -> dict[str, nn.Module]:
 def announce(session: Session, attempt: int) -> None:
     """The first line of the attempt: what it runs on and what it trains."""
     config, learner = session.config, session.learner
+    print(learner.optimizer.table(), flush=True)
     session.telemetry.event(
         0,
         "started",

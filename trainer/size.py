@@ -65,22 +65,30 @@ def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     in bf16 for the backward pass. What compilation saves is not counted.
     """
     weights = parameters(config, streams)
-    per_parameter = 2 + _optimizer_copies(config) + len(config.ema.half_lives)
+    numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
     casts = weights * CAST_BYTES if config.precision.compute != "fp32" else 0
-    activations = activation_bytes(config, context_tokens(config, streams))
-    return PROCESS_MIB + (weights * per_parameter * BYTES + casts + activations) / MIB + _data_mib(config, streams)
+    activations = activation_bytes(config, context_tokens(config, streams), config.model.depth)
+    return PROCESS_MIB + (numbers * BYTES + casts + activations) / MIB + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Size of one checkpoint on disk in MiB: weights, averages and optimizer state."""
-    copies = 1 + len(config.ema.half_lives) + _optimizer_copies(config)
-    return parameters(config, streams) * copies * BYTES / MIB
+    copies = 1 + len(config.ema.half_lives)
+    numbers = parameters(config, streams) * copies + optimizer_numbers(config, streams)
+    return numbers * BYTES / MIB
 
 
-def context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
-    """Condition tokens of a sample that keeps all streams."""
-    text = streams.text_length if streams.text_width else 0
-    return text + (1 if streams.cls_width else 0) + _patch_tokens(config, streams) + streams.pose_joints
+def optimizer_numbers(config: TrainerConfig, streams: StreamShapes) -> int:
+    """Numbers that the optimizer remembers: two per parameter, but one for a matrix whose update is made orthogonal.
+
+    NorMuon has one more per row of such a matrix. Counters of updates are left out.
+    """
+    numbers = 2 * parameters(config, streams)
+    if not config.optimizer.is_orthogonal:
+        return numbers
+    width, hidden = config.model.width, round(config.model.width * config.model.mlp_ratio)
+    matrices, rows = 8 * width**2 + 2 * width * hidden, 9 * width + hidden
+    return numbers + config.model.depth * ((rows if config.optimizer.name == "normuon" else 0) - matrices)
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -100,6 +108,12 @@ def _condition_parameters(width: int, streams: StreamShapes) -> int:
     if streams.pose_joints:
         total += _linear(JOINT_VALUES, width) + _linear(width, width) + (streams.pose_joints + 2) * width
     return total
+
+
+def context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
+    """Condition tokens of a sample that keeps all streams."""
+    text = streams.text_length if streams.text_width else 0
+    return text + (1 if streams.cls_width else 0) + _patch_tokens(config, streams) + streams.pose_joints
 
 
 def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
@@ -123,10 +137,6 @@ def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
     conditions = streams.text_length * streams.text_width + streams.cls_width
     conditions += _patch_tokens(config, streams) * streams.patch_width + streams.pose_joints * (JOINT_VALUES + width)
     return 2.0 * (images + conditions * width + 9 * IMAGE_CHANNELS**2 * config.data.size**2)
-
-
-def _optimizer_copies(config: TrainerConfig) -> int:
-    return 1 if config.optimizer.name == "muon" else 2
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:

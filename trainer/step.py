@@ -35,7 +35,7 @@ from trainer.objective.flow import Noisy, corrupt, velocity
 from trainer.objective.prediction import build_objective
 from trainer.objective.timesteps import BINS, bin_of
 from trainer.optim.ema import Ema
-from trainer.optim.muon_adamw import MuonAdamW
+from trainer.optim.optimizers import Optimizers
 from trainer.optim.schedule import learning_rate
 from trainer.precision.autocast import computing_in
 from trainer.precision.means import require_means
@@ -109,7 +109,7 @@ class Learner:
             *("loss", "flow_loss", *(f"{auxiliary.name}_loss" for auxiliary in self.auxiliaries)),
             *("velocity_square", *(f"flow_loss_t{centre:g}" for centre in BINS)),
         )
-        self.optimizer = MuonAdamW(config.optimizer, self.modules)
+        self.optimizer = Optimizers(config.optimizer, self.modules)
         self.ema = Ema(config.ema, self.model, config.steps)
         self.recorder = Recorder(config, self.modules, self.optimizer)
         self._parameters = list(self.modules.parameters())

@@ -16,7 +16,7 @@ from pathlib import Path
 from trainer import checkpoint
 from trainer.control import Control, StopRequest, Wish
 from trainer.data import open_source
-from trainer.device import cap_threads, choose_device
+from trainer.device import cap_threads, choose_device, keep_freed_memory
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.model.nanodit import NanoDiT
@@ -50,6 +50,8 @@ def train(
     stop = _listening() if stop is None else stop
     cap_threads()
     device = choose_device(document.config)
+    if device.type == "cpu":
+        keep_freed_memory()
     require_means(document.config, device)
     _refuse_to_train_over(run_dir, resume)
     origin = None if from_run is None or from_step is None else find_origin(from_run, from_step, document)

@@ -192,16 +192,17 @@ def _dead_keys(arm: ResolvedArm) -> Iterator[tuple[str, str]]:
         if isinstance(block, Mapping) and block.get("enabled") is False and not rest.endswith(".enabled"):
             yield key, f"{rest.partition('.')[0]}.enabled is false"
         for dead, deciding, works_with in _NEEDS:
-            if rest == dead and (value := _at(config, deciding)) != works_with:
-                yield key, f"{deciding} is {value}, it belongs to {works_with}"
+            if rest == dead and (value := _at(config, deciding)) not in works_with:
+                yield key, f"{deciding} is {value}, it belongs to {' and '.join(works_with)}"
 
 
-# A key, the key that decides whether it is read, and the value it is read with.
+# A key, the key that decides whether it is read, and the values it is read with.
 _NEEDS = (
-    ("optimizer.momentum", "optimizer.name", "muon"),
-    ("data.path", "data.source", "folder"),
-    ("data.samples", "data.source", "procedural"),
-    ("repa.stop.start", "repa.stop.kind", "linear"),
+    ("optimizer.momentum", "optimizer.name", ("muon", "normuon")),
+    ("optimizer.normuon_beta2", "optimizer.name", ("normuon",)),
+    ("data.path", "data.source", ("folder",)),
+    ("data.samples", "data.source", ("procedural",)),
+    ("repa.stop.start", "repa.stop.kind", ("linear",)),
 )
 
 

@@ -24,9 +24,9 @@ def block_bytes(config: TrainerConfig, context_tokens: int, index: int) -> float
     return numbers * BYTES[config.precision.compute]
 
 
-def recomputed_blocks(config: TrainerConfig, context_tokens: int) -> tuple[int, ...]:
-    """The blocks that are computed again, ascending, 0-based."""
-    sizes = [block_bytes(config, context_tokens, index) for index in range(config.model.depth)]
+def recomputed_blocks(config: TrainerConfig, context_tokens: int, blocks: int) -> tuple[int, ...]:
+    """Which of so many blocks are computed again, ascending, 0-based."""
+    sizes = [block_bytes(config, context_tokens, index) for index in range(blocks)]
     return choose(sizes, config.activation_checkpointing)
 
 
@@ -49,12 +49,12 @@ def choose(sizes: Sequence[float], wanted: ActivationCheckpointingConfig) -> tup
     return tuple(sorted(chosen))
 
 
-def activation_bytes(config: TrainerConfig, context_tokens: int) -> float:
-    """Rough upper estimate of the activations of all blocks at the peak, all tokens in every block.
+def activation_bytes(config: TrainerConfig, context_tokens: int, blocks: int) -> float:
+    """Rough upper estimate of the activations of so many blocks at the peak, all tokens in every block.
 
     Inputs of the blocks that are computed again, one of them whole while its turn lasts, and all that the others keep.
     """
-    tokens, again = config.tokens + context_tokens, recomputed_blocks(config, context_tokens)
+    tokens, again = config.tokens + context_tokens, recomputed_blocks(config, context_tokens, blocks)
     whole = config.batch * tokens * config.model.width * FLOATS_PER_TOKEN * BYTES[config.precision.compute]
     inputs = len(again) * config.batch * config.tokens * config.model.width * INPUT_BYTES
-    return whole * (config.model.depth - len(again) + bool(again)) + inputs
+    return whole * (blocks - len(again) + bool(again)) + inputs

@@ -27,7 +27,7 @@ RECOMPILE_LIMIT = 64  # two token counts, one or two groups of each length; torc
 
 def training_network(model: Model, config: TrainerConfig, streams: StreamShapes) -> Model:
     """What to call in a training step; `model` itself where nothing asks for a twin. It has `blocks`."""
-    again = recomputed_blocks(config, context_tokens(config, streams))
+    again = recomputed_blocks(config, context_tokens(config, streams), len(model.blocks))
     fp8 = config.precision.fp8
     if not (fp8.enabled or again or config.compile.enabled):
         return model

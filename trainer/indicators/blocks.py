@@ -14,7 +14,7 @@ _HEAD = re.compile(r"model\.(modulation|head|smooth)\.")
 
 
 class Member(NamedTuple):
-    """A parameter under its name, and whether AdamW moves it (else Muon does)."""
+    """A parameter under its name, and whether it has AdamW's moments (else Muon or NorMuon moves it)."""
 
     name: str
     parameter: nn.Parameter

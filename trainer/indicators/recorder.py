@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from trainer.config import TrainerConfig
 from trainer.indicators.blocks import Member, blocks_of
 from trainer.indicators.reading import Reading, Sums
-from trainer.optim.muon_adamw import MuonAdamW
+from trainer.optim.optimizers import Optimizers
 from trainer.precision.scaling import LossScaling
 
 
 class Recorder:
     """Begins measurements, and remembers of the last one what the next one needs."""
 
-    def __init__(self, config: TrainerConfig, modules: nn.ModuleDict, optimizer: MuonAdamW) -> None:
+    def __init__(self, config: TrainerConfig, modules: nn.ModuleDict, optimizer: Optimizers) -> None:
         self.config = config
         self.optimizer = optimizer
         self.blocks = blocks_of(modules, frozenset(optimizer.groups.muon), config)

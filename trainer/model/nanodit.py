@@ -124,9 +124,15 @@ class NanoDiT(nn.Module):
         with full_precision(z_BCHW.device):
             shift_B1D, scale_B1D = self.modulation(drive_BD.to(x_BND.dtype)).unsqueeze(1).chunk(2, dim=-1)
             image_BCHW = from_patches(self.head(modulate(x_BND, shift_B1D, scale_B1D)), grid, self.patch)
-            head_BCHW = image_BCHW + self.smooth(image_BCHW)
+            head_BCHW = image_BCHW + self._smooth(image_BCHW)
             x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
         return Output(x_BCHW, hidden_BND, head_BCHW)
+
+    def _smooth(self, image_BCHW: Tensor) -> Tensor:
+        """The closing convolution; on a CPU in the layout in which few channels take a third of the time."""
+        if image_BCHW.device.type != "cpu":
+            return self.smooth(image_BCHW)
+        return self.smooth(image_BCHW.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _blocks(
         self, x_BND: Tensor, drive_BD: Tensor, groups: tuple[Group, ...], route: Route | None, tap: int | None

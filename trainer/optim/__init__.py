@@ -1,1 +1,1 @@
-"""How weights move: parameter groups, Muon and AdamW, the learning-rate schedule, averages of the weights."""
+"""How weights move: parameter groups, update rules, the learning-rate schedule, averages of the weights."""

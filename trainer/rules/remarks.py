@@ -21,7 +21,7 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
         yield "repa is switched off: its other keys have no effect"
     if config.repa.enabled and config.repa.samples == "all":
         yield "repa.samples all: samples that see the patch features as a condition can copy the answer"
-    if config.optimizer.name == "muon" and config.optimizer.clip is not None:
+    if config.optimizer.is_orthogonal and config.optimizer.clip is not None:
         yield "optimizer.clip does not change the size of a Muon step, which is normalised anyway"
     if config.data.source == "folder":
         yield "data.source folder: data.samples and data.held_out have no effect, and captions are the only condition"
