@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trainer import checkpoint
+from trainer.acceleration.network import described
 from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
 from trainer.data.batches import Batches
@@ -90,6 +91,9 @@ def announce(session: Session, attempt: int) -> None:
     """The first line of the attempt: what it runs on and what it trains."""
     config, learner = session.config, session.learner
     print(learner.optimizer.table(), flush=True)
+    computing = described(learner.modules, config, session.source.streams)
+    for line in computing["fp8_plan"]:
+        print(line, flush=True)
     session.telemetry.event(
         0,
         "started",
@@ -107,6 +111,7 @@ def announce(session: Session, attempt: int) -> None:
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.tread.enabled else config.tokens,
         tokens=config.tokens,
+        **computing,
         notes=list(session.source.notes),
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from trainer.acceleration.budget import recomputed_blocks
 from trainer.config import CompileConfig, TrainerConfig
 from trainer.data.shapes import StreamShapes
-from trainer.precision.fp8 import convert
+from trainer.precision.fp8 import convert, plan_of
+from trainer.precision.plan import lines
 from trainer.size import context_tokens
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -40,6 +41,20 @@ def training_network(model: Model, config: TrainerConfig, streams: StreamShapes)
         if index in again:
             compute_again(block)
     return twin
+
+
+def described(modules: nn.ModuleDict, config: TrainerConfig, streams: StreamShapes) -> dict[str, Any]:
+    """What became of the configuration, for the first line of an attempt: format, FP8 plan, blocks computed again.
+
+    `modules` holds the model under its name, and what auxiliary losses train beside it.
+    """
+    fp8, blocks = config.precision.fp8, len(modules["model"].blocks)
+    return {
+        "compute": config.precision.compute,
+        "fp8_plan": lines(plan_of(modules, fp8)) if fp8.enabled else [],
+        "recomputed_blocks": list(recomputed_blocks(config, context_tokens(config, streams), blocks)),
+        "compiled_blocks": blocks if config.compile.enabled else 0,
+    }
 
 
 def twin_of(model: Model) -> Model:

@@ -30,6 +30,10 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
     precision, compiled, again = config.precision, config.compile, config.activation_checkpointing
     if not precision.fp8.enabled and precision.fp8.model_fields_set - {"enabled"}:
         yield "precision.fp8 is switched off: its other keys have no effect"
+    if precision.fp8.enabled:
+        found = [entry for entry in plan(block_layers(config), precision.fp8) if entry.converts]
+        names = ", ".join(f"{entry.name.removeprefix('blocks.0.')} {entry.shape}" for entry in found)
+        yield f"precision.fp8 converts of every block: {names}"
     if precision.fp8.enabled and precision.fp8.emulate:
         yield "precision.fp8.emulate: the numbers of FP8, slower than any other format"
     if precision.fp8.enabled and not precision.fp8.emulate and not compiled.enabled:
