@@ -47,17 +47,6 @@ def test_a_wrong_word_names_its_place_and_the_nearest_allowed_one(block: dict, p
 
 
 @pytest.mark.parametrize(
-    ("path", "value"),
-    [("streams.text", "pooled"), ("streams.pose", "pooled")],
-)
-def test_values_of_later_versions_say_so(path: str, value: str) -> None:
-    block, key = path.split(".")
-    (issue,) = issues(**{block: {key: value}})
-    assert issue.path == path
-    assert "not in this version" in issue.message
-
-
-@pytest.mark.parametrize(
     "block",
     [
         {"batch": "16"},

@@ -10,6 +10,7 @@ H x W pixels, L losses.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from trainer.objective.auxiliary import Auxiliary, MicroBatch
 from trainer.objective.draws import Draws, StepDraws
 from trainer.objective.flow import Noisy, corrupt, velocity
 from trainer.objective.prediction import build_objective
+from trainer.objective.segmentation import build_pixel_weights
 from trainer.objective.timesteps import BINS, bin_of
 from trainer.optim.ema import Ema
 from trainer.optim.optimizers import Optimizers
@@ -98,9 +100,11 @@ class Learner:
         self.device = device
         self.objective = build_objective(config, basis_FR)
         require_means(config, device)
-        self.model = computing_in(build(config.model, streams, run_seed, device, self.objective), config.precision)
+        model = build(config.model, streams, run_seed, device, self.objective, config.streams.pooled)
+        self.model = computing_in(model, config.precision)
         self.network = training_network(self.model, config, streams)
         self.modules = nn.ModuleDict({"model": self.model})
+        self.pixel_weights = build_pixel_weights(config, device)
         self.auxiliaries = build_auxiliaries(config, streams, run_seed, device)
         for auxiliary in self.auxiliaries:
             if auxiliary.projector is not None:
@@ -120,7 +124,7 @@ class Learner:
         draws = StepDraws(self.config, self.run_seed, step)
         covers = [cover for each in self.auxiliaries if (cover := _cover(each, step, draws)).count]
         losses_L = torch.zeros(len(self.loss_names), device=self.device)
-        data_s = 0.0
+        data_s, tokens = 0.0, 0
         measurement = self.recorder.begin(step + 1)
         for index, positions in enumerate(self._micro_batches(draws.present)):
             if stop:
@@ -129,7 +133,10 @@ class Learner:
             before = time.perf_counter()
             batch = batches.batch(step, positions)
             data_s += time.perf_counter() - before
-            losses_L += _backward(self._losses(batch, draws.of(positions), covers, step, positions), self.scaling)
+            height, width = batch.pixels_BCHW.shape[2:]
+            tokens = math.prod(self.config.grid_of(height, width))  # all batches of a step have the shape of one bucket
+            losses = self._losses(batch, draws.of(positions, (height, width)), covers, step, positions)
+            losses_L += _backward(losses, self.scaling)
             if measurement is not None:
                 measurement.micro_batch_done(index, self.scaling)
         grad_norm, lr, reading = self._update(step, measurement)
@@ -138,20 +145,25 @@ class Learner:
         extra = {name: value for cover in learned_from for name, value in cover.loss.updated(step).items()}
         extra.update(self.scaling.metrics())
         counts = self._counts(covers, draws)
-        return StepResult(losses_L, counts, grad_norm, lr, weights, extra, self.active_tokens(step), data_s, reading)
+        active = self.active_tokens(step, tokens)
+        return StepResult(losses_L, counts, grad_norm, lr, weights, extra, active, data_s, reading)
+
+    def plan(self, step: int) -> list[list[int]]:
+        """Positions of the micro-batches of a step in the order in which `step` asks for their samples."""
+        return list(self._micro_batches(StepDraws(self.config, self.run_seed, step).present))
 
     def is_finite(self) -> bool:
         """Whether all weights and their averages are finite numbers."""
         tensors = [*self._parameters, *(part for model in self.ema.models.values() for part in model.parameters())]
         return bool(torch.isfinite(get_total_norm(tensors)))
 
-    def active_tokens(self, step: int) -> float:
-        """Mean image tokens per block and sample in the update that follows `step` finished steps."""
+    def active_tokens(self, step: int, tokens: int) -> float:
+        """Of so many image tokens per sample the mean per block in the update that follows `step` finished steps."""
         if step >= self.config.routed_steps:
-            return float(self.config.tokens)
+            return float(tokens)
         first, last = self.config.routed_blocks
-        share = (last - first + 1) / self.config.model.depth
-        return share * self.config.kept_tokens + (1.0 - share) * self.config.tokens
+        share = (last - first + 1) / self.config.model.block_count
+        return share * self.config.kept_of(tokens) + (1.0 - share) * tokens
 
     def _counts(self, covers: list[Cover], draws: StepDraws) -> tuple[int, ...]:
         """`StepResult.counts`."""
@@ -171,7 +183,7 @@ class Learner:
     def _losses(self, batch: Batch, draws: Draws, covers: list[Cover], step: int, positions: list[int]) -> MicroLosses:
         micro = self._forward(batch, draws, covers)
         samples = self.config.samples_per_step
-        flow_B = self.objective.loss(micro.output, micro.noisy)
+        flow_B = self.objective.loss(micro.output, micro.noisy, self._weight_of_pixels(batch))
         flow = flow_B.sum() / samples
         by_name = {}
         for cover in covers:
@@ -181,6 +193,13 @@ class Learner:
                 cover.loss.watch(step, *map(self.scaling.scaled, (flow, by_name[cover.loss.name][1])), micro)
         auxiliary = tuple(by_name.get(each.name, (0.0, None)) for each in self.auxiliaries)
         return MicroLosses(flow, auxiliary, self._rest(micro, flow_B.detach()))
+
+    def _weight_of_pixels(self, batch: Batch) -> Tensor | None:
+        """(B, 1, H, W); None where every pixel counts alike."""
+        if self.pixel_weights is None:
+            return None
+        assert batch.parts_BHW is not None, "the source was not asked for part maps"
+        return self.pixel_weights(batch.parts_BHW)
 
     @torch.no_grad()
     def _rest(self, micro: MicroBatch, flow_B: Tensor) -> Tensor:

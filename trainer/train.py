@@ -62,11 +62,12 @@ def train(
         _go_back(run_dir, from_step, number)
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
         session = open_session(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
-        announce(session, number)
-        step = _first_step(session, resume, origin)
-        _start_point(session, step)
-        step = _loop(session, step, stop_after)
-        return _end(session, step)
+        with session.batches:
+            announce(session, number)
+            step = _first_step(session, resume, origin)
+            _start_point(session, step)
+            step = _loop(session, step, stop_after)
+            return _end(session, step)
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -177,7 +178,8 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
         step += 1
         session.meter.add(result, time.perf_counter() - started)
         if step % config.log_every == 0 or step == config.steps:
-            session.telemetry.metrics("train", step, session.meter.line())
+            session.telemetry.metrics("train", step, session.meter.line() | session.batches.metrics())
+        _announce_rejected(session, step)
         _announce_changes(session, step, result)
         if is_validation_step(config, step):
             _save(session, step)
@@ -204,6 +206,12 @@ def _left_undone(session: Session, wish: Wish) -> list[str]:
     """The keys of a wish that change nothing here."""
     impossible = wish.probe_every_steps is not None and not session.probe.ids
     return [*wish.ignored, *(["probe_every_steps"] if impossible else [])]
+
+
+def _announce_rejected(session: Session, step: int) -> None:
+    """Events for samples that were found to be broken when the update just made wanted them."""
+    for name, reason in session.batches.newly_rejected():
+        session.telemetry.event(step, "rejected", name=name, reason=reason)
 
 
 def _announce_changes(session: Session, step: int, result: StepResult) -> None:

@@ -19,6 +19,8 @@ _NAMES: Mapping[str, str | None] = {
     "log_every": None,
     "device": None,
     "data": "data",
+    "data.flip": "mirroring",
+    "data.workers": None,
     "model": "model size",
     "streams": "conditions",
     "objective": "objective",

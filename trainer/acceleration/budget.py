@@ -18,7 +18,7 @@ INPUT_BYTES = 4.0
 def block_bytes(config: TrainerConfig, context_tokens: int, index: int) -> float:
     """Estimated bytes that block `index` keeps of one micro-batch; a routed block sees the kept tokens only."""
     first, last = config.routed_blocks
-    is_routed = config.tread.enabled and first <= index <= last and config.routed_steps == config.steps
+    is_routed = first <= index <= last and config.routed_steps == config.steps
     tokens = config.kept_tokens if is_routed else config.tokens
     numbers = config.batch * (tokens + context_tokens) * config.model.width * FLOATS_PER_TOKEN
     return numbers * BYTES[config.precision.compute]

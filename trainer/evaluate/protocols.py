@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -61,9 +62,9 @@ class EvalSet:
 
     def route(self, eval_seed: int) -> Route:
         """One routing mask per sample, as many tokens and the same blocks as in training."""
-        shape = (self.config.tokens,)
+        shape = (self.tokens,)
         drawn = [randomness.uniform(shape, EVAL_RUN_SEED, "eval", id, eval_seed, "route") for id in self.ids]
-        keep_BK = keep_from_noise(torch.stack(drawn), self.config.kept_tokens).to(self.device)
+        keep_BK = keep_from_noise(torch.stack(drawn), self.config.kept_of(self.tokens)).to(self.device)
         return Route(keep_BK, *self.config.routed_blocks)
 
     def encode(self, captions: Sequence[str]) -> Conditions:
@@ -98,9 +99,14 @@ class EvalSet:
         return torch.cat(parts)
 
     @property
+    def tokens(self) -> int:
+        """Image tokens per sample."""
+        return math.prod(self.config.grid_of(*self.x_BCHW.shape[2:]))
+
+    @property
     def samples_at_once(self) -> int:
         """How many samples go through the model together."""
-        return max(1, _TOKENS_AT_ONCE // self.config.tokens)
+        return max(1, _TOKENS_AT_ONCE // self.tokens)
 
     def comparable_hash(self, lpips_hash: str) -> str:
         """Hash of all that makes two scores comparable: images, noise, sampler, LPIPS weights: 16 hex digits."""

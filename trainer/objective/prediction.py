@@ -61,4 +61,5 @@ def build_objective(config: TrainerConfig, basis_FR: Tensor | None = None) -> Ob
 
 def empty_model(config: TrainerConfig, streams: StreamShapes) -> NanoDiT:
     """The model of a configuration, to be filled with the weights of a checkpoint."""
-    return computing_in(NanoDiT(config.model, streams, build_objective(config)), config.precision)
+    model = NanoDiT(config.model, streams, build_objective(config), pooled=config.streams.pooled)
+    return computing_in(model, config.precision)

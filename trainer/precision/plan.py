@@ -59,10 +59,11 @@ def lines(entries: Iterable[Entry]) -> list[str]:
 
 def block_layers(config: TrainerConfig) -> list[Layer]:
     """The matrices of the first block that come into question, from the configuration alone."""
-    width = config.model.width
-    hidden = round(width * config.model.mlp_ratio)
+    width, hidden = config.model.width, config.model.mlp_hidden
     attention = [Layer(f"blocks.0.{part}.{leaf}", width, width) for part in ("self", "cross") for leaf in _LEAVES]
-    return [*attention, Layer("blocks.0.mlp.fc1", hidden, width), Layer("blocks.0.mlp.fc2", width, hidden)]
+    into_mlp = ("fc1",) if config.model.mlp == "gelu" else ("gate", "fc1")
+    mlp = [Layer(f"blocks.0.mlp.{leaf}", hidden, width) for leaf in into_mlp]
+    return [*attention, *mlp, Layer("blocks.0.mlp.fc2", width, hidden)]
 
 
 _LEAVES = ("q", "k", "v", "out")

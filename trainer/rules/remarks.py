@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.config import BestConfig, TrainerConfig, TreadConfig
+from trainer.config import AdaLnConfig, BestConfig, MaskDitConfig, ModelConfig, TrainerConfig, TreadConfig
+from trainer.data.shapes import SHARD_TOKENS, SHARD_WIDTH
+from trainer.data.shard_set import shards_of
+from trainer.errors import DataError
+from trainer.size import saved_by_sharing
 
 LARGE_PATCH = 16  # JiT (arXiv 2511.13720) finds noise and velocity out of reach from here on
 
@@ -21,11 +25,60 @@ def remarks(config: TrainerConfig) -> Iterator[str]:
         yield "repa is switched off: its other keys have no effect"
     if config.repa.enabled and config.repa.samples == "all":
         yield "repa.samples all: samples that see the patch features as a condition can copy the answer"
+    if config.repa.enabled and config.repa.probe and config.repa.stop.kind == "gradient_cosine":
+        yield "repa.probe has no effect: repa.stop.kind gradient_cosine measures the gradients anyway"
+    yield from _perceptual_notes(config)
     if config.optimizer.is_orthogonal and config.optimizer.clip is not None:
         yield "optimizer.clip does not change the size of a Muon step, which is normalised anyway"
     if config.data.source == "folder":
         yield "data.source folder: data.samples and data.held_out have no effect, and captions are the only condition"
+    yield from _shard_notes(config)
+    yield from _model_notes(config.model, config)
     yield from _best_note(config, config.checkpoint.keep.best)
+
+
+def _shard_notes(config: TrainerConfig) -> Iterator[str]:
+    if config.data.source != "shards":
+        return
+    yield "data.source shards: data.samples and data.held_out have no effect"
+    if _are_absent(config):
+        yield (
+            f"data.path {config.data.path} is not on this machine: sizes assume {SHARD_WIDTH} features per stream and "
+            f"{SHARD_TOKENS} tokens of text, and buckets are not checked"
+        )
+    if config.data.flip and config.streams.text != "off":
+        yield "data.flip: of shards only images whose caption has no word left or right are mirrored"
+
+
+def _are_absent(config: TrainerConfig) -> bool:
+    try:
+        return shards_of(config) is None
+    except DataError:
+        return False
+
+
+def _model_notes(model: ModelConfig, config: TrainerConfig) -> Iterator[str]:
+    if model.adaln.kind == "shared":
+        saved = saved_by_sharing(config)
+        yield f"shared adaLN {'saves' if saved > 0 else 'costs'} {abs(saved):,} parameters"
+    elif model.adaln != AdaLnConfig():
+        yield "model.adaln.kind per_block: model.adaln.rank has no effect"
+    if not model.maskdit.enabled and model.maskdit != MaskDitConfig():
+        yield "model.maskdit is switched off: its other keys have no effect"
+    if model.null_joints and config.streams.pose == "off":
+        yield "streams.pose off: model.null_joints has no effect"
+    if not model.gates:
+        yield "model.gates false: blocks do not start as identities"
+
+
+def _perceptual_notes(config: TrainerConfig) -> Iterator[str]:
+    for name, loss in (("lpips", config.perceptual.lpips), ("dino", config.perceptual.dino)):
+        if loss.enabled and loss.backbone == "random":
+            yield f"perceptual.{name}.backbone random: its network has never seen an image"
+        if not loss.enabled and loss.model_fields_set - {"enabled"}:
+            yield f"perceptual.{name} is switched off: its other keys have no effect"
+    if not config.segmentation.enabled and config.segmentation.model_fields_set - {"enabled"}:
+        yield "segmentation is switched off: its other keys have no effect"
 
 
 def _best_note(config: TrainerConfig, best: BestConfig | None) -> Iterator[str]:
