@@ -170,7 +170,7 @@ def learner_of(config: Any) -> Learner:
 
 
 def test_weights_of_a_file_are_used_and_named(tmp_path: Path, squeeze: LpipsNet) -> None:
-    stored = {f"features.{name}": value + 0.01 for name, value in squeeze.features.state_dict().items()}
+    stored = {f"features.{name}": value.contiguous() + 0.01 for name, value in squeeze.features.state_dict().items()}
     save_file(stored, tmp_path / "mine.safetensors")
     own = LpipsNet("squeeze", str(tmp_path / "mine.safetensors"))
     assert own.hash != squeeze.hash
@@ -202,7 +202,7 @@ def test_a_file_without_the_weights_is_refused_and_says_which_to_put_there(
 
 
 def test_weights_of_another_net_are_refused(tmp_path: Path, squeeze: LpipsNet) -> None:
-    stored = {f"features.{name}": value for name, value in squeeze.features.state_dict().items()}
+    stored = {f"features.{name}": value.contiguous() for name, value in squeeze.features.state_dict().items()}
     stored["features.0.weight"] = torch.ones(3, 3)
     save_file(stored, tmp_path / "w.safetensors")
     assert "does not fit squeeze" in issue_of({**LPIPS, "backbone": f"{tmp_path}/w.safetensors"}, "lpips")[1]
@@ -451,7 +451,7 @@ def test_everything_at_once_resumes_bit_for_bit_and_is_labelled(tmp_path: Path) 
 
 def test_other_weights_under_the_same_path_are_not_resumed_with(tmp_path: Path, squeeze: LpipsNet) -> None:
     path = tmp_path / "w.safetensors"
-    stored = {f"features.{name}": tensor.clone() for name, tensor in squeeze.features.state_dict().items()}
+    stored = {f"features.{name}": tensor.contiguous().clone() for name, tensor in squeeze.features.state_dict().items()}
     save_file(stored, path)
     block = tiny(steps=2, perceptual={"lpips": {**LPIPS, "backbone": str(path)}})
     trained(tmp_path, "r", block, code=75, stop_after=1)

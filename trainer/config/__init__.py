@@ -10,11 +10,13 @@ from trainer.config.checkpoint import BestConfig, CheckpointConfig, KeepConfig
 from trainer.config.compile import CompileConfig
 from trainer.config.data import BATCHES_AHEAD, DataConfig
 from trainer.config.ema import EmaConfig
+from trainer.config.grid import GridConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import AdaLnConfig, MaskDitConfig, ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
 from trainer.config.perceptual import DinoLossConfig, LpipsLossConfig, PerceptualConfig
+from trainer.config.pose import PoseConfig
 from trainer.config.precision import Fp8Config, PrecisionConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
@@ -37,6 +39,7 @@ __all__ = [
     "DinoLossConfig",
     "EmaConfig",
     "Fp8Config",
+    "GridConfig",
     "IndicatorsConfig",
     "KeepConfig",
     "LpipsLossConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "PerceptualConfig",
+    "PoseConfig",
     "PrecisionConfig",
     "RepaConfig",
     "RepaStopConfig",

@@ -27,13 +27,17 @@ IMAGE_CHANNELS = 3
 
 
 class TrainerConfig(Block):
-    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples."""
+    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples.
+
+    `reference_parity` allows what reproduces the published protocol instead of ours; such a run says so.
+    """
 
     steps: Count
     batch: Count = 16
     accumulation: Count = 1
     log_every: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    reference_parity: bool = False
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()

@@ -19,7 +19,7 @@ _OTHER = {"left": "right", "right": "left"}
 
 
 def mirror(sample: Sample) -> Sample:
-    """The image mirrored with its joints, parts and the places of its patch features; words and all features stay as they are.
+    """The image mirrored with joints, parts and places of patch features; words and features themselves stay as they are.
 
     Applying it twice gives the same sample again.
     """

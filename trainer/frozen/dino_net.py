@@ -17,7 +17,7 @@ from trainer.errors import ConfigError, Issue
 from trainer.evaluate.perceptual import ensure_torchvision
 from trainer.frozen.sides import DINO_RANDOM_PATCH
 from trainer.frozen.weights import draw_weights, frozen, weights_hash
-from trainer.model.embeddings import positions_2d
+from trainer.model.positions import positions_2d
 
 KEY = "perceptual.dino.backbone"
 STAND_IN_WIDTH, STAND_IN_DEPTH, STAND_IN_HEADS = 64, 2, 4

@@ -11,10 +11,12 @@ from trainer.errors import Issue
 from trainer.rules import (
     checkpoint,
     data,
+    grid,
     model,
     objective,
     optimizer,
     perceptual,
+    pose,
     precision,
     repa,
     sampler,
@@ -40,6 +42,8 @@ _RULES = (
     segmentation.rules,
     sampler.rules,
     validation.rules,
+    grid.rules,
+    pose.rules,
     checkpoint.rules,
     precision.rules,
 )
