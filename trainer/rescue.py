@@ -66,6 +66,7 @@ def take_over(session: Session, origin: Origin) -> int:
     if fits:
         _keep_optimizer(learner, optimizer)
     session.meter.load_state_dict(optimizer["meter"])
+    learner.scaling.load_state_dict(optimizer.get("scaling", {}))
     session.meter.train_s, session.meter.eval_s = state["train_s"], state["eval_s"]
     session.telemetry.event(
         origin.step,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from math import ceil, isqrt
 
+from trainer.acceleration.budget import activation_bytes
 from trainer.config import BATCHES_AHEAD, ModelConfig, TrainerConfig
 from trainer.data.shapes import StreamShapes, patch_tokens
 from trainer.frozen.footprint import frozen_mib
@@ -15,10 +16,10 @@ IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
 JOINT_VALUES = 3
 MIB = 2**20
-BYTES = 4  # everything is fp32
+BYTES = 4  # weights, averages and moments are fp32
+CAST_BYTES = 2  # a weight as autocast casts it, until the end of its forward pass
 
 PROCESS_MIB = 370.0  # Python, torch and its libraries: 325 were measured on a CPU build
-FLOATS_PER_ACTIVATION = 12  # per token, channel and block, kept for the backward pass: 9 were measured
 
 
 def parameters(config: TrainerConfig, streams: StreamShapes) -> int:
@@ -90,12 +91,16 @@ def forward_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool 
 
 
 def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB."""
+    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB.
+
+    It follows `precision.compute` and `activation_checkpointing`. FP8 saves nothing here: products keep their operands
+    in bf16 for the backward pass. What compilation saves is not counted.
+    """
     weights = parameters(config, streams)
     numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
-    tokens = config.tokens + _context_tokens(config, streams)
-    activations = config.batch * tokens * config.model.width * config.model.block_count * FLOATS_PER_ACTIVATION
-    trained = (numbers + activations) * BYTES / MIB
+    casts = weights * CAST_BYTES if config.precision.compute != "fp32" else 0
+    activations = activation_bytes(config, context_tokens(config, streams), config.model.block_count)
+    trained = (numbers * BYTES + casts + activations) / MIB
     return PROCESS_MIB + trained + frozen_mib(config) + _data_mib(config, streams)
 
 
@@ -153,7 +158,7 @@ def _condition_parameters(model: ModelConfig, streams: StreamShapes) -> int:
     return total
 
 
-def _context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
+def context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
     """Condition tokens of a sample that keeps all streams."""
     text, joints = (
         min(count, 1) if name in config.streams.pooled else count
@@ -178,7 +183,7 @@ def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
 
 def _block_flops(config: TrainerConfig, tokens: int, streams: StreamShapes) -> float:
     """Forward operations of one block on `tokens` image tokens of one sample."""
-    width, context, model = config.model.width, _context_tokens(config, streams), config.model
+    width, context, model = config.model.width, context_tokens(config, streams), config.model
     projections = (4 * tokens + 2 * tokens + 2 * context) * width**2
     attention = 2 * tokens * (tokens + context) * width
     modulation = model.adaln_chunks * width**2

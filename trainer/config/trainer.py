@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from trainer.config.activation_checkpointing import ActivationCheckpointingConfig
 from trainer.config.base import Block, Count
 from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.compile import CompileConfig
 from trainer.config.data import DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
@@ -14,6 +16,7 @@ from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
 from trainer.config.perceptual import PerceptualConfig
+from trainer.config.precision import PrecisionConfig
 from trainer.config.repa import RepaConfig
 from trainer.config.sampler import SamplerConfig
 from trainer.config.segmentation import SegmentationConfig
@@ -49,6 +52,9 @@ class TrainerConfig(Block):
     sampler: SamplerConfig = SamplerConfig()
     indicators: IndicatorsConfig = IndicatorsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    compile: CompileConfig = CompileConfig()
+    activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
 
     @property
     def samples_per_step(self) -> int:

@@ -208,6 +208,7 @@ class Validation:
             "first_third": inputs.first_third,
             "first_sixth": inputs.first_sixth,
             "eval_seeds": len(inputs.eval_seeds),
+            "compute": self._config.precision.compute,
             "lpips": {"net": NET, "backbone": BACKBONE, "hash": self._lpips.hash},
             "samplers": {
                 "common": {"kind": "dense", **steps},

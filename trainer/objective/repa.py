@@ -22,6 +22,7 @@ from trainer.model.initial import initialise
 from trainer.model.tread import gather_tokens
 from trainer.objective.auxiliary import MicroBatch
 from trainer.objective.repa_schedule import RepaSchedule, gradient_cosine
+from trainer.precision.autocast import computing_in, in_compute_dtype
 
 SPATIAL_NORM_GAMMA = 1.0
 _SMALLEST_STD = 1e-6
@@ -35,7 +36,11 @@ class Projector(nn.Module):
         self.net = _NETS[kind](width, teacher_width)
 
     def forward(self, hidden_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N, D) -> (B, N, F); `conv` needs all tokens of the grid (rows, columns)."""
+        """(B, N, D) -> (B, N, F), fp32; `conv` needs all tokens of the grid (rows, columns)."""
+        return self._project(hidden_BND, grid).to(hidden_BND.dtype)
+
+    @in_compute_dtype
+    def _project(self, hidden_BND: Tensor, grid: tuple[int, int]) -> Tensor:
         if not isinstance(self.net, nn.Conv2d):
             return self.net(hidden_BND)
         image_BDhw = hidden_BND.transpose(1, 2).unflatten(2, grid)
@@ -62,7 +67,7 @@ def build_projector(config: TrainerConfig, teacher_width: int, run_seed: int, de
         projector = Projector(config.repa.projector, config.model.width, teacher_width)
     projector.to_empty(device="cpu")
     initialise(projector, run_seed, prefix="repa.")
-    return projector.to(device)
+    return computing_in(projector.to(device), config.precision)
 
 
 def without_common(patches_BPF: Tensor) -> Tensor:

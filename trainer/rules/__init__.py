@@ -17,6 +17,7 @@ from trainer.rules import (
     optimizer,
     perceptual,
     pose,
+    precision,
     repa,
     sampler,
     segmentation,
@@ -44,6 +45,7 @@ _RULES = (
     grid.rules,
     pose.rules,
     checkpoint.rules,
+    precision.rules,
 )
 
 
@@ -54,4 +56,4 @@ def issues(config: TrainerConfig) -> list[Issue]:
 
 def notes(config: TrainerConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    return list(remarks(config))
+    return [*remarks(config), *precision.remarks(config)]
