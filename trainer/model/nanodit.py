@@ -130,7 +130,8 @@ class NanoDiT(nn.Module):
         context = self.conditioning(conditions, present, sizes)
         time_BD = self.time(t_B)
         drive = self._drive(time_BD if context.cls_BD is None else time_BD + context.cls_BD)
-        x_BND = self.patches(to_patches(z_BCHW, self.patch))
+        # What runs through the blocks has the precision of the image, whatever that of the matrices.
+        x_BND = self.patches(to_patches(z_BCHW, self.patch)).to(z_BCHW.dtype)
         # Positions are added before routing, or gathered with it: they travel with their tokens.
         places = self._places(grid, x_BND)
         x_BND = x_BND if places.added_ND is None else x_BND + places.added_ND
