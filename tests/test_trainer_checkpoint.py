@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import tempfile
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes.trainer_parts import SHAPES, tiny_config
+from tests.fakes.trainer_parts import SHAPES, TINY, tiny_config
 from trainer import checkpoint
 from trainer.document import Document
 from trainer.errors import CheckpointError, ConfigError, UsageError
@@ -194,3 +195,15 @@ def test_another_run_is_not_resumed() -> None:
     other = tiny_config(batch=8, optimizer={"lr": 0.5})
     with pytest.raises(ConfigError, match=r"keys: seed, batch, optimizer\.lr"):
         checkpoint.require_same_run(STATE, Document(other, 4, "r"))
+
+
+def test_a_checkpoint_from_before_a_key_existed_had_its_default() -> None:
+    older = copy.deepcopy(STATE)
+    del older["config"]["model"]["adaln"], older["config"]["model"]["positions"]
+    checkpoint.require_same_run(older, DOCUMENT)
+    checkpoint.require_same_model(older, DOCUMENT)
+    turning = Document(tiny_config(model={**TINY["model"], "positions": "rope"}), 3, "r")
+    with pytest.raises(ConfigError, match=r"keys: model\.positions$"):
+        checkpoint.require_same_run(older, turning)
+    with pytest.raises(ConfigError, match=r"differing: model\.positions$"):
+        checkpoint.require_same_model(older, turning)

@@ -13,8 +13,9 @@ from trainer import randomness
 from trainer.data.sample import Conditions, StreamShapes
 from trainer.model.attention import Attention, RmsNorm
 from trainer.model.conditioning import STREAMS
-from trainer.model.embeddings import from_patches, positions_2d, to_patches
 from trainer.model.nanodit import NanoDiT, build
+from trainer.model.patches import from_patches, to_patches
+from trainer.model.positions import positions_2d
 from trainer.model.tread import Route, keep_from_noise
 from trainer.objective.repa import build_projector
 

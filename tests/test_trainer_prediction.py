@@ -22,8 +22,8 @@ from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import to_unit_range
 from trainer.errors import ConfigError, DataError
-from trainer.model.embeddings import from_patches, to_patches
 from trainer.model.nanodit import Output
+from trainer.model.patches import from_patches, to_patches
 from trainer.objective.asymflow import AsymFlow
 from trainer.objective.basis import basis_hash, basis_of_run, fit_basis, read_basis, training_patches, write_basis
 from trainer.objective.flow import Noisy, corrupt, velocity

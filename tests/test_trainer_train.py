@@ -19,8 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.fakes.trainer_parts import NoiseSource, WeightSum, tiny, tiny_config
+from tests.fakes.trainer_parts import TINY, NoiseSource, WeightSum, tiny, tiny_config
 from trainer import checkpoint, session, train
+from trainer.check import check
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.errors import ConfigError, UsageError
@@ -33,6 +34,20 @@ EVERYTHING = tiny(
     repa={"enabled": True, "stop": {"kind": "linear", "start": 0.2, "end": 0.7}},
     optimizer={"name": "muon", "lr": 0.01, "warmup_steps": 2, "weight_decay": 0.01},
     ema={"half_lives": [0.1, 0.4]},
+)
+SWITCHED = tiny(
+    model={
+        **TINY["model"],
+        "bottleneck": 6,
+        "adaln": {"kind": "shared", "rank": 2},
+        "positions": "rope",
+        "mlp": "swiglu",
+        "norm": "rms",
+        "maskdit": {"enabled": True, "decoder_depth": 1},
+    },
+    streams={"text": "pooled", "patches": "pooled", "pose": "pooled"},
+    repa={"enabled": True},
+    optimizer={"name": "muon", "lr": 0.01},
 )
 
 
@@ -111,8 +126,8 @@ def leaves(tree: Any, name: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "block",
-    [tiny(), EVERYTHING, tiny(log_every=3), tiny(ema={"every": 3})],
-    ids=["plain", "everything", "log3", "ema3"],
+    [tiny(), EVERYTHING, tiny(log_every=3), tiny(ema={"every": 3}), SWITCHED],
+    ids=["plain", "everything", "log3", "ema3", "switched"],
 )
 def test_stopping_and_resuming_changes_no_bit(run: Callable[..., tuple[int, Path]], block: dict[str, Any]) -> None:
     code, whole = run("whole", block)
@@ -122,6 +137,15 @@ def test_stopping_and_resuming_changes_no_bit(run: Callable[..., tuple[int, Path
     assert code == 0
     assert_same_checkpoint(whole, parts, 8)
     assert comparable(whole) == comparable(parts)
+
+
+def test_a_run_begins_with_its_size(run: Callable[..., tuple[int, Path]]) -> None:
+    block = tiny(model={**TINY["model"], "adaln": {"kind": "shared", "rank": 2}})
+    _, run_dir = run("sized", block, stop_after=0)
+    said, known = lines(run_dir, "event")[0], check("a", block)
+    assert said["event"] == "started"
+    assert (said["parameters"], said["flops_per_sample"]) == (known["parameters"], known["flops_per_sample"])
+    assert f"shared adaLN saves {3 * (16 * 144 + 144) - 4 * 2 * 160:,} parameters" in said["notes"]
 
 
 @pytest.mark.parametrize(("looks", "finished"), [(8, 2), (9, 2), (10, 2), (13, 3)])
@@ -437,13 +461,13 @@ def test_sigterm_in_a_real_process_leaves_a_checkpoint_and_resume_finishes(tmp_p
     run_dir, options = tmp_path / "r", ["--run-dir", str(tmp_path / "r"), "--attempt", "1"]
     process = subprocess.Popen(command("train", str(config), *options), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     metrics = run_dir / "attempt-1/metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while not (metrics.exists() and '"kind": "train"' in metrics.read_text()):
         assert time.monotonic() < deadline, "no training line within 60 s"
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=30) == 75
+    assert process.wait(timeout=100) == 75
     process.communicate()
     steps = checkpoint.list_steps(run_dir)
     assert events(run_dir)[-1] == (steps[-1], "stopped")

@@ -84,7 +84,7 @@ def _describe(path: Path) -> int:
     print(f"{path}: usable")
     print(f"  steps             {sizes['steps_total']} of {sizes['samples_per_step']} images")
     print(f"  parameters        {sizes['parameters']:,}")
-    print(f"  flops per sample  {sizes['flops_per_sample']:.3g}")
+    print(f"  TFLOP per sample  {sizes['flops_per_sample'] / 1e12:.3g}")
     print(f"  memory            {sizes['memory_mib']:.0f} MiB")
     print(f"  one checkpoint    {sizes['checkpoint_mib']:.0f} MiB")
     for note in sizes["notes"]:

@@ -18,12 +18,6 @@ from trainer import rules
 from trainer.config import TrainerConfig
 from trainer.errors import ConfigError, Issue
 
-LATER_VALUES = {
-    "streams.text": ("pooled",),
-    "streams.cls": ("pooled",),
-    "streams.patches": ("pooled",),
-    "streams.pose": ("pooled",),
-}
 _EXPECTED = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -96,8 +90,6 @@ def _issue(detail: dict[str, Any]) -> Issue:
 
 def _wrong_word(path: str, given: Any, location: tuple[Any, ...]) -> Issue:
     words = _words(location)
-    if given in LATER_VALUES.get(path, ()):
-        return Issue(path, f"{given!r} is not in this version", words)
     return Issue(path, f"{given!r} does not fit here", words, _nearest(given, words))
 
 

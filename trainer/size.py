@@ -5,17 +5,21 @@ One multiply-add counts as two operations; a training step counts as three forwa
 
 from __future__ import annotations
 
-from trainer.config import TrainerConfig
-from trainer.data.shapes import StreamShapes
+from math import ceil, isqrt
+
+from trainer.acceleration.budget import activation_bytes
+from trainer.config import BATCHES_AHEAD, ModelConfig, TrainerConfig
+from trainer.data.shapes import StreamShapes, patch_tokens
+from trainer.frozen.footprint import frozen_mib
 
 IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
 JOINT_VALUES = 3
 MIB = 2**20
-BYTES = 4  # everything is fp32
+BYTES = 4  # weights, averages and moments are fp32
+CAST_BYTES = 2  # a weight as autocast casts it, until the end of its forward pass
 
 PROCESS_MIB = 370.0  # Python, torch and its libraries: 325 were measured on a CPU build
-FLOATS_PER_ACTIVATION = 12  # per token, channel and block, kept for the backward pass: 9 were measured
 
 
 def parameters(config: TrainerConfig, streams: StreamShapes) -> int:
@@ -25,11 +29,29 @@ def parameters(config: TrainerConfig, streams: StreamShapes) -> int:
 
 def model_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
     """Trained numbers of the model alone."""
-    width, features = config.model.width, IMAGE_CHANNELS * config.model.patch**2
-    ends = _linear(features, width) + _linear(width, 2 * width) + _linear(width, features)
-    time = _linear(SINUSOID_WIDTH, width) + _linear(width, width)
+    model, features = config.model, config.patch_features
+    ends = _patch_weights(config) + model.width + _linear(model.width, features)
+    final = _linear(model.width, 2 * model.width) if model.final_modulation else 0
+    time = _linear(SINUSOID_WIDTH, model.width) + _linear(model.width, model.width)
     smooth = IMAGE_CHANNELS * IMAGE_CHANNELS * 9 + IMAGE_CHANNELS
-    return ends + time + smooth + _condition_parameters(width, streams) + config.model.depth * _block_parameters(config)
+    mask = model.width if model.maskdit.enabled else 0
+    blocks = model.block_count * _block_parameters(config) + modulation_parameters(config)
+    return ends + final + time + smooth + mask + _condition_parameters(model, streams) + blocks
+
+
+def modulation_parameters(config: TrainerConfig) -> int:
+    """Trained numbers that modulate the blocks: a map for each, or a shared one and a low-rank one for each."""
+    model = config.model
+    full = _linear(model.width, model.adaln_chunks * model.width)
+    if model.adaln.kind == "per_block":
+        return model.block_count * full
+    return full + model.block_count * model.adaln.rank * (1 + model.adaln_chunks) * model.width
+
+
+def saved_by_sharing(config: TrainerConfig) -> int:
+    """Trained numbers that a shared modulation has less than one per block would have; below 0 if it has more."""
+    full = _linear(config.model.width, config.model.adaln_chunks * config.model.width)
+    return config.model.block_count * full - modulation_parameters(config)
 
 
 def projector_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
@@ -47,23 +69,39 @@ def projector_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Training operations per sample, averaged over the routed and dense steps of the run; alignment is left out."""
+    """Training operations per sample, averaged over the routed and dense steps of the run.
+
+    Alignment and perceptual losses are left out: they are no operations of the model.
+    """
     routed_share = config.routed_steps / config.steps
+    routed, dense = (forward_flops(config, streams, is_routed) for is_routed in (True, False))
+    return 3.0 * (routed_share * routed + (1.0 - routed_share) * dense)
+
+
+def forward_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool = False) -> float:
+    """Operations of one forward pass for a sample with all its conditions; routed as TREAD or MaskDiT has it.
+
+    Products of matrices only. Norms, activations and rotations are left out: they cost memory traffic, not operations.
+    """
     first, last = config.routed_blocks
-    routed_blocks = last - first + 1
+    count = last - first + 1 if is_routed else 0
+    routed = _block_flops(config, config.kept_tokens, streams) if count else 0.0
     dense = _block_flops(config, config.tokens, streams)
-    routed = _block_flops(config, config.kept_tokens, streams)
-    blocks = config.model.depth * dense - routed_share * routed_blocks * (dense - routed)
-    return 3.0 * (blocks + _outer_flops(config, streams))
+    return count * routed + (config.model.block_count - count) * dense + _outer_flops(config, streams)
 
 
 def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB."""
+    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB.
+
+    It follows `precision.compute` and `activation_checkpointing`. FP8 saves nothing here: products keep their operands
+    in bf16 for the backward pass. What compilation saves is not counted.
+    """
     weights = parameters(config, streams)
     numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
-    tokens = config.tokens + _context_tokens(config, streams)
-    activations = config.batch * tokens * config.model.width * config.model.depth * FLOATS_PER_ACTIVATION
-    return PROCESS_MIB + (numbers + activations) * BYTES / MIB + _data_mib(config, streams)
+    casts = weights * CAST_BYTES if config.precision.compute != "fp32" else 0
+    activations = activation_bytes(config, context_tokens(config, streams), config.model.block_count)
+    trained = (numbers * BYTES + casts + activations) / MIB
+    return PROCESS_MIB + trained + frozen_mib(config) + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
@@ -81,9 +119,10 @@ def optimizer_numbers(config: TrainerConfig, streams: StreamShapes) -> int:
     numbers = 2 * parameters(config, streams)
     if not config.optimizer.is_orthogonal:
         return numbers
-    width, hidden = config.model.width, round(config.model.width * config.model.mlp_ratio)
-    matrices, rows = 8 * width**2 + 2 * width * hidden, 9 * width + hidden
-    return numbers + config.model.depth * ((rows if config.optimizer.name == "normuon" else 0) - matrices)
+    model = config.model
+    into_mlp = 1 if model.mlp == "gelu" else 2
+    matrices, rows = 8 * model.width**2 + _mlp_weights(config), 9 * model.width + into_mlp * model.mlp_hidden
+    return numbers + model.block_count * ((rows if config.optimizer.name == "normuon" else 0) - matrices)
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -91,52 +130,89 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def _block_parameters(config: TrainerConfig) -> int:
+    """Trained numbers of one block without its modulation."""
     width = config.model.width
-    attention = 4 * width**2 + width
-    return _linear(width, 9 * width) + 2 * attention + 2 * width * round(width * config.model.mlp_ratio)
+    attention = 4 * width**2 + (width if config.model.qk_norm else 0)
+    return 2 * attention + _mlp_weights(config)
 
 
-def _condition_parameters(width: int, streams: StreamShapes) -> int:
+def _mlp_weights(config: TrainerConfig) -> int:
+    matrices = 2 if config.model.mlp == "gelu" else 3
+    return matrices * config.model.width * config.model.mlp_hidden
+
+
+def _patch_weights(config: TrainerConfig) -> int:
+    """Matrices between a patch and its token."""
+    features, width, bottleneck = config.patch_features, config.model.width, config.model.bottleneck
+    return features * width if bottleneck is None else (features + width) * bottleneck
+
+
+def _condition_parameters(model: ModelConfig, streams: StreamShapes) -> int:
     """Projection, type embedding and null token per stream that is on."""
-    features = (streams.text_width, streams.cls_width, streams.patch_width)
-    total = sum(_linear(size, width) + 2 * width for size in features if size)
+    width, features = model.width, (streams.text_width, streams.cls_width, streams.patch_width)
+    of_stream = (2 if model.type_embeddings else 1) * width
+    total = sum(_linear(size, width) + of_stream for size in features if size)
     if streams.pose_joints:
-        total += _linear(JOINT_VALUES, width) + _linear(width, width) + (streams.pose_joints + 2) * width
+        total += _linear(JOINT_VALUES, width) + _linear(width, width) + of_stream
+        total += (2 if model.null_joints else 1) * streams.pose_joints * width
     return total
 
 
-def _context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
+def context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
     """Condition tokens of a sample that keeps all streams."""
-    text = streams.text_length if streams.text_width else 0
-    return text + (1 if streams.cls_width else 0) + _patch_tokens(config, streams) + streams.pose_joints
+    text, joints = (
+        min(count, 1) if name in config.streams.pooled else count
+        for name, count in (("text", _words(streams)), ("pose", streams.pose_joints))
+    )
+    return text + (1 if streams.cls_width else 0) + _context_patches(config, streams) + joints
+
+
+def _words(streams: StreamShapes) -> int:
+    return streams.text_length if streams.text_width else 0
+
+
+def _context_patches(config: TrainerConfig, streams: StreamShapes) -> int:
+    """Image features that the blocks see: all, or means of two by two on a square grid."""
+    patches = _patch_tokens(config, streams)
+    return ceil(isqrt(patches) / 2) ** 2 if "patches" in config.streams.pooled else patches
 
 
 def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
-    """Image features come on a grid like that of the image tokens."""
-    return config.tokens if streams.patch_width else 0
+    return patch_tokens(config) if streams.patch_width else 0
 
 
 def _block_flops(config: TrainerConfig, tokens: int, streams: StreamShapes) -> float:
     """Forward operations of one block on `tokens` image tokens of one sample."""
-    width, context = config.model.width, _context_tokens(config, streams)
+    width, context, model = config.model.width, context_tokens(config, streams), config.model
     projections = (4 * tokens + 2 * tokens + 2 * context) * width**2
     attention = 2 * tokens * (tokens + context) * width
-    mlp = 2 * tokens * width * round(width * config.model.mlp_ratio)
-    return 2.0 * (projections + attention + mlp + 9 * width**2)
+    modulation = model.adaln_chunks * width**2
+    if model.adaln.kind == "shared":
+        modulation = model.adaln.rank * (1 + model.adaln_chunks) * width
+    return 2.0 * (projections + attention + tokens * _mlp_weights(config) + modulation)
 
 
 def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Forward operations outside the blocks: patches in and out, projections of the conditions."""
-    width, features = config.model.width, IMAGE_CHANNELS * config.model.patch**2
-    images = 2 * config.tokens * width * features
-    conditions = streams.text_length * streams.text_width + streams.cls_width
-    conditions += _patch_tokens(config, streams) * streams.patch_width + streams.pose_joints * (JOINT_VALUES + width)
-    return 2.0 * (images + conditions * width + 9 * IMAGE_CHANNELS**2 * config.data.size**2)
+    """Forward operations outside the blocks: patches in and out, time, conditions, shared and final modulation."""
+    width, model = config.model.width, config.model
+    images = config.tokens * (_patch_weights(config) + width * config.patch_features)
+    time = SINUSOID_WIDTH + width
+    # The image CLS is projected twice: as a token, and for the modulation.
+    conditions = (1 if "text" in config.streams.pooled else streams.text_length) * streams.text_width
+    conditions += 2 * streams.cls_width + _context_patches(config, streams) * streams.patch_width
+    conditions += streams.pose_joints * (JOINT_VALUES + width)
+    modulation = 2 * width if model.final_modulation else 0
+    modulation += model.adaln_chunks * width if model.adaln.kind == "shared" else 0
+    smooth = 9 * IMAGE_CHANNELS**2 * config.data.size**2
+    return 2.0 * (images + (time + conditions + modulation) * width + smooth)
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Images (uint8) and features (half precision) that the process keeps in memory."""
+    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead included."""
     features = streams.text_length * streams.text_width + streams.cls_width + JOINT_VALUES * streams.pose_joints
     features += _patch_tokens(config, streams) * streams.patch_width
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
-    return images * (IMAGE_CHANNELS * config.data.size**2 + 2 * features) / MIB
+    if config.data.worker_processes:
+        images += (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch
+    planes = IMAGE_CHANNELS + (1 if config.segmentation.enabled else 0)
+    return images * (planes * config.data.size**2 + 2 * features) / MIB

@@ -23,6 +23,7 @@ from trainer.distributed.team import Processes, Team
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.model.nanodit import NanoDiT
+from trainer.precision.means import require_means
 from trainer.rescue import Origin, find_origin, take_over
 from trainer.rules import is_validation_step
 from trainer.session import Session, announce, open_session, stored_modules
@@ -57,6 +58,7 @@ def train(
     with open_team(document.config, processes, argv) as team:
         if team.device.type == "cpu":
             keep_freed_memory()
+        require_means(document.config, team.device)
         if isinstance(team, Processes) and not team.is_leader:
             return follow(document, run_dir, team, stop)
         begin = (attempt, resume, from_step, from_run)
@@ -86,12 +88,13 @@ def _lead(
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
         control = Control(run_dir, number)
         session = open_session(document, run_dir, source, team.device, telemetry, control, stop, team)
-        announce(session, number)
-        step = _first_step(session, resume, origin)
-        share_beginning(session.learner)
-        _start_point(session, step)
-        step = _loop(session, step, stop_after)
-        return _end(session, step)
+        with session.batches:
+            announce(session, number)
+            step = _first_step(session, resume, origin)
+            share_beginning(session.learner)
+            _start_point(session, step)
+            step = _loop(session, step, stop_after)
+            return _end(session, step)
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -170,6 +173,7 @@ def _restore(session: Session) -> int:
         session.meter.load_state_dict(optimizer["meter"])
         if "indicators" in optimizer:  # a checkpoint from before there were any
             learner.recorder.load_state_dict(optimizer["indicators"])
+        learner.scaling.load_state_dict(optimizer.get("scaling", {}))
         session.meter.train_s, session.meter.eval_s = state["train_s"], state["eval_s"]
         session.scores.restore(until=step)
     session.telemetry.event(step, "resumed", from_step=step)
@@ -201,7 +205,8 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
         step += 1
         session.meter.add(result, time.perf_counter() - started)
         if step % config.log_every == 0 or step == config.steps:
-            session.telemetry.metrics("train", step, session.meter.line())
+            session.telemetry.metrics("train", step, session.meter.line() | session.batches.metrics())
+        _announce_rejected(session, step)
         _announce_changes(session, step, result)
         if is_validation_step(config, step):
             _save(session, step)
@@ -230,6 +235,12 @@ def _left_undone(session: Session, wish: Wish) -> list[str]:
     return [*wish.ignored, *(["probe_every_steps"] if impossible else [])]
 
 
+def _announce_rejected(session: Session, step: int) -> None:
+    """Events for samples that were found to be broken when the update just made wanted them."""
+    for name, reason in session.batches.newly_rejected():
+        session.telemetry.event(step, "rejected", name=name, reason=reason)
+
+
 def _announce_changes(session: Session, step: int, result: StepResult) -> None:
     """Events for techniques that end with the update just made."""
     config = session.config
@@ -253,6 +264,7 @@ def _save(session: Session, step: int) -> None:
             "optimizer": learner.optimizer.state_dict(),
             "meter": meter.state_dict(),
             "indicators": learner.recorder.state_dict(),
+            "scaling": learner.scaling.state_dict(),
             **{auxiliary.name: auxiliary.state_dict() for auxiliary in learner.auxiliaries},
         },
         state={

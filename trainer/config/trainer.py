@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from trainer.config.activation_checkpointing import ActivationCheckpointingConfig
 from trainer.config.base import Block, Count
 from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.compile import CompileConfig
 from trainer.config.data import DataConfig
 from trainer.config.distributed import DistributedConfig
 from trainer.config.ema import EmaConfig
@@ -14,8 +16,11 @@ from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
+from trainer.config.perceptual import PerceptualConfig
+from trainer.config.precision import PrecisionConfig
 from trainer.config.repa import RepaConfig
 from trainer.config.sampler import SamplerConfig
+from trainer.config.segmentation import SegmentationConfig
 from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
 
@@ -23,13 +28,17 @@ IMAGE_CHANNELS = 3
 
 
 class TrainerConfig(Block):
-    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples."""
+    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples.
+
+    `reference_parity` allows what reproduces the published protocol instead of ours; such a run says so.
+    """
 
     steps: Count
     batch: Count = 16
     accumulation: Count = 1
     log_every: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    reference_parity: bool = False
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()
@@ -37,12 +46,17 @@ class TrainerConfig(Block):
     optimizer: OptimizerConfig = OptimizerConfig()
     tread: TreadConfig = TreadConfig()
     repa: RepaConfig = RepaConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
     ema: EmaConfig = EmaConfig()
     validation: ValidationConfig = ValidationConfig()
     sampler: SamplerConfig = SamplerConfig()
     indicators: IndicatorsConfig = IndicatorsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     distributed: DistributedConfig = DistributedConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    compile: CompileConfig = CompileConfig()
+    activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
 
     @property
     def samples_per_step(self) -> int:
@@ -51,12 +65,17 @@ class TrainerConfig(Block):
 
     @property
     def tokens(self) -> int:
-        """Image tokens per sample."""
+        """Image tokens per sample; of shards, in the square bucket."""
         return (self.data.size // self.model.patch) ** 2
 
     @property
     def routed_blocks(self) -> tuple[int, int]:
-        """First and last routed block, 0-based and inclusive, negatives resolved here and nowhere else."""
+        """First and last block that sees some of the tokens, 0-based and inclusive: all but the decoder in MaskDiT."""
+        return (0, self.model.depth - 1) if self.model.maskdit.enabled else self.tread_blocks
+
+    @property
+    def tread_blocks(self) -> tuple[int, int]:
+        """The range of TREAD, negatives resolved here and nowhere else."""
         first, last = (
             index + self.model.depth if index < 0 else index for index in (self.tread.first, self.tread.last)
         )
@@ -64,13 +83,26 @@ class TrainerConfig(Block):
 
     @property
     def kept_tokens(self) -> int:
-        """Image tokens per sample in the routed blocks: N - floor(N ratio), rounded up to keep_multiple."""
-        kept = self.tokens - math.floor(self.tokens * self.tread.ratio)
-        return min(self.tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
+        """Image tokens per sample in the routed blocks; of shards, in the square bucket."""
+        return self.kept_of(self.tokens)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of image tokens in a picture of so many pixels."""
+        return height // self.model.patch, width // self.model.patch
+
+    def kept_of(self, tokens: int) -> int:
+        """How many of N image tokens stay in the routed blocks: N - floor(N ratio), rounded up to keep_multiple in
+        TREAD."""
+        if self.model.maskdit.enabled:
+            return tokens - math.floor(tokens * self.model.maskdit.ratio)
+        kept = tokens - math.floor(tokens * self.tread.ratio)
+        return min(tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
 
     @property
     def routed_steps(self) -> int:
-        """Optimizer steps that route tokens before the dense tail; 0 without TREAD."""
+        """Optimizer steps in which blocks see some of the tokens: MaskDiT all, TREAD those before its dense tail."""
+        if self.model.maskdit.enabled:
+            return self.steps
         return self.steps - round(self.steps * self.tread.dense_tail) if self.tread.enabled else 0
 
     @property
@@ -102,8 +134,9 @@ class TrainerConfig(Block):
 def filled(config: TrainerConfig) -> dict[str, Any]:
     """The configuration as plain JSON values with every default, derived ones included, written out."""
     document = config.model_dump(mode="json")
+    document["data"]["workers"] = config.data.worker_processes
     document["objective"]["asymflow"] = config.asymflow and config.asymflow.model_dump(mode="json")
-    document["tread"]["first"], document["tread"]["last"] = config.routed_blocks
+    document["tread"]["first"], document["tread"]["last"] = config.tread_blocks
     document["repa"]["after_block"] = config.repa_block
     document["repa"]["stop"]["end"] = config.repa_end
     document["sampler"]["native"].update(config.sampler.native.scales)

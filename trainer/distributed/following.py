@@ -7,10 +7,11 @@ from typing import Any
 
 from trainer.control import StopRequest
 from trainer.data import open_source
-from trainer.data.batches import Batches
+from trainer.data.batches import Batches, open_batches
+from trainer.data.sample import Source
 from trainer.distributed import sharding
 from trainer.distributed.sending import receive, send
-from trainer.distributed.team import END, STEP, Processes, Team
+from trainer.distributed.team import END, STEP, Processes
 from trainer.document import Document
 from trainer.objective.basis import basis_of_run
 from trainer.step import Learner
@@ -37,12 +38,12 @@ def follow(document: Document, run_dir: Path, team: Processes, stop: StopRequest
     learner = Learner(document.config, source.streams, document.seed, team.device, basis_FR, team)
     _fill(learner, receive(0, team.device))
     sharding.shard_if_large(learner)
-    batches = Batches(source, document.seed, document.config.samples_per_step)
-    while (order := team.next_order())["do"] != END:
-        if order["do"] == STEP:
-            learner.step(batches, order["step"], stop)
-        else:
-            learner.whole()
+    with batches_of(learner, source) as batches:
+        while (order := team.next_order())["do"] != END:
+            if order["do"] == STEP:
+                learner.step(batches, order["step"], stop)
+            else:
+                learner.whole()
     return int(order["code"])
 
 
@@ -52,9 +53,13 @@ def require_order(team: Processes, what: str) -> None:
     assert order["do"] == what, f"the leader says {order['do']} where it should say {what}"
 
 
-def is_follower(team: Team) -> bool:
-    """Whether this process is not the one that decides."""
-    return not team.is_leader
+def batches_of(learner: Learner, source: Source) -> Batches:
+    """The samples of this process's micro-batches, read ahead if the configuration says so."""
+    config = learner.config
+    batches = open_batches(config, source, learner.run_seed)
+    is_cuda = learner.device.type == "cuda"
+    batches.read_ahead(learner.plan, config.steps, config.data.worker_processes, is_cuda)
+    return batches
 
 
 def _state(learner: Learner) -> dict[str, Any]:
@@ -64,6 +69,7 @@ def _state(learner: Learner) -> dict[str, Any]:
         "modules": learner.modules.state_dict(),
         "averages": averages if sharding.is_large(learner) else {},
         "optimizer": learner.optimizer.state_dict(),
+        "scaling": learner.scaling.state_dict(),
         "recorder": learner.recorder.state_dict(),
         "auxiliaries": {auxiliary.name: auxiliary.state_dict() for auxiliary in learner.auxiliaries},
     }
@@ -72,6 +78,7 @@ def _state(learner: Learner) -> dict[str, Any]:
 def _fill(learner: Learner, state: dict[str, Any]) -> None:
     learner.modules.load_state_dict(state["modules"])
     learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scaling.load_state_dict(state["scaling"])
     learner.recorder.load_state_dict(state["recorder"])
     for auxiliary in learner.auxiliaries:
         auxiliary.load_state_dict(state["auxiliaries"][auxiliary.name])

@@ -25,9 +25,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from trainer.acceleration.network import training_network
 from trainer.distributed.gradients import Alone, Replicas
 from trainer.distributed.sending import receive, send
 from trainer.distributed.team import GATHER, Processes
+from trainer.rules.distributed import hindrances
 
 if TYPE_CHECKING:
     from trainer.step import Learner
@@ -47,7 +49,7 @@ def strategy(learner: Learner) -> str:
     if wanted != "auto":
         return wanted
     is_large = sum(parameter.numel() for parameter in learner.modules.parameters()) >= LARGE
-    return "fsdp" if is_large and learner.config.repa.stop.kind != "gradient_cosine" else "ddp"
+    return "ddp" if not is_large or any(hindrances(learner.config)) else "fsdp"
 
 
 def is_large(learner: Learner) -> bool:
@@ -190,10 +192,11 @@ class Shards(Alone):
                 setattr(divided.get_submodule(owner), last, parameter)
         mesh = init_device_mesh(self.team.device.type, (self.size,))
         outside = {parameter for name, parameter in divided.named_parameters() if name not in self._whole}
-        blocks = divided.get_submodule("blocks")
+        computing = training_network(divided, self._learner.config, self._learner.streams)
+        blocks = computing.get_submodule("blocks")
         for block in blocks.children():
             fully_shard(block, mesh=mesh)
-        network: Any = fully_shard(divided, mesh=mesh, ignored_params=outside)
+        network: Any = fully_shard(computing, mesh=mesh, ignored_params=outside)
         for part in (*blocks.children(), network):
             part.set_gradient_divide_factor(1.0)  # a sum, where torch's default is the mean
             part.set_force_sum_reduction_for_comms(True)

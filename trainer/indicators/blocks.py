@@ -45,6 +45,6 @@ def blocks_of(modules: nn.ModuleDict, muon: frozenset[str], config: TrainerConfi
         if (block := block_of(name)) is not None:
             members.setdefault(block, []).append(Member(name, parameter, name not in muon))
     first, last = config.routed_blocks
-    names = [f"block_{index:02d}" for index in range(config.model.depth)]
+    names = [f"block_{index:02d}" for index in range(config.model.block_count)]
     is_routed = {name: config.tread.enabled and first <= index <= last for index, name in enumerate(names)}
     return tuple(Block(name, tuple(members[name]), is_routed.get(name)) for name in (*names, "embed", "head"))

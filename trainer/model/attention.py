@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from trainer.model.positions import rotate
+
 EPSILON = 1e-6
 
 
@@ -18,24 +20,40 @@ class Attention(nn.Module):
     """Scaled dot-product attention; q, k and v are separate matrices, so that Muon orthogonalises each one alone.
 
     One gain per channel scales the normalised queries. Keys need none: only products of queries and keys matter.
+    Without `qk_norm` both stay as they are.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(width, width, bias=False)
         self.v = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.gain_D = nn.Parameter(torch.empty(width))
+        self.gain_D = nn.Parameter(torch.empty(width)) if qk_norm else None
 
-    def forward(self, x_BND: Tensor, context_BSD: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
-        """Attend from `x_BND` to `context_BSD`; a False in the boolean mask hides that key from every query."""
-        q_BND = RmsNorm.apply(self._split(self.q(x_BND))).flatten(2) * self.gain_D
-        k_BSHE = RmsNorm.apply(self._split(self.k(context_BSD)))
-        q_BHNE, v_BHSE = (self._split(part).transpose(1, 2) for part in (q_BND, self.v(context_BSD)))
-        y_BHNE = scaled_dot_product_attention(q_BHNE, k_BSHE.transpose(1, 2), v_BHSE, attn_mask=mask_B11S)
+    def forward(
+        self,
+        x_BND: Tensor,
+        context_BSD: Tensor,
+        mask_B11S: Tensor | None = None,
+        rotation_BNE: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `x_BND` to `context_BSD`; a False in the boolean mask hides that key from every query.
+
+        `rotation_BNE` turns queries and keys by the places of their tokens: self-attention only.
+        """
+        q_BNHE, k_BSHE = self._normalise(self._split(self.q(x_BND)), self._split(self.k(context_BSD)))
+        if rotation_BNE is not None:
+            q_BNHE, k_BSHE = rotate(q_BNHE, rotation_BNE), rotate(k_BSHE, rotation_BNE)
+        q_BHNE, k_BHSE, v_BHSE = (part.transpose(1, 2) for part in (q_BNHE, k_BSHE, self._split(self.v(context_BSD))))
+        y_BHNE = scaled_dot_product_attention(q_BHNE, k_BHSE, v_BHSE, attn_mask=mask_B11S)
         return self.out(y_BHNE.transpose(1, 2).flatten(2))
+
+    def _normalise(self, q_BNHE: Tensor, k_BSHE: Tensor) -> tuple[Tensor, Tensor]:
+        if self.gain_D is None:
+            return q_BNHE, k_BSHE
+        return self._split(RmsNorm.apply(q_BNHE).flatten(2) * self.gain_D), RmsNorm.apply(k_BSHE)
 
     def _split(self, x_BND: Tensor) -> Tensor:
         return x_BND.unflatten(-1, (self.heads, -1))
@@ -47,9 +65,11 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Any shape; the last dimension is normalised."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        # The norm of a half-precision vector is fp32: its square would overflow in fp16.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         inverse = length.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
-        y = x * inverse
+        y = (x * inverse).to(x.dtype)
         ctx.save_for_backward(y, inverse)
         return y
 
@@ -57,5 +77,6 @@ class RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """d/dx of y = x / rms(x): (grad - y mean(grad y)) / rms(x)."""
         y, inverse = ctx.saved_tensors
-        share = (grad * y).mean(-1, keepdim=True)
-        return torch.addcmul(grad, y, share, value=-1).mul_(inverse)
+        wide = grad.to(inverse.dtype)
+        share = (wide * y).mean(-1, keepdim=True)
+        return torch.addcmul(wide, y, share, value=-1).mul_(inverse).to(y.dtype)

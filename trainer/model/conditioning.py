@@ -12,14 +12,16 @@ stream, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm
 
+from trainer.config import ModelConfig
 from trainer.data.sample import Conditions, StreamShapes
+from trainer.model.pooling import mean_of_joints, mean_of_neighbours, mean_of_words
+from trainer.model.streams import FeatureEmbedding, PoseEmbedding
 
 STREAMS = ("text", "cls", "patches", "pose")
 LONG_STREAMS = ("patches", "pose")
@@ -39,45 +41,16 @@ class Context(NamedTuple):
     cls_BD: Tensor | None
 
 
-class FeatureEmbedding(nn.Module):
-    """Features of one stream -> model channels: layer norm, linear map, type embedding."""
-
-    def __init__(self, features: int, width: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(features, width)
-        self.kind_D = nn.Parameter(torch.empty(width))
-        self.null_D = nn.Parameter(torch.empty(width))
-
-    def forward(self, x_BTF: Tensor) -> Tensor:
-        """(B, T, F) -> (B, T, D)."""
-        return self.project(layer_norm(x_BTF, x_BTF.shape[-1:], eps=1e-6)) + self.kind_D
-
-
-class PoseEmbedding(nn.Module):
-    """Joints (x, y, confidence) -> model channels: an MLP instead of a norm, which would erase the place of a joint."""
-
-    def __init__(self, joints: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(3, width)
-        self.fc2 = nn.Linear(width, width)
-        self.joint_JD = nn.Parameter(torch.empty(joints, width))
-        self.kind_D = nn.Parameter(torch.empty(width))
-        self.null_D = nn.Parameter(torch.empty(width))
-
-    def forward(self, pose_BJ3: Tensor) -> Tensor:
-        """(B, J, 3) -> (B, J, D)."""
-        return self.fc2(gelu(self.fc1(pose_BJ3))) + (self.joint_JD + self.kind_D)
-
-
 class Conditioning(nn.Module):
-    """Embeds every stream that is on and joins them for cross-attention."""
+    """Embeds every stream that is on, pools it if asked to, and joins them for cross-attention."""
 
-    def __init__(self, shapes: StreamShapes, width: int) -> None:
+    def __init__(self, config: ModelConfig, shapes: StreamShapes, pooled: Collection[str] = ()) -> None:
         super().__init__()
         widths = {"text": shapes.text_width, "cls": shapes.cls_width, "patches": shapes.patch_width}
-        self.embed = nn.ModuleDict({name: FeatureEmbedding(size, width) for name, size in widths.items() if size})
+        self.embed = nn.ModuleDict({name: FeatureEmbedding(config, size) for name, size in widths.items() if size})
         if shapes.pose_joints:
-            self.embed["pose"] = PoseEmbedding(shapes.pose_joints, width)
+            self.embed["pose"] = PoseEmbedding(config, shapes.pose_joints)
+        self.pooled = frozenset(pooled)
 
     def forward(self, conditions: Conditions, present: Mapping[str, Tensor], sizes: tuple[int, ...]) -> Context:
         """Embed the conditions of sum(sizes) samples. A stream that is not in `present` is present in every sample."""
@@ -104,11 +77,13 @@ class Conditioning(nn.Module):
         """Tokens (G, T, D) and mask (G, T) of one stream, the null token where it is absent."""
         embed = self.embed[name]
         null_D = embed.null_D
-        features_GTF, mask_GT = _features(conditions, name)
+        features_GTF, mask_GT = self._pooled_features(conditions, name)
         present_G = present.get(name)
         if features_GTF is None or (present_G is not None and present_G.device.type == "cpu" and not present_G.any()):
             return null_D.expand(size, 1, -1), torch.ones(size, 1, dtype=torch.bool, device=null_D.device)
         tokens_GTD = embed(features_GTF)
+        if name == "pose" and name in self.pooled:
+            tokens_GTD = mean_of_joints(tokens_GTD, features_GTF)
         if mask_GT is None:
             mask_GT = torch.ones(tokens_GTD.shape[:2], dtype=torch.bool, device=null_D.device)
         if present_G is None or (present_G.device.type == "cpu" and present_G.all()):
@@ -117,6 +92,15 @@ class Conditioning(nn.Module):
         first_T = torch.arange(tokens_GTD.shape[1], device=null_D.device) == 0
         tokens_GTD = torch.where((~present_G1 & first_T)[..., None], null_D, tokens_GTD)
         return tokens_GTD, torch.where(present_G1, mask_GT, first_T)
+
+    def _pooled_features(self, conditions: Conditions, name: str) -> tuple[Tensor | None, Tensor | None]:
+        """Features and mask of one stream as they are embedded. Joints are pooled afterwards, when they have places."""
+        features_GTF, mask_GT = _features(conditions, name)
+        if features_GTF is None or name not in self.pooled or name == "pose":
+            return features_GTF, mask_GT
+        if name == "text":
+            return mean_of_words(features_GTF, mask_GT), None
+        return mean_of_neighbours(features_GTF, conditions.patch_grid), None
 
 
 def is_long(present: Mapping[str, Tensor]) -> Tensor:

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from trainer import randomness
 
 EMBEDDING_STD = 0.02
+_ZERO = ("modulation", "shared_modulation", "lora_up", "head", "smooth")
 
 
 def initialise(module: nn.Module, run_seed: int, prefix: str = "") -> None:
     """Draw all parameters of `module` in place.
 
-    Zero: all biases, modulation (adaLN-Zero), head and the closing convolution, so that blocks start as identities and
-    the first prediction is 0. One: query gains. Normal with std 0.02: null tokens, type and joint embeddings. All other
-    matrices: Xavier uniform.
+    Zero: all biases, modulation (adaLN-Zero; of a low-rank one the second factor), head and the closing convolution, so
+    that gated blocks start as identities and the first prediction is 0. One: query gains. Normal with std 0.02: null
+    and mask tokens, type and joint embeddings. All other matrices: Xavier uniform.
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -29,7 +30,7 @@ def initialise(module: nn.Module, run_seed: int, prefix: str = "") -> None:
 
 def _initial(name: str, parameter: Tensor, run_seed: int) -> Tensor:
     owner, _, leaf = name.rpartition(".")
-    if leaf == "bias" or owner.split(".")[-1] in ("modulation", "head", "smooth"):
+    if leaf == "bias" or owner.split(".")[-1] in _ZERO:
         return torch.zeros(parameter.shape)
     if leaf == "gain_D":
         return torch.ones(parameter.shape)

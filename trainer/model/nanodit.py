@@ -1,11 +1,12 @@
 """NanoDiT: a diffusion transformer on pixels that predicts the clean image.
 
-Shapes: B samples, C image channels, H x W pixels, N image tokens, K kept tokens, D channels, S condition tokens.
+Shapes: B samples, C image channels, H x W pixels, N image tokens, K kept tokens, D channels, S condition tokens,
+E channels per head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,11 +15,15 @@ from torch.nn.functional import silu
 
 from trainer.config import ModelConfig
 from trainer.data.sample import Conditions, StreamShapes
-from trainer.model.block import Block, modulate
+from trainer.model.block import Block
 from trainer.model.conditioning import Conditioning, Group, long_first
-from trainer.model.embeddings import TimeEmbedding, from_patches, positions_2d, to_patches
+from trainer.model.embeddings import TimeEmbedding
 from trainer.model.initial import initialise
+from trainer.model.modulation import NORMS, Drive, modulate, shared_modulation
+from trainer.model.patches import from_patches, patch_embedding, to_patches
+from trainer.model.positions import positions_2d, rotation_2d
 from trainer.model.tread import Route, gather_tokens, scatter_tokens
+from trainer.precision.autocast import full_precision, in_compute_dtype
 
 
 class Output(NamedTuple):
@@ -31,6 +36,13 @@ class Output(NamedTuple):
     x_BCHW: Tensor
     hidden_BND: Tensor | None
     head_BCHW: Tensor
+
+
+class Places(NamedTuple):
+    """Where the tokens of a grid stand: vectors that are added to them, or rotations of queries and keys."""
+
+    added_ND: Tensor | None
+    rotation_1NE: Tensor | None
 
 
 class Prediction(Protocol):
@@ -53,15 +65,19 @@ class NanoDiT(nn.Module):
         streams: StreamShapes,
         prediction: Prediction | None = None,
         image_channels: int = 3,
+        pooled: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.head_width = config.patch, config.width // config.heads
+        self.turns, self.norm = config.positions == "rope", NORMS[config.norm]
         features = image_channels * config.patch**2
-        self.patches = nn.Linear(features, config.width)
+        self.patches = patch_embedding(features, config.width, config.bottleneck)
         self.time = TimeEmbedding(config.width)
-        self.conditioning = Conditioning(streams, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.modulation = nn.Linear(config.width, 2 * config.width)
+        self.conditioning = Conditioning(config, streams, pooled)
+        self.shared_modulation = shared_modulation(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.block_count))
+        self.mask_D = nn.Parameter(torch.empty(config.width)) if config.maskdit.enabled else None
+        self.modulation = nn.Linear(config.width, 2 * config.width) if config.final_modulation else None
         self.head = nn.Linear(config.width, features)
         self.smooth = nn.Conv2d(image_channels, image_channels, 3, padding=1)
         self.prediction = prediction
@@ -100,6 +116,7 @@ class NanoDiT(nn.Module):
         back = there.argsort()
         return Output(*(None if part is None else part[back] for part in output))
 
+    @in_compute_dtype
     def _predict(
         self,
         z_BCHW: Tensor,
@@ -114,15 +131,17 @@ class NanoDiT(nn.Module):
         grid = (z_BCHW.shape[2] // self.patch, z_BCHW.shape[3] // self.patch)
         context = self.conditioning(conditions, present, sizes)
         time_BD = self.time(t_B)
-        drive_BD = silu(time_BD if context.cls_BD is None else time_BD + context.cls_BD)
-        x_BND = self.patches(to_patches(z_BCHW, self.patch))
-        # Positions are added before routing, so they travel with their tokens.
-        x_BND = x_BND + positions_2d(grid, x_BND.shape[-1], x_BND.device)
-        x_BND, hidden_BND = self._blocks(x_BND, drive_BD, context.groups, route, tap)
-        shift_B1D, scale_B1D = self.modulation(drive_BD).unsqueeze(1).chunk(2, dim=-1)
-        image_BCHW = from_patches(self.head(modulate(x_BND, shift_B1D, scale_B1D)), grid, self.patch)
-        head_BCHW = image_BCHW + self._smooth(image_BCHW)
-        x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
+        drive = self._drive(time_BD if context.cls_BD is None else time_BD + context.cls_BD)
+        # The residual stream is as precise as the images, whatever the blocks compute in.
+        x_BND = self.patches(to_patches(z_BCHW, self.patch)).to(z_BCHW.dtype)
+        # Positions are added before routing, or gathered with it: they travel with their tokens.
+        places = self._places(grid, x_BND)
+        x_BND = x_BND if places.added_ND is None else x_BND + places.added_ND
+        x_BND, hidden_BND = self._blocks(x_BND, drive, context.groups, places, route, tap)
+        with full_precision(z_BCHW.device):
+            image_BCHW = from_patches(self.head(self._modulate_last(x_BND, drive)), grid, self.patch)
+            head_BCHW = image_BCHW + self._smooth(image_BCHW)
+            x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
         return Output(x_BCHW, hidden_BND, head_BCHW)
 
     def _smooth(self, image_BCHW: Tensor) -> Tensor:
@@ -131,19 +150,47 @@ class NanoDiT(nn.Module):
             return self.smooth(image_BCHW)
         return self.smooth(image_BCHW.contiguous(memory_format=torch.channels_last)).contiguous()
 
+    def _drive(self, input_BD: Tensor) -> Drive:
+        drive_BD = silu(input_BD)
+        return Drive(drive_BD, None if self.shared_modulation is None else self.shared_modulation(drive_BD))
+
+    def _places(self, grid: tuple[int, int], x_BND: Tensor) -> Places:
+        if self.turns:
+            return Places(None, rotation_2d(grid, self.head_width, x_BND.device))
+        return Places(positions_2d(grid, x_BND.shape[-1], x_BND.device), None)
+
+    def _modulate_last(self, x_BND: Tensor, drive: Drive) -> Tensor:
+        if self.modulation is None:
+            return self.norm(x_BND)
+        shift_B1D, scale_B1D = self.modulation(drive.input_BD.to(x_BND.dtype)).unsqueeze(1).chunk(2, dim=-1)
+        return modulate(x_BND, shift_B1D, scale_B1D, self.norm)
+
     def _blocks(
-        self, x_BND: Tensor, drive_BD: Tensor, groups: tuple[Group, ...], route: Route | None, tap: int | None
+        self,
+        x_BND: Tensor,
+        drive: Drive,
+        groups: tuple[Group, ...],
+        places: Places,
+        route: Route | None,
+        tap: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        hidden_BND, skipped_BND = None, x_BND
+        hidden_BND, skipped_BND, rotation_BNE = None, x_BND, places.rotation_1NE
         for index, block in enumerate(self.blocks):
             if route is not None and index == route.first:
-                skipped_BND, x_BND = x_BND, gather_tokens(x_BND, route.keep_BK)
-            x_BND = block(x_BND, drive_BD, groups)
+                skipped_BND, x_BND = self._skipped(x_BND, places), gather_tokens(x_BND, route.keep_BK)
+                rotation_BNE = None if places.rotation_1NE is None else places.rotation_1NE[0][route.keep_BK]
+            x_BND = block(x_BND, drive, groups, rotation_BNE)
             if index == tap:
                 hidden_BND = x_BND
             if route is not None and index == route.last:
-                x_BND = scatter_tokens(skipped_BND, x_BND, route.keep_BK)
+                x_BND, rotation_BNE = scatter_tokens(skipped_BND, x_BND, route.keep_BK), places.rotation_1NE
         return x_BND, hidden_BND
+
+    def _skipped(self, x_BND: Tensor, places: Places) -> Tensor:
+        """What comes back where tokens were left out: themselves (TREAD), or the mask token in its place (MaskDiT)."""
+        if self.mask_D is None:
+            return x_BND
+        return (self.mask_D if places.added_ND is None else self.mask_D + places.added_ND).expand_as(x_BND)
 
 
 def build(
@@ -152,10 +199,11 @@ def build(
     run_seed: int,
     device: torch.device | str = "cpu",
     prediction: Prediction | None = None,
+    pooled: Collection[str] = (),
 ) -> NanoDiT:
-    """A NanoDiT with the initial weights of `run_seed` on `device`."""
+    """A NanoDiT with the initial weights of `run_seed` on `device`; `pooled` streams are averaged first."""
     with torch.device("meta"):
-        model = NanoDiT(config, streams)
+        model = NanoDiT(config, streams, pooled=pooled)
     model.to_empty(device="cpu")
     initialise(model, run_seed)
     model.prediction = prediction

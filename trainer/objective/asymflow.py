@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.model.embeddings import from_patches, to_patches
 from trainer.model.nanodit import Output
+from trainer.model.patches import from_patches, to_patches
 from trainer.objective.flow import Noisy, mean_per_sample, over_time
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-_MUON_NAME = re.compile(r"blocks\.\d+\.((self|cross)\.(q|k|v|out)|mlp\.(fc1|fc2))\.weight")
+_MUON_NAME = re.compile(r"blocks\.\d+\.((self|cross)\.(q|k|v|out)|mlp\.(fc1|fc2|gate))\.weight")
 
 
 class ParameterGroups(NamedTuple):

@@ -12,11 +12,16 @@ from trainer.rules import (
     checkpoint,
     data,
     distributed,
+    grid,
     model,
     objective,
     optimizer,
+    perceptual,
+    pose,
+    precision,
     repa,
     sampler,
+    segmentation,
     streams,
     tread,
     validation,
@@ -34,10 +39,15 @@ _RULES = (
     optimizer.rules,
     tread.rules,
     repa.rules,
+    perceptual.rules,
+    segmentation.rules,
     sampler.rules,
     validation.rules,
+    grid.rules,
+    pose.rules,
     checkpoint.rules,
     distributed.rules,
+    precision.rules,
 )
 
 
@@ -48,4 +58,4 @@ def issues(config: TrainerConfig) -> list[Issue]:
 
 def notes(config: TrainerConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    return list(remarks(config))
+    return [*remarks(config), *precision.remarks(config)]

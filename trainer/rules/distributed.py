@@ -10,13 +10,19 @@ from trainer.errors import Issue
 
 def rules(config: TrainerConfig) -> Iterator[Issue]:
     """Every demand that `config` does not meet, whatever the number of processes."""
-    watches_gradients = config.repa.enabled and config.repa.stop.kind == "gradient_cosine"
-    if config.distributed.strategy == "fsdp" and watches_gradients:
-        yield Issue(
-            "distributed.strategy",
-            "fsdp cannot look at the gradients of one process's images, as repa.stop.kind gradient_cosine asks",
-            "auto or ddp, or another repa.stop.kind",
-        )
+    if config.distributed.strategy == "fsdp":
+        for key, reason in hindrances(config):
+            yield Issue("distributed.strategy", f"fsdp and {key}: {reason}", f"auto or ddp, or another {key}")
+
+
+def hindrances(config: TrainerConfig) -> Iterator[tuple[str, str]]:
+    """What keeps a run from being divided among processes: the key, and why."""
+    if config.repa.enabled and config.repa.stop.kind == "gradient_cosine":
+        yield "repa.stop.kind", "gradient_cosine looks at the gradients of one process's images, and all must compute"
+    if config.precision.compute == "fp16":
+        yield "precision.compute", "whether an fp16 update overflows is not known to the owner of one weight alone"
+    if config.precision.fp8.enabled:
+        yield "precision.fp8.enabled", "the scales of FP8 weights are not kept in slices"
 
 
 def shared_by(config: TrainerConfig, processes: int) -> Iterator[Issue]:

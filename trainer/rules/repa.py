@@ -27,9 +27,9 @@ def rules(config: TrainerConfig) -> Iterator[Issue]:
     if repa.stop.kind == "linear" and repa.stop.start >= config.repa_end:
         yield Issue("repa.stop.start", "the line must start before it ends", f"a share below {config.repa_end}")
     first, last = config.routed_blocks
-    if repa.projector == "conv" and config.tread.enabled and first <= config.repa_block <= last:
+    if repa.projector == "conv" and config.routed_steps and first <= config.repa_block <= last:
         yield Issue(
             "repa.projector",
-            f"a convolution needs all tokens of the grid, but block {config.repa_block} is routed",
+            f"a convolution needs all tokens of the grid, but block {config.repa_block} sees some of them",
             ("mlp", "linear"),
         )
