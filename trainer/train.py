@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import checkpoint
@@ -61,39 +62,40 @@ def train(
         require_means(document.config, team.device)
         if isinstance(team, Processes) and not team.is_leader:
             return follow(document, run_dir, team, stop)
-        begin = (attempt, resume, from_step, from_run)
-        return team.end(_lead(config_path, run_dir, document, team, stop, stop_after, *begin))
+        begin = Beginning(attempt, resume, from_step, from_run, stop_after)
+        return team.end(lead(config_path, run_dir, document, team, stop, begin))
 
 
-def _lead(
-    config_path: Path,
-    run_dir: Path,
-    document: Document,
-    team: Team,
-    stop: StopRequest,
-    stop_after: int | None,
-    attempt: int | None,
-    resume: bool,
-    from_step: int | None,
-    from_run: Path | None,
-) -> int:
-    """Train as the process that decides and writes."""
-    _refuse_to_train_over(run_dir, resume)
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where an attempt starts and where it ends before its time; as `train` says."""
+
+    attempt: int | None = None
+    resume: bool = False
+    from_step: int | None = None
+    from_run: Path | None = None
+    stop_after: int | None = None
+
+
+def lead(config_path: Path, run_dir: Path, document: Document, team: Team, stop: StopRequest, begin: Beginning) -> int:
+    """Train as the process that decides and writes; the exit code. Raises what `train` raises."""
+    from_step, from_run = begin.from_step, begin.from_run
+    _refuse_to_train_over(run_dir, begin.resume)
     origin = None if from_run is None or from_step is None else find_origin(from_run, from_step, document)
     _claim(config_path, run_dir, document)
     source = open_source(document.config, document.seed)
-    number = _next_attempt(run_dir) if attempt is None else attempt
-    if from_step is not None and resume:
+    number = _next_attempt(run_dir) if begin.attempt is None else begin.attempt
+    if from_step is not None and begin.resume:
         _go_back(run_dir, from_step, number)
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
         control = Control(run_dir, number)
         session = open_session(document, run_dir, source, team.device, telemetry, control, stop, team)
         with session.batches:
             announce(session, number)
-            step = _first_step(session, resume, origin)
+            step = _first_step(session, begin.resume, origin)
             share_beginning(session.learner)
             _start_point(session, step)
-            step = _loop(session, step, stop_after)
+            step = _loop(session, step, begin.stop_after)
             return _end(session, step)
 
 

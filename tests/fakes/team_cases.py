@@ -1,11 +1,11 @@
-"""Several tiny trainings by one team of processes, which costs only one start: `python -m tests.fakes.team_cases OUT`.
+"""Several tiny trainings by one team, which costs only one start of a process: `python -m tests.fakes.team_cases`.
 
-The environment says who belongs to the team, as torchrun writes it. OUT gets what the leader holds in the end.
+The environment says who belongs to the team, as torchrun writes it. The leader, a test, orders one training after the
+other.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from trainer.data import open_source
 from trainer.data.batches import Batches
 from trainer.distributed.following import follow, share_beginning
 from trainer.distributed.launch import open_team
-from trainer.distributed.team import END, Processes, Team
-from trainer.document import Document, parse_config
+from trainer.distributed.team import Processes, Team
+from trainer.document import load_document, parse_config
 from trainer.step import Learner
 
 STEPS = 4
+SEED = 5
 FIRST = {"cosine": 47}  # gradients are compared every 50 steps
 BLOCK: dict[str, Any] = {
     "steps": 20,
@@ -48,14 +49,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def document(case: str) -> Document:
-    """The configuration of one case."""
-    return Document(parse_config({**BLOCK, **CASES[case]}), 5, case)
+def block(case: str) -> dict[str, Any]:
+    """The trainer block of one case."""
+    return {**BLOCK, **CASES[case]}
 
 
 def trained(case: str, team: Team) -> dict[str, Any]:
     """Lead one training: what every step reported, and what a checkpoint would store."""
-    config, seed = document(case).config, document(case).seed
+    config, seed = parse_config(block(case)), SEED
     source = open_source(config, seed)
     learner = Learner(config, source.streams, seed, team.device, team=team)
     share_beginning(learner)
@@ -74,22 +75,14 @@ def trained(case: str, team: Team) -> dict[str, Any]:
     }
 
 
-def main(out: Path) -> None:
-    """Train all cases, as the leader or as one who follows."""
+def main() -> None:
+    """Follow the leader through one training after the other."""
     torch.set_num_threads(1)
-    first = document(next(iter(CASES)))
-    with open_team(first.config, None, ()) as team:
+    with open_team(parse_config({**BLOCK, "accumulation": 2}), None, ()) as team:
         assert isinstance(team, Processes), "the environment names no team"
-        if not team.is_leader:
-            for case in CASES:
-                follow(document(case), out.parent, team, StopRequest())
-            return
-        found = {}
-        for case in CASES:
-            found[case] = trained(case, team)
-            team.order(END, code=0)
-        torch.save(found, out)
+        while (order := team.next_order())["do"] == "train":
+            follow(load_document(Path(order["config"])), Path(order["run_dir"]), team, StopRequest())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -23,6 +23,7 @@ from trainer.errors import TeamError
 
 STEP, GATHER, END = "step", "gather", "end"
 _ORDER_LOOK = timedelta(hours=1)  # a leader that is gone is noticed at once: the store goes with it
+_KEPT_ORDERS = 64
 _LATER_S = 30.0
 _LOOK_S = 2.0  # by then a process that failed is known to have failed
 
@@ -133,8 +134,8 @@ class Processes(Team):
         if self._peers is not None and (failure := self._peers.failure()) is not None:
             raise failure
         self._store.set(f"order/{self._orders}", json.dumps({"do": what, **details}))
-        if self._orders >= 2:  # all have met during the order before this one, so they have read the one before that
-            self._store.delete_key(f"order/{self._orders - 2}")
+        if self._orders >= _KEPT_ORDERS:  # all have met since then, so they have read it
+            self._store.delete_key(f"order/{self._orders - _KEPT_ORDERS}")
         self._orders += 1
 
     def next_order(self) -> dict[str, Any]:
