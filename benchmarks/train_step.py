@@ -17,23 +17,19 @@ of the one computing thread, on a GPU the wall clock between two synchronisation
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Conditions, Sample, StreamShapes, collate
-from trainer.device import keep_freed_memory
 from trainer.document import parse_config
 from trainer.meter import Meter
 from trainer.model.tread import Route, keep_from_noise

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import HomeError
+
+LOOKS = 5
+LOOK_S = 0.01
+"""Who only asks whether the lock is held shares it for an instant (`is_held`); a holder keeps it through all looks."""
 
 
 class HomeLock:
@@ -24,9 +30,7 @@ class HomeLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise HomeError(f"{self._path}: the lock cannot be opened: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _is_taken(descriptor):
             os.close(descriptor)
             return False
         os.ftruncate(descriptor, 0)
@@ -41,8 +45,19 @@ class HomeLock:
             self._descriptor = None
 
 
+def _is_taken(descriptor: int) -> bool:
+    """Take the lock for this descriptor unless somebody holds it; says whether it is taken."""
+    for look in range(LOOKS):
+        if look:
+            time.sleep(LOOK_S)
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
+
+
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock now. Takes nothing and changes nothing."""
+    """Whether some process holds the lock now. Keeps nothing and changes nothing."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

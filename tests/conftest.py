@@ -11,11 +11,16 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "
     os.environ[variable] = "1"
 os.environ.pop("RUNNER_HOME", None)
 os.environ["MPLBACKEND"] = "Agg"
+# A test that starts processes starts many of the same program: without this each of them compiles all of it again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest  # noqa: E402  (the thread caps must be set before anything loads OpenMP)
-from hypothesis import settings  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
-settings.register_profile("armature", deadline=None, derandomize=True, max_examples=60)
+# How long a draw takes says how busy the machine is, and nothing about the strategy.
+settings.register_profile(
+    "armature", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("armature")
 
 _LOOPBACK = ("127.", "::1", "localhost")

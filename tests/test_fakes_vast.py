@@ -258,7 +258,7 @@ def test_a_page_has_five_by_default_and_bad_parameters_are_refused() -> None:
 def test_calls_too_early_get_429_in_both_forms_and_are_counted() -> None:
     caller, statuses, texts = Caller(), [], []
     for _ in range(4):
-        answer = caller.session.get(f"{HERE}/api/v1/instances/", timeout=5)
+        answer = caller.session.get(f"{HERE}/api/v1/instances/", timeout=20)
         statuses.append(answer.status_code)
         texts.append(answer.headers["Content-Type"])
     assert statuses == [200, 429, 429, 429]
@@ -273,11 +273,11 @@ def test_a_create_too_early_closes_the_route_for_twelve_seconds_and_other_keys_a
     caller = Caller()
     caller.create()
     put = f"{HERE}/api/v0/asks/101/"
-    assert caller.session.put(put, json={"image": "i"}, timeout=5).status_code == 429
+    assert caller.session.put(put, json={"image": "i"}, timeout=20).status_code == 429
     caller.clock.advance(11)
-    assert caller.session.put(put, json={"image": "i"}, timeout=5).status_code == 429
+    assert caller.session.put(put, json={"image": "i"}, timeout=20).status_code == 429
     other = {"Authorization": f"Bearer {LIMITED_KEY}"}
-    assert caller.session.put(put, json={"image": "i"}, headers=other, timeout=5).status_code == 200
+    assert caller.session.put(put, json={"image": "i"}, headers=other, timeout=20).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_create_too_early_closes_the_route_for_twelve_seconds_and_other_keys_a
 def test_strict_mode_names_what_a_careful_client_never_does(method: str, path: str, body: Any, wrong: str) -> None:
     caller = Caller()
     caller.fake.assert_clean()
-    caller.session.request(method, HERE + path, json=body, timeout=5)
+    caller.session.request(method, HERE + path, json=body, timeout=20)
     with pytest.raises(AssertionError, match=wrong):
         caller.fake.assert_clean()
 
@@ -640,10 +640,10 @@ def test_logs_are_ordered_and_lie_ready_later() -> None:
     caller.fake.logs[number] = [f"line {place}" for place in range(20)]
     path = f"/api/v0/instances/request_logs/{number}/"
     url = caller.ask("PUT", path, {"tail": "3"}).json()["result_url"]
-    assert caller.session.get(url, timeout=5).status_code == 403
+    assert caller.session.get(url, timeout=20).status_code == 403
     caller.clock.advance(2)
-    assert caller.session.get(url, timeout=5).text == "line 17\nline 18\nline 19\n"
-    assert caller.session.get(f"{url}9", timeout=5).status_code == 404
+    assert caller.session.get(url, timeout=20).text == "line 17\nline 18\nline 19\n"
+    assert caller.session.get(f"{url}9", timeout=20).status_code == 404
 
 
 def test_ssh_keys_of_the_account_reach_instances_created_after_them() -> None:
@@ -709,7 +709,7 @@ def test_the_server_answers_many_clients_and_cuts_connections() -> None:
 
         def take(ask_id: int) -> None:
             answer = requests.put(
-                f"{server.url}/api/v0/asks/{ask_id}/", json={"image": "i", "label": "one"}, timeout=10,
+                f"{server.url}/api/v0/asks/{ask_id}/", json={"image": "i", "label": "one"}, timeout=20,
                 headers={"Authorization": f"Bearer {FULL_KEY}"},
             )  # fmt: skip
             statuses.append(answer.status_code)
@@ -722,7 +722,7 @@ def test_the_server_answers_many_clients_and_cuts_connections() -> None:
         assert sorted(statuses) == [200, 429, 429, 429, 429, 429]  # time stands still: all but one came too early
         (instance,) = fake.existing()
         with pytest.raises(requests.ConnectionError):
-            session.delete(f"{server.url}/api/v0/instances/{instance.id}/", json={}, timeout=10)
+            session.delete(f"{server.url}/api/v0/instances/{instance.id}/", json={}, timeout=20)
         assert fake.existing() == []
         clock.advance(APART_S)
         fake.plan.script("GET", "/api/v1/instances/", Fault(latency_s=30))

@@ -31,11 +31,11 @@ def test_the_command_serves_real_machines_until_it_is_told_to_end(tmp_path: Path
         environment = dict(word.split("=", 1) for word in said[1:])
         url, headers = environment["VAST_URL"], {"Authorization": f"Bearer {environment['VAST_API_KEY']}"}
         assert url.startswith("http://127.0.0.1:")
-        offers = requests.post(f"{url}/api/v0/bundles/", json={"num_gpus": {"eq": 2}}, headers=headers, timeout=20)
+        offers = requests.post(f"{url}/api/v0/bundles/", json={"num_gpus": {"eq": 2}}, headers=headers, timeout=60)
         ask_id = offers.json()["offers"][0]["id"]
         stray = tmp_path / "stray"
         wanted = {"image": "torch:2", "runtype": "ssh_direc ssh_proxy", "label": "demo", "onstart": strays(stray)}
-        requests.put(f"{url}/api/v0/asks/{ask_id}/", json=wanted, headers=headers, timeout=20)
+        requests.put(f"{url}/api/v0/asks/{ask_id}/", json=wanted, headers=headers, timeout=60)
         until(lambda: len([pid for pid in running(stray) if pid != fake.pid]) >= 3)
         printed = ""
         while "running (demo); " not in printed:
@@ -44,7 +44,7 @@ def test_the_command_serves_real_machines_until_it_is_told_to_end(tmp_path: Path
             printed += line
         fake.terminate()
         printed += fake.stdout.read()
-        assert fake.wait(20) == 0
+        assert fake.wait(60) == 0
     assert "together: 1 instances, " in printed
     assert "left behind: 1 instances" in printed
     assert running(stray) == []

@@ -49,7 +49,7 @@ class Rig:
     def ask(self, method: str, path: str, body: Any = None, key: str = FULL_KEY) -> Any:
         self.clock.advance(APART_S)
         headers = {"Authorization": f"Bearer {key}"}
-        found = requests.request(method, self.server.url + path, json=body or {}, headers=headers, timeout=20)
+        found = requests.request(method, self.server.url + path, json=body or {}, headers=headers, timeout=60)
         return found.json()
 
     def rent(self, ask_id: int = 100, trouble: str = "", **fields: Any) -> int:
@@ -80,7 +80,7 @@ class Rig:
         """The log as a client reads it: asked for, then fetched without a key."""
         url = self.ask("PUT", f"/api/v0/instances/request_logs/{number}/", {"tail": "100"})["result_url"]
         self.clock.advance(APART_S)
-        return requests.get(url, timeout=20).text.splitlines()
+        return requests.get(url, timeout=60).text.splitlines()
 
     def host(self, number: int) -> SshHost:
         record = self.show(number)
@@ -93,8 +93,8 @@ class Rig:
         host = self.host(number)
         with paramiko.SSHClient() as client:
             client.get_host_keys().add(f"[{host.address}]:{host.port}", *self.host_key(number))
-            client.connect(host.address, host.port, host.user, key_filename=host.keys[0], timeout=10)
-            _, output, _ = client.exec_command(command, timeout=20)
+            client.connect(host.address, host.port, host.user, key_filename=host.keys[0], timeout=60)
+            _, output, _ = client.exec_command(command, timeout=60)
             said = output.read().decode()
             return output.channel.recv_exit_status(), said
 

@@ -22,6 +22,7 @@ import pytest
 
 from provisioning import fetch
 from tests.fakes.others import as_nobody, open_to_others
+from tests.fakes.sshd import free_port
 
 PROGRAM = str(Path(fetch.__file__))
 CONTENT = bytes(range(256)) * 4000
@@ -235,7 +236,7 @@ def test_the_second_waits_for_the_first(site: Site, address: str, target: Path) 
         assert "waiting" in second.stdout.readline()
         target.write_bytes(b"what the first has fetched")
         os.close(lock)
-        assert second.wait(timeout=30) == 0
+        assert second.wait(timeout=60) == 0
         second.stdout.read()
     assert target.read_bytes() == b"what the first has fetched"
     assert not site.asked
@@ -343,9 +344,7 @@ def daemon(tmp_path: Path) -> Iterator[Callable[[str], str]]:
     """A real rsync daemon on loopback that serves tmp_path/served as the module `data`."""
     if shutil.which("rsync") is None:
         pytest.fail("rsync is not installed: apt-get install rsync")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     served = tmp_path / "served"
     (served / "faces" / "deep").mkdir(parents=True)
     (served / "faces" / "a.png").write_bytes(CONTENT)
@@ -355,7 +354,7 @@ def daemon(tmp_path: Path) -> Iterator[Callable[[str], str]]:
     settings.write_text(f"use chroot = no\nuid = root\ngid = root\n[data]\npath = {served}\nread only = yes\n")
     argv = ["rsync", "--daemon", "--no-detach", f"--port={port}", "--address=127.0.0.1", f"--config={settings}"]
     with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -47,7 +47,7 @@ def test_processes_that_make_it_at_once_get_the_same(tmp_path: Path) -> None:
             assert maker.stdout.readline() == "ready\n"
     finally:
         gate.touch()
-        lines = {maker.communicate(timeout=20)[0] for maker in makers}
+        lines = {maker.communicate(timeout=60)[0] for maker in makers}
     assert lines == {home_key(path).public_line + "\n"}
     assert sorted(one.name for one in tmp_path.iterdir()) == ["gate", "key"]
 

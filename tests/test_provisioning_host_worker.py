@@ -208,7 +208,7 @@ class Broken:
         self._error = error
 
     def ask(self, *_: Any) -> Any:
-        assert self.may_break.wait(20)
+        assert self.may_break.wait(60)
         raise self._error
 
     def close(self) -> None:

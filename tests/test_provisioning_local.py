@@ -75,7 +75,7 @@ class TestTheProvider:
         heavy = "{'pynvml', 'runner', 'torch', 'sqlalchemy', 'paramiko', 'requests'}"
         code = f"import sys, provisioning; print(sorted({heavy} & set(sys.modules)))"
         root = str(SUPERVISOR.parents[1])
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True, timeout=20)
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True, timeout=60)
         assert done.stdout == b"[]\n"
         made = PROVIDERS["local"](Setting(str(SUPERVISOR), {}, SUPERVISOR.parent))
         assert isinstance(made, LocalProvider)
@@ -189,7 +189,7 @@ class TestFiles:
         )
         done = subprocess.run(
             [sys.executable, "-c", code, str(secret)],
-            cwd=str(SUPERVISOR.parents[1]), capture_output=True, check=True, timeout=20, text=True,
+            cwd=str(SUPERVISOR.parents[1]), capture_output=True, check=True, timeout=60, text=True,
         )  # fmt: skip
         assert done.stdout == f"this machine cannot read {secret}: Permission denied\n"
 
@@ -230,7 +230,7 @@ class TestProcesses:
         )
         done = subprocess.run(
             [sys.executable, "-c", code, str(os.getpid())],
-            cwd=str(SUPERVISOR.parents[1]), capture_output=True, check=True, timeout=20,
+            cwd=str(SUPERVISOR.parents[1]), capture_output=True, check=True, timeout=60,
         )  # fmt: skip
         ours = identity_of(os.getpid())
         assert ours is not None

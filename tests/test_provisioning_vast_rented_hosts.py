@@ -288,7 +288,7 @@ def befalls(rig: Rig, number: int, event: str) -> None:
 
 
 def test_a_machine_that_we_talk_to_is_kept_and_one_that_we_left_goes(rig: Rig) -> None:
-    rig.provider._times = SwitchTimes(1.0, 1.0, 0.05, 0.1)
+    rig.provider._times = SwitchTimes(2.0, 2.0, 0.05, 0.1)
     handle = rig.rented()
     number = int(handle.host)
     assert isinstance(rig.inspected(handle), Fit)
@@ -296,10 +296,10 @@ def test_a_machine_that_we_talk_to_is_kept_and_one_that_we_left_goes(rig: Rig) -
     run = rig.folder / "here" / "study" / "run"
     shell.follow({str(run): ()})
     shell.spawn([launch_spec(shell.path_there(str(run)), "true")])
-    talked_until_s = time.monotonic() + 2.5
+    talked_until_s = time.monotonic() + 3.5
     while time.monotonic() < talked_until_s:
         assert rig.fake.world.instances[number].living
         time.sleep(0.02)
     rig.provider.close()
     until(lambda: not rig.fake.world.instances[number].living)
-    assert time.monotonic() >= talked_until_s + 0.9
+    assert time.monotonic() >= talked_until_s + 1.9

@@ -24,7 +24,7 @@ TELL = "import sys; from pathlib import Path; Path(sys.argv[1]).open('a').write(
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    found = Lab(tmp_path)
+    found = Lab(tmp_path, draws_reports=False)
     yield found
     found.clean_up()
 

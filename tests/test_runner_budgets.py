@@ -28,18 +28,18 @@ from runner.budgets import (
     meter,
     over_budget,
 )
-from runner.home import Home, create_home
+from runner.home import Home
 from runner.lock import HomeLock
 from runner.plan import Capacity, make_plan
 from runner.schedule import BUDGET
 from runner.spec.models import DEFAULT_BUDGET
 from runner.spending import Spending
 from runner.store import tables
-from runner.store.database import create_or_upgrade
 from runner.store.facts import StoredRun, open_runs
 from runner.store.session import Session
 from runner.store.usage import read_usage
 from tests.fakes.arms import command_arm
+from tests.fakes.new_database import new_database
 
 H = 3600.0
 FREE = Rate()
@@ -196,9 +196,9 @@ def test_a_launch_is_weighed_by_run_and_by_study() -> None:
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
     home = Home(tmp_path / "runs")
-    create_home(home)
+    new_database(home)
     lock = HomeLock(home.lock)
-    create_or_upgrade(home, lock)
+    assert lock.acquire()
     found = Session(home.database, pid=os.getpid(), now=0.0)
     yield found
     found.close()

@@ -228,7 +228,7 @@ def test_importing_runner_loads_nothing_else() -> None:
 def test_a_live_study_is_read_and_exported_while_its_controller_works(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab = Lab(tmp_path)
+    lab = Lab(tmp_path, draws_reports=False)
     lab.run("launch", lab.arm("A", steps=400), "--detach")
     try:
         run = lab.until(lambda: (found := lab.status().get("A-s0")) and found["step"] >= 5 and found, "five steps")

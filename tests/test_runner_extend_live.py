@@ -58,7 +58,7 @@ print(f"from {begin} to {steps}")
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    found = Lab(tmp_path)
+    found = Lab(tmp_path, draws_reports=False)
     yield found
     found.clean_up()
 
@@ -98,6 +98,7 @@ def config_of(lab: Lab, name: str) -> str:
 
 
 def test_a_finished_training_goes_on_with_the_schedule_of_the_longer_run(lab: Lab) -> None:
+    lab.draws_reports = True
     arm = trainer_arm(lab)
     lab.run("launch", arm, "--detach")
     before = lab.until_state("T-s0", "finished")

@@ -89,7 +89,7 @@ class Rig:
         self.start()
 
     def step_until(self, is_so: Callable[[list[str]], bool]) -> list[str]:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             found = self.controller.step()
             states = self.states()
@@ -119,7 +119,7 @@ def _no_report(_home: Home, _study: str) -> Any:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    found = Rig(Lab(tmp_path))
+    found = Rig(Lab(tmp_path, draws_reports=False))
     monkeypatch.setitem(runner.launching.PROVIDERS, "local", found.provider)  # type: ignore[arg-type]
     monkeypatch.setattr("runner.reporting.history.studies_without_report", lambda *_: {})
     yield found

@@ -22,17 +22,16 @@ from sqlalchemy import insert, select, update
 from provisioning.base import Handle, HostLost, Offer, Slot
 from provisioning.host_worker import HostWorker
 from provisioning.questions import Question, Steps
-from runner.home import Home, create_home
+from runner.home import Home
 from runner.homecoming import NAMED_FILES, Homecoming, Limits
-from runner.lock import HomeLock
 from runner.places import Places
 from runner.records import AttemptKind, RunState
 from runner.store import changes, leases, tables
-from runner.store.database import create_or_upgrade
 from runner.store.session import Session
 from tests.fakes.asked_agent import AskedAgent
 from tests.fakes.attempts import until
 from tests.fakes.files_now import files_now
+from tests.fakes.new_database import new_database
 
 LIMITS = Limits(again_s=10.0, within_s=3600.0, tries=3)
 RUN = "lab/A-s0-1"
@@ -115,11 +114,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.home = Home(self.folder / "runs")
-        create_home(self.home)
-        lock = HomeLock(self.home.lock)
-        assert lock.acquire()
-        create_or_upgrade(self.home, lock)
-        lock.release()
+        new_database(self.home)
         self.session = Session(self.home.database, pid=1, now=self.now)
         self.far = Far(self.home.root, self.folder / "there")
         for name, data in FILES.items():
@@ -489,7 +484,7 @@ class HeldAgent:
     def ask(self, kind: TypeAdapter[Any], verb: str, *_arguments: Any) -> Any:
         if verb == "held":
             self.asked.set()
-            self.may_go_on.wait(30)
+            self.may_go_on.wait(60)
             raise HostLost("the connection is gone")
         return kind.validate_python(1)
 
@@ -509,7 +504,7 @@ def last_words(asked: threading.Event, may_go_on: threading.Event) -> Steps[int]
     """Work that is let be between its last answer and its result."""
     yield Question(NUMBER, "quick", ())
     asked.set()
-    may_go_on.wait(30)
+    may_go_on.wait(60)
     return 2
 
 
@@ -533,7 +528,7 @@ def test_work_that_nobody_wants_any_more_leaves_its_host_alone(where: str) -> No
     worker = HostWorker(agent, pause_s=0.01, look_s=0.01)
     steps = held() if where == "its question is lost" else last_words(agent.asked, agent.may_go_on)
     work = worker.carry_out(steps)
-    assert agent.asked.wait(30)
+    assert agent.asked.wait(60)
     work.cancel()  # the run works there again
     agent.may_go_on.set()
 

@@ -36,7 +36,7 @@ from tests.fakes.arms import command_arm
 from tests.fakes.stored_study import StoredStudy
 from tests.test_runner_controller import Killed
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 WORDS = {"source": "regex", "pattern": r"step (?P<step>\d+) loss=(?P<loss>\S+)"}
 
 

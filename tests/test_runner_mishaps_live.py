@@ -225,7 +225,7 @@ def test_an_attempt_that_fell_silent_is_forgotten_when_its_run_has_ended_by_anot
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuRig]:
     """A machine with one GPU on which somebody else computes."""
-    found = GpuRig(Lab(tmp_path))
+    found = GpuRig(Lab(tmp_path, draws_reports=False))
     monkeypatch.setitem(runner.launching.PROVIDERS, "local", found.provider)  # type: ignore[arg-type]
     monkeypatch.setattr("runner.reporting.history.studies_without_report", lambda *_: {})
     owners = {pid: ProcessOwner("anna", f"python train-{pid}.py") for pid in (42, 43)}

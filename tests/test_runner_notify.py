@@ -18,17 +18,18 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from runner.home import Home, create_home
+from runner.home import Home
 from runner.lock import HomeLock
 from runner.notify import RETRY_AFTER_S, Notifier
 from runner.spec.notices import DEFAULT_NOTICES, address_problem, holds_secret, notice_problems
 from runner.store import outbox, tables
-from runner.store.database import create_or_upgrade
 from runner.store.opening import driver_of
 from runner.store.session import Session
 from runner.store.untold import Untold, given_up, untold
+from tests.fakes.files_now import files_now
+from tests.fakes.new_database import new_database
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 WRITE = "import json, sys; from pathlib import Path; Path(sys.argv[1]).open('a').write(sys.stdin.read())"
 SECRET = "hooks-T0123456789abcdef"
 
@@ -167,9 +168,9 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     home = Home(tmp_path / "runs")
-    create_home(home)
+    new_database(home)
     lock = HomeLock(home.lock)
-    create_or_upgrade(home, lock)
+    assert lock.acquire()
     found = Desk(home, Session(home.database, pid=os.getpid(), now=0.0), dict(os.environ))
     yield found
     for notifier in found.notifiers:
@@ -567,8 +568,7 @@ def test_no_secret_is_written_down(desk: Desk, receiver: Receiver, capsys: pytes
     assert "tok-0123456789" not in printed
     assert set(first[2].split("; ")) == {"webhook: HTTP 404", "command: exit code 1: token ***"}
     assert second[2] == "webhook: it cannot be reached"
-    for path in desk.home.root.iterdir():
-        data = path.read_bytes() if path.is_file() else b""
+    for data in files_now(desk.home.root).values():
         assert SECRET.encode() not in data
         assert b"tok-0123456789" not in data
 

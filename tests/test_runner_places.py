@@ -15,16 +15,16 @@ from provisioning.gpu_watch import GpuProcess, GpuReading
 from provisioning.gpus import Gpu, GpuSurvey
 from provisioning.local import LocalProvider
 from runner.errors import InfrastructureError
-from runner.home import Home, create_home
+from runner.home import Home
 from runner.lock import HomeLock
 from runner.places import Places, left_out, refuse_occupied
 from runner.quarantine import RELEASE_WITHIN_S, REPROBE_S
 from runner.records import AttemptKind, RunState
 from runner.run_facts import Shape
 from runner.store import changes, tables
-from runner.store.database import create_or_upgrade
 from runner.store.facts import StoredRun, read_run
 from runner.store.session import Session
+from tests.fakes.new_database import new_database
 
 UUIDS = ("GPU-aa", "GPU-bb")
 GPU_SHAPE, CPU_SHAPE = Shape(1, 1), Shape(0, 1)
@@ -116,9 +116,9 @@ def _insert_run(connection: Connection, name: str, number: int) -> None:
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     home = Home(tmp_path / "runs")
-    create_home(home)
+    new_database(home)
     lock = HomeLock(home.lock)
-    create_or_upgrade(home, lock)
+    assert lock.acquire()
     session = Session(home.database, pid=1, now=1.0)
     yield Rig(session, FakeDriver())
     session.close()

@@ -580,7 +580,7 @@ def test_what_is_no_answer_of_a_provider_is_not_swallowed(bench: Bench) -> None:
         bench.step(WANT)
 
 
-def _until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def _until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
@@ -604,7 +604,7 @@ def test_nothing_that_hangs_holds_up_a_release(tmp_path: Path) -> None:
         renting._watch.soon(0.0)
         began_s = time.monotonic()
         renting.step([WANT])
-        assert time.monotonic() - began_s < 5.0  # a step waits for nobody
+        assert time.monotonic() - began_s < 20.0  # a step waits for nobody: the list comes after thirty seconds
         renting.release(1, "done")
 
         def is_gone() -> bool:

@@ -46,6 +46,7 @@ def acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acting]:
 
 def sick(acting: Acting, **policy: Any) -> None:
     """A run past its best checkpoint, of step 30, that the judge has just given up."""
+    (acting.lab.folder / "wait-train").touch()
     acting.launch(acting.arm(steps=300, policy={**POLICY, **policy}))
     acting.rounds(lambda: acting.run()["step"] > 36)
     acting.says = verdict("rescue")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.files_now import files_now
+from tests.fakes.files_now import files_now, names_now
 from tests.fakes.vast.account import SCOPES, ApiKey
 from tests.fakes.vast.answers import Answer
 from tests.fakes.vast.faults import Fault
@@ -154,13 +154,13 @@ def test_no_secret_is_kept_shown_or_sent(lab: VastLab, planted: Planted, tmp_pat
         (machine,) = lab.ours()
         there = lab.home_there(machine).parent
         kept_there = holders(planted, there)
-        files_there = {one.name for one in there.rglob("*")}
-        out, err = launched.communicate(timeout=60.0)
+        files_there = names_now(there)
+        out, err = launched.communicate(timeout=120.0)
         assert launched.returncode == 0, err
         lab.until_released()
         said = [out, err]
         commands = [lab.start(*words) for words in (["status"], ["status", "--json"], ["offers"], ["doctor"])]
-        said += [text for command in commands for text in command.communicate(timeout=60.0)]
+        said += [text for command in commands for text in command.communicate(timeout=120.0)]
 
     (run,) = lab.status().values()
     assert run["state"] == "finished"
@@ -198,7 +198,7 @@ def check_the_provider_heard_nothing(lab: VastLab, planted: Planted, heard: Over
 
 def check_the_key_of_the_home(lab: VastLab, folder: Path) -> None:
     """The private half of the home's own key pair is in its file alone, which nobody else can read."""
-    (file,) = [path for path in lab.home.iterdir() if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+    (file,) = [path for path, data in files_now(lab.home).items() if b"PRIVATE KEY" in data]
     assert file.stat().st_mode & 0o077 == 0
     lines = file.read_text().splitlines()
     own = Planted({str(number): line for number, line in enumerate(lines[2:-2])})  # the first begins as any such key

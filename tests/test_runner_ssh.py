@@ -43,6 +43,7 @@ def here(lab: SshLab) -> Iterator[Rounds]:
 
 
 def test_two_arms_on_two_hosts_give_what_they_give_here(lab: SshLab, tmp_path: Path) -> None:
+    lab.draws_reports = True
     pythons: dict[str, Path] = {}
     for name in ("ada", "bob"):
         pythons[name] = lab.add_host(name).folder / "python"

@@ -51,7 +51,7 @@ def arm(setup: str | None = None, data: dict[str, str] | None = None, **changes:
     return command_arm(environment={"python": None, "setup": setup}, data=data or {}, **changes)
 
 
-def until_settled(shell: Shell, wanted: tuple[Job, ...], within_s: float = 30.0) -> list[Progress]:
+def until_settled(shell: Shell, wanted: tuple[Job, ...], within_s: float = 60.0) -> list[Progress]:
     """Steps until nothing waits any more."""
     deadline, steps = time.monotonic() + within_s, []
     while not steps or steps[-1].waiting:
@@ -61,7 +61,7 @@ def until_settled(shell: Shell, wanted: tuple[Job, ...], within_s: float = 30.0)
     return steps
 
 
-def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline

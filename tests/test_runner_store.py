@@ -34,13 +34,14 @@ from runner.store.opening import driver_of
 from runner.store.points import read_position, write_taken
 from runner.store.session import Session
 from runner.store.status import read_status
+from tests.fakes.new_database import new_database
 from tests.fakes.others import as_nobody, open_to_others
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     found = Home(tmp_path)
-    create(found)
+    new_database(found)
     return found
 
 
@@ -415,7 +416,7 @@ def test_memory_and_the_kept_best_equal_the_stored_view(
 
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder))
-        create(home)
+        new_database(home)
         session = Session(home.database, pid=1, now=1.0)
         document = {"primary": {"metric": "loss", "direction": direction, "select": "best"}}
         run = add_run(session, document=document, steps_total=steps_total)

@@ -23,6 +23,7 @@ from tests.fakes.attempts import (
     completed_claim,
     document,
     is_ready,
+    text,
     until,
 )
 from tests.fakes.files_now import files_now
@@ -47,7 +48,7 @@ class TestTheFile:
         assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
 
     def test_another_command_is_refused_with_the_right_one(self) -> None:
-        done = subprocess.run([*PYTHON, str(SUPERVISOR), "swim"], capture_output=True, check=False, timeout=20)
+        done = subprocess.run([*PYTHON, str(SUPERVISOR), "swim"], capture_output=True, check=False, timeout=60)
         assert done.returncode == 2
         assert b"supervisor.py spawn" in done.stderr
 
@@ -57,7 +58,7 @@ class TestTheFile:
         spec = attempts.spec("print('hello')")
         done = subprocess.run(
             [*PYTHON, str(copy), "spawn"], input=json.dumps(spec).encode(), capture_output=True, check=True, cwd="/",
-            timeout=20,
+            timeout=60,
         )  # fmt: skip
         assert json.loads(done.stdout)["attempt"] == spec["attempt"]
         assert document(Path(spec["attempt_dir"]) / "exit.json")["code"] == 0
@@ -103,8 +104,8 @@ signal.pause()
 """
         folder, _ = attempts.start(program)
         until(lambda: is_ready(folder))
-        beat = (folder / "heartbeat").read_text()
-        until(lambda: int((folder / "heartbeat").read_text() or 0) > int(beat) + 1)
+        beat = until(lambda: text(folder / "heartbeat"))
+        until(lambda: int(text(folder / "heartbeat") or 0) > int(beat) + 1)
         ask_stop(folder, reason="enough", grace_s=0)
         assert 80 < document(folder / "exit.json")["max_rss_mib"] < 400
 

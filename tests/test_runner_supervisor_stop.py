@@ -168,7 +168,7 @@ class TestTheTree:
         )
         root = str(SUPERVISOR.parents[1])
         subprocess.run(
-            [sys.executable, "-c", patched, root], input=json.dumps(spec).encode(), check=True, timeout=20,
+            [sys.executable, "-c", patched, root], input=json.dumps(spec).encode(), check=True, timeout=60,
             stdout=subprocess.PIPE,
         )  # fmt: skip
         folder = Path(spec["attempt_dir"])

@@ -26,7 +26,7 @@ TINY = {
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    found = Lab(tmp_path)
+    found = Lab(tmp_path, draws_reports=False)
     yield found
     found.clean_up()
 
@@ -47,6 +47,7 @@ def trainer_arm(lab: Lab, name: str = "T", **trainer: object) -> Path:
 
 
 def test_the_frozen_trainer_runs_whatever_the_working_directory_holds(lab: Lab) -> None:
+    lab.draws_reports = True
     for package in ("trainer", "runner"):
         (lab.folder / package).mkdir()
         (lab.folder / package / "__init__.py").write_text("raise SystemExit('an impostor was imported')")

@@ -17,7 +17,7 @@ JSONL = {"source": "jsonl", "path": "metric.jsonl"}
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    found = Lab(tmp_path)
+    found = Lab(tmp_path, draws_reports=False)
     yield found
     found.clean_up()
 

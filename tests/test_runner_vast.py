@@ -234,7 +234,9 @@ def four_arms(lab: VastLab) -> None:
     for label in ("somebody", "armature/another-home/7"):
         lab.fake.plant(label)
     arms = [lab.arm(name, NOTING, "x" * size, steps=60, resources={"gpus": 1}) for size, name in enumerate("ABCD", 1)]
+    lab.draws_reports = True
     done = launched(lab, *arms)
+    lab.draws_reports = False
     assert "report of lab: written to" in done.stderr
     assert "machine 20000003 is given back: " in done.stderr
     lab.until_released()

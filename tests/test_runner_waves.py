@@ -82,7 +82,7 @@ class _Done:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    found = Lab(tmp_path)
+    found = Lab(tmp_path, draws_reports=False)
     yield found
     found.clean_up()
 

@@ -87,7 +87,7 @@ def test_parameters_are_those_of_the_model_on_the_meta_device(changes: dict[str,
     with torch.device("meta"):
         modules = [NanoDiT(config.model, streams)]
         if config.repa.enabled:
-            modules.append(Projector(config.repa.projector, config.model.width, streams.patch_width, (8, 8)))
+            modules.append(Projector(config.repa.projector, config.model.width, streams.patch_width))
     counted = sum(parameter.numel() for module in modules for parameter in module.parameters())
     assert check("a", {"steps": 10, **changes})["parameters"] == counted
 

@@ -127,7 +127,7 @@ def test_projectors_map_channels_to_features(kind: str) -> None:
     config = tiny_config(repa={"enabled": True, "projector": kind})
     projector = build_projector(config, 5, 0, "cpu")
     hidden_BND = randomness.normal((2, 16, 16), 0, "noise", 0).requires_grad_()
-    projected = projector(hidden_BND)
+    projected = projector(hidden_BND, (4, 4))
     assert projected.shape == (2, 16, 5)
     one_token = torch.autograd.grad(projected[0, 5].sum(), hidden_BND)[0][0].any(dim=1)
     # Token 5 of a 4 x 4 grid has eight neighbours, which only a convolution looks at.

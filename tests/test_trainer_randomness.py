@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.fakes.trainer_parts import NoiseSource, tiny_config
 from trainer import randomness
+from trainer.config import TrainerConfig
 from trainer.data.batches import Batches
-from trainer.objective.draws import Draws, draw
+from trainer.objective.draws import Draws, StepDraws
 from trainer.objective.dropout import draw_categories
 
 
@@ -39,6 +41,10 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     assert torch.equal(first, randomness.normal((4,), 0, "noise", 0, 0))
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def draw(config: TrainerConfig, seed: int, step: int, positions: Sequence[int]) -> Draws:
+    return StepDraws(config, seed, step).of(positions, (config.data.size, config.data.size))
 
 
 def all_draws(step: int, **changes: Any) -> Draws:

@@ -38,7 +38,8 @@ from trainer.objective.prediction import empty_model
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished-"
 # A run may be resumed with other values here: they change what is kept, not what is computed.
-_FREE_KEYS = ("checkpoint", "device", "indicators", "log_every")
+_FREE_KEYS = ("activation_checkpointing", "checkpoint", "device", "indicators", "log_every")
+_FREE_INNER_KEYS = ("data.workers",)
 _MODEL_KEYS = ("data", "model", "streams")
 
 
@@ -201,7 +202,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
+        elif before != after and f"{prefix}{key}" not in _FREE_INNER_KEYS:
             found.append(f"{prefix}{key}")
     return found
 

@@ -62,6 +62,11 @@ def encode(config: TrainerConfig, prompt: str, reference: Path | None, pose: str
     `pose` is JSON or the path of a JSON file. Raises UsageError for a stream that the run does not have and for input
     that cannot be encoded.
     """
+    if config.data.source == "shards":
+        raise UsageError(
+            "this run was trained on text and image features stored in shards: without their encoders no --prompt can "
+            "be turned into a condition; look at RUN_DIR/validation/step_*/images for what it draws"
+        )
     shapes = stream_shapes(config)
     _refuse_missing(
         config, shapes, {"--prompt": True, "--reference": reference is not None, "--pose": pose is not None}

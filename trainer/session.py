@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from trainer import checkpoint, rules, size
+from trainer.acceleration.network import described
 from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
-from trainer.data.batches import Batches
+from trainer.data.batches import Batches, open_batches
+from trainer.data.reader import buckets_of
 from trainer.data.sample import Source
 from trainer.device import gpu_uuids, surroundings
 from trainer.document import Document
@@ -63,12 +65,14 @@ def open_session(
     """Build the model and everything around it for one attempt."""
     config = document.config
     learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir))
+    batches = open_batches(config, source, document.seed)
+    batches.read_ahead(learner.plan, config.steps, config.data.worker_processes, device.type == "cuda")
     return Session(
         document=document,
         run_dir=run_dir,
         source=source,
         learner=learner,
-        batches=Batches(source, document.seed, config.samples_per_step),
+        batches=batches,
         validation=Validation(config, source, device, document.run, run_dir),
         probe=Probe(document, source, device, run_dir),
         scores=Scores(run_dir, config),
@@ -90,6 +94,9 @@ def announce(session: Session, attempt: int) -> None:
     """The first line of the attempt: what it runs on and what it trains."""
     config, learner = session.config, session.learner
     print(learner.optimizer.table(), flush=True)
+    computing = described(learner.modules, config, session.source.streams)
+    for line in computing["fp8_plan"]:
+        print(line, flush=True)
     session.telemetry.event(
         0,
         "started",
@@ -108,7 +115,13 @@ def announce(session: Session, attempt: int) -> None:
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.routed_steps else config.tokens,
         tokens=config.tokens,
-        notes=[*session.source.notes, *rules.notes(config)],
+        **computing,
+        buckets={bucket.name: len(bucket.ids) for bucket in buckets_of(session.source) if bucket.name},
+        notes=[
+            *session.source.notes,
+            *rules.notes(config),
+            *(note for each in learner.auxiliaries for note in each.notes),
+        ],
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),
     )

@@ -20,6 +20,7 @@ from trainer.device import cap_threads, choose_device, keep_freed_memory
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.model.nanodit import NanoDiT
+from trainer.precision.means import require_means
 from trainer.rescue import Origin, find_origin, take_over
 from trainer.rules import is_validation_step
 from trainer.session import Session, announce, open_session, stored_modules
@@ -51,6 +52,7 @@ def train(
     device = choose_device(document.config)
     if device.type == "cpu":
         keep_freed_memory()
+    require_means(document.config, device)
     _refuse_to_train_over(run_dir, resume)
     origin = None if from_run is None or from_step is None else find_origin(from_run, from_step, document)
     _claim(config_path, run_dir, document)
@@ -60,11 +62,12 @@ def train(
         _go_back(run_dir, from_step, number)
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
         session = open_session(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
-        announce(session, number)
-        step = _first_step(session, resume, origin)
-        _start_point(session, step)
-        step = _loop(session, step, stop_after)
-        return _end(session, step)
+        with session.batches:
+            announce(session, number)
+            step = _first_step(session, resume, origin)
+            _start_point(session, step)
+            step = _loop(session, step, stop_after)
+            return _end(session, step)
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -143,6 +146,7 @@ def _restore(session: Session) -> int:
         session.meter.load_state_dict(optimizer["meter"])
         if "indicators" in optimizer:  # a checkpoint from before there were any
             learner.recorder.load_state_dict(optimizer["indicators"])
+        learner.scaling.load_state_dict(optimizer.get("scaling", {}))
         session.meter.train_s, session.meter.eval_s = state["train_s"], state["eval_s"]
         session.scores.restore(until=step)
     session.telemetry.event(step, "resumed", from_step=step)
@@ -174,7 +178,8 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
         step += 1
         session.meter.add(result, time.perf_counter() - started)
         if step % config.log_every == 0 or step == config.steps:
-            session.telemetry.metrics("train", step, session.meter.line())
+            session.telemetry.metrics("train", step, session.meter.line() | session.batches.metrics())
+        _announce_rejected(session, step)
         _announce_changes(session, step, result)
         if is_validation_step(config, step):
             _save(session, step)
@@ -203,6 +208,12 @@ def _left_undone(session: Session, wish: Wish) -> list[str]:
     return [*wish.ignored, *(["probe_every_steps"] if impossible else [])]
 
 
+def _announce_rejected(session: Session, step: int) -> None:
+    """Events for samples that were found to be broken when the update just made wanted them."""
+    for name, reason in session.batches.newly_rejected():
+        session.telemetry.event(step, "rejected", name=name, reason=reason)
+
+
 def _announce_changes(session: Session, step: int, result: StepResult) -> None:
     """Events for techniques that end with the update just made."""
     config = session.config
@@ -226,6 +237,7 @@ def _save(session: Session, step: int) -> None:
             "optimizer": learner.optimizer.state_dict(),
             "meter": meter.state_dict(),
             "indicators": learner.recorder.state_dict(),
+            "scaling": learner.scaling.state_dict(),
             **{auxiliary.name: auxiliary.state_dict() for auxiliary in learner.auxiliaries},
         },
         state={

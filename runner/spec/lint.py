@@ -200,7 +200,7 @@ def _dead_keys(arm: ResolvedArm) -> Iterator[tuple[str, str]]:
 _NEEDS = (
     ("optimizer.momentum", "optimizer.name", ("muon", "normuon")),
     ("optimizer.normuon_beta2", "optimizer.name", ("normuon",)),
-    ("data.path", "data.source", ("folder",)),
+    ("data.path", "data.source", ("folder", "shards")),
     ("data.samples", "data.source", ("procedural",)),
     ("repa.stop.start", "repa.stop.kind", ("linear",)),
 )

@@ -25,7 +25,7 @@ from tests.fakes.lab import Lab
 from tests.fakes.quick_trainer import quick_python
 from tests.test_runner_waves import Quick, _Done
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 HEALTHY = Verdict(Health.OK, "none")
 
 
@@ -40,7 +40,7 @@ class Acting:
     """One home and one controller after another; `says` is the judge's verdict from now on."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.lab = Lab(folder)
+        self.lab = Lab(folder, draws_reports=False)
         self.home = Home(self.lab.home)
         self.says = HEALTHY
         self.controller: Controller | None = None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from runner.home import Home
 from runner.store.database import check_revision, reading
 from runner.store.status import read_status
+from tests.fakes.attempts import exists
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0  # every wait ends as soon as its condition holds; this only bounds a test that fails
 
 TALKER = """
 import os, sys, time
@@ -34,12 +36,23 @@ for step in range(1, steps + 1):
 """Prints a loss for each step; stands still at step N for as long as the file wait-at-N is in its run folder."""
 
 
+NO_REPORTS = """
+import subprocess, sys
+if "runner.controller" in sys.orig_argv:
+    import runner.detach
+    runner.detach.start_report = lambda home, study: subprocess.Popen(["/bin/true"])
+"""
+"""Spares a controller the drawing of reports at the end of a study, which takes longer than the study of a test."""
+
+
 @dataclass
 class Lab:
-    """One home and one folder of arms."""
+    """One home and one folder of arms. `draws_reports`: whether an ended study gets its report from the controller."""
 
     folder: Path
     extra_environment: dict[str, str] = field(default_factory=dict)
+    draws_reports: bool = field(default=True, kw_only=True)
+    _commands: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
 
     @property
     def home(self) -> Path:
@@ -68,15 +81,21 @@ class Lab:
         """Start a command and do not wait for it."""
         environment = {**os.environ, "RUNNER_HOME": str(self.home), "OMP_NUM_THREADS": "1", **self.extra_environment}
         environment.pop("COVERAGE_PROCESS_START", None)
-        return subprocess.Popen(
+        spared = self.folder / "no-reports"
+        if not self.draws_reports:
+            spared.mkdir(exist_ok=True)
+            (spared / "sitecustomize.py").write_text(NO_REPORTS)
+        command = subprocess.Popen(
             [sys.executable, "-P", "-m", "runner.cli", *map(str, arguments)],
-            env={**environment, "PYTHONPATH": str(ROOT)},
+            env={**environment, "PYTHONPATH": str(ROOT) if self.draws_reports else f"{ROOT}:{spared}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
             **options,
         )
+        self._commands.append(command)
+        return command
 
     def run(self, *arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; asserts its exit code unless that is None."""
@@ -121,7 +140,10 @@ class Lab:
         from runner.lock import holder_pid, is_held
 
         lock = self.home / "controller.lock"
-        return holder_pid(lock) if is_held(lock) else None
+        while is_held(lock):
+            if (pid := holder_pid(lock)) is not None:  # who has just taken it may be about to write its number
+                return pid
+        return None
 
     def kill_controller(self, number: int = signal.SIGKILL) -> int:
         """Kill the controller and wait until its lock is free."""
@@ -136,12 +158,33 @@ class Lab:
         lines = (self.home / study / "report" / "data" / "points.csv").read_text().splitlines()
         return [line.rsplit(",", 1)[0] for line in lines[1:]]
 
+    def processes(self) -> list[tuple[int, dict[str, str]]]:
+        """Number and environment of every living process of an attempt of this lab."""
+        found = []
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            try:
+                pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            if Path(environment.get("RUNNER_RUN_DIR", "/")).is_relative_to(self.folder) and exists(pid):
+                found.append((pid, environment))
+        return found
+
     def clean_up(self) -> None:
-        """Leave nothing alive: stop everything, then kill what is marked as ours."""
-        if (self.home / "runner.db").exists():
-            for gate in self.home.glob("*/*/wait-at-*"):
-                gate.unlink()
-            self.run("stop", "--all", code=None)
-        pid = self.controller_pid() if self.home.exists() else None
-        if pid is not None:
-            self.until(lambda: self.controller_pid() is None, "the controller to end")
+        """Leave nothing alive, whatever state a test left it in: nothing is asked, everything is killed, first who
+        starts things. A test that wants to see how something ends waits for that itself."""
+        for command in self._commands:
+            if command.poll() is None:
+                command.kill()
+                command.communicate()
+        pid = self.controller_pid() if self.home.is_dir() else None
+        if pid is not None and pid != os.getpid():
+            with suppress(ProcessLookupError):  # it leads a group of its own; a report that it is writing belongs to it
+                (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+            self.until(lambda: self.controller_pid() is None, "the lock to be free")
+        for _ in range(2):  # a supervisor may be about to start what was not there at the first look
+            for training, _environment in self.processes():
+                with suppress(ProcessLookupError):
+                    os.kill(training, signal.SIGKILL)
+        self.until(lambda: not self.processes(), "every process to be gone")

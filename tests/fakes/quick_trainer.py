@@ -3,6 +3,7 @@
 `quick_python` writes an interpreter that an arm can name as environment.python: `trainer check` is answered by the real
 trainer, every other command by this file. In the run's folder `calls` notes each command line, `wait-autopsy` and
 `wait-evaluate` hold those for as long as they are there, and `exit-autopsy` or `exit-evaluate` holds an exit code.
+Beside the home `wait-train` keeps every training from its last step: none is over before a slow test has stopped it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ def train(given: argparse.Namespace, run_dir: Path, metrics: TextIO) -> int:
     if step:
         say(metrics, step, kind="event", event="rescued" if given.from_run else "resumed")
     seen = 0
+    wait = run_dir.parents[2] / "wait-train"
     while step < steps and not asked:
+        if step == steps - 1 and wait.exists():
+            time.sleep(PAUSE_S)
+            continue
         step += 1
         say(metrics, step, kind="train", **{"train/loss": 1.0 / step})
         seen = obey(run_dir, given.attempt, seen, step, metrics)

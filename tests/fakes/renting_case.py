@@ -28,12 +28,11 @@ from provisioning.fitness import Fit, NotYet, Unfit
 from provisioning.vast.api import VastApi
 from provisioning.vast.provider import VastProvider
 from runner.home import Home
-from runner.lock import HomeLock
 from runner.renting.leases import Lease, State, Want
 from runner.renting.loop import Renting
 from runner.renting.money import SURE_GAP_S
-from runner.store.database import create_or_upgrade
 from runner.store.session import Session
+from tests.fakes.new_database import new_database
 from tests.fakes.vast import Fake, FaultPlan, Rates, VirtualClock
 from tests.fakes.vast.account import FULL_KEY
 from tests.fakes.vast.market import Offer as Ask
@@ -246,22 +245,10 @@ def kills_of(seed: int) -> set[tuple[str, int]]:
     return {(kind, draw.randrange(1, most + 1)) for kind, most in chosen}
 
 
-_TEMPLATE: dict[Path, Path] = {}
-
-
 def new_home(folder: Path) -> Home:
-    """A home with an empty database: made once, then copied."""
+    """A home with an empty database."""
     home = Home(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    template = _TEMPLATE.get(folder.parent)
-    if template is None or not template.exists():
-        lock = HomeLock(home.lock)
-        create_or_upgrade(home, lock)
-        lock.release()
-        template = _TEMPLATE[folder.parent] = folder.parent / "template.db"
-        shutil.copy(home.database, template)
-    else:
-        shutil.copy(template, home.database)
+    new_database(home)
     return home
 
 

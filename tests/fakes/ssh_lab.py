@@ -139,7 +139,7 @@ def ssh_lab(folder: Path, *names: str) -> Iterator[SshLab]:
     """A lab with hosts of these names, up and listed."""
     (folder / "lab").mkdir()
     (folder / "person").mkdir()
-    lab = SshLab(folder / "lab", {"HOME": str(folder / "person")})
+    lab = SshLab(folder / "lab", {"HOME": str(folder / "person")}, draws_reports=False)
     try:
         for name in names:
             lab.add_host(name)

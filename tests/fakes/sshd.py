@@ -167,7 +167,19 @@ def _below(pid: int) -> list[int]:
 def free_port() -> int:
     """A port of our own: below those that the system gives to connections, for a server that stops comes back on its
     port, apart from those of tests that run at the same time, and not given before, for some are bound much later."""
-    return next(port for port in _ports if _is_free(port))
+    return next(port for port in _ports if _is_ours(port) and _is_free(port))
+
+
+def _is_ours(port: int) -> bool:
+    """Claim a port among all test processes of this machine, of other checkouts too, until this one ends."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0armature-test-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()  # stays open
+    return True
 
 
 def _is_free(port: int) -> bool:

@@ -8,16 +8,15 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from runner.home import Home, create_home
+from runner.home import Home
 from runner.ingest import Position, Taken
-from runner.lock import HomeLock
 from runner.metric_formats import Record
 from runner.records import AttemptKind, Health, Primary, RunState
 from runner.spec.models import ResolvedArm, study_document, to_json
 from runner.store import changes, tables
-from runner.store.database import create_or_upgrade
 from runner.store.points import write_taken
 from runner.store.session import Session
+from tests.fakes.new_database import new_database
 
 SLOT = {"name": "cpu0", "cores": [0], "gpu_uuids": [], "gpu_indices": [], "shares_cores": False}
 
@@ -26,10 +25,7 @@ class StoredStudy:
     """Writes rows as a controller would. `close` lets go of the database."""
 
     def __init__(self, home: Home) -> None:
-        create_home(home)
-        lock = HomeLock(home.lock)
-        create_or_upgrade(home, lock)
-        lock.release()
+        new_database(home)
         self.home = home
         self.session = Session(home.database, pid=1, now=1.0)
         self._launches = 0

@@ -121,7 +121,7 @@ def vast_lab(folder: Path, market: list[Offer] | None = None, *, balance_usd: fl
     with Server(fake, clock) as server:
         machines = Instances(fake, folder / "machines")
         person = {"HOME": str(folder / "person"), "VAST_URL": server.url, "VAST_API_KEY": KEY}
-        lab = VastLab(folder / "lab", person, fake=fake, clock=clock, machines=machines)
+        lab = VastLab(folder / "lab", person, fake=fake, clock=clock, machines=machines, draws_reports=False)
         lab.boots()
         try:
             yield lab

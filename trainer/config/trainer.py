@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from trainer.config.activation_checkpointing import ActivationCheckpointingConfig
 from trainer.config.base import Block, Count
 from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.compile import CompileConfig
 from trainer.config.data import DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
+from trainer.config.perceptual import PerceptualConfig
+from trainer.config.precision import PrecisionConfig
 from trainer.config.repa import RepaConfig
 from trainer.config.sampler import SamplerConfig
+from trainer.config.segmentation import SegmentationConfig
 from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
 
@@ -22,13 +27,17 @@ IMAGE_CHANNELS = 3
 
 
 class TrainerConfig(Block):
-    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples."""
+    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples.
+
+    `reference_parity` allows what reproduces the published protocol instead of ours; such a run says so.
+    """
 
     steps: Count
     batch: Count = 16
     accumulation: Count = 1
     log_every: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    reference_parity: bool = False
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()
@@ -36,11 +45,16 @@ class TrainerConfig(Block):
     optimizer: OptimizerConfig = OptimizerConfig()
     tread: TreadConfig = TreadConfig()
     repa: RepaConfig = RepaConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
     ema: EmaConfig = EmaConfig()
     validation: ValidationConfig = ValidationConfig()
     sampler: SamplerConfig = SamplerConfig()
     indicators: IndicatorsConfig = IndicatorsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    compile: CompileConfig = CompileConfig()
+    activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
 
     @property
     def samples_per_step(self) -> int:
@@ -49,7 +63,7 @@ class TrainerConfig(Block):
 
     @property
     def tokens(self) -> int:
-        """Image tokens per sample."""
+        """Image tokens per sample; of shards, in the square bucket."""
         return (self.data.size // self.model.patch) ** 2
 
     @property
@@ -67,11 +81,20 @@ class TrainerConfig(Block):
 
     @property
     def kept_tokens(self) -> int:
-        """Image tokens per sample in the routed blocks: N - floor(N ratio), rounded up to keep_multiple in TREAD."""
+        """Image tokens per sample in the routed blocks; of shards, in the square bucket."""
+        return self.kept_of(self.tokens)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of image tokens in a picture of so many pixels."""
+        return height // self.model.patch, width // self.model.patch
+
+    def kept_of(self, tokens: int) -> int:
+        """How many of N image tokens stay in the routed blocks: N - floor(N ratio), rounded up to keep_multiple in
+        TREAD."""
         if self.model.maskdit.enabled:
-            return self.tokens - math.floor(self.tokens * self.model.maskdit.ratio)
-        kept = self.tokens - math.floor(self.tokens * self.tread.ratio)
-        return min(self.tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
+            return tokens - math.floor(tokens * self.model.maskdit.ratio)
+        kept = tokens - math.floor(tokens * self.tread.ratio)
+        return min(tokens, math.ceil(kept / self.tread.keep_multiple) * self.tread.keep_multiple)
 
     @property
     def routed_steps(self) -> int:
@@ -109,6 +132,7 @@ class TrainerConfig(Block):
 def filled(config: TrainerConfig) -> dict[str, Any]:
     """The configuration as plain JSON values with every default, derived ones included, written out."""
     document = config.model_dump(mode="json")
+    document["data"]["workers"] = config.data.worker_processes
     document["objective"]["asymflow"] = config.asymflow and config.asymflow.model_dump(mode="json")
     document["tread"]["first"], document["tread"]["last"] = config.tread_blocks
     document["repa"]["after_block"] = config.repa_block

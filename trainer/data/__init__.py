@@ -1,4 +1,4 @@
-"""Where training images come from: procedural portraits or a folder of files. Importing this package loads no torch."""
+"""Where training images come from: procedural portraits, a folder of files, shards. Importing it loads no torch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def open_source(config: TrainerConfig, seed: int = 0) -> Source:
         from trainer.data.folder import FolderSource
 
         return FolderSource(config)
+    if config.data.source == "shards":
+        from trainer.data.shards import ShardSource
+
+        return ShardSource(config)
     from trainer.data.procedural import ProceduralSource
 
     return ProceduralSource(config)

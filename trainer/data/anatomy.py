@@ -145,3 +145,28 @@ def _face(anatomy: Anatomy) -> dict[int, tuple[float, float, float]]:
     points += [mouth.at(180.0 + 30.0 * step) for step in range(12)]
     points += [mouth.at(180.0 + 45.0 * step, scale=0.7) for step in range(8)]
     return {FACE_JOINTS + index: (x, y, 1.0) for index, (x, y) in enumerate(points)}
+
+
+def _mirrored_joints() -> tuple[int, ...]:
+    """For every joint the one that takes its place when left and right are exchanged (order of COCO-WholeBody)."""
+    # Eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; then big toe, small toe, heel of either foot.
+    pairs = [(left, left + 1) for left in range(1, 17, 2)] + [(17, 20), (18, 21), (19, 22)]
+    # The 68 landmarks of the face, as in iBUG's 300-W scheme, counted from the image's left.
+    pairs += [(FACE_JOINTS + left, FACE_JOINTS + right) for left, right in _FACE_PAIRS]
+    pairs += [(91 + joint, 112 + joint) for joint in range(21)]
+    other = list(range(POSE_JOINTS))
+    for left, right in pairs:
+        other[left], other[right] = right, left
+    return tuple(other)
+
+
+_FACE_PAIRS = (
+    *((jaw, 16 - jaw) for jaw in range(8)),
+    *((17 + brow, 26 - brow) for brow in range(5)),
+    (31, 35),
+    (32, 34),
+    *((36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46)),
+    *((48, 54), (49, 53), (50, 52), (55, 59), (56, 58)),
+    *((60, 64), (61, 63), (65, 67)),
+)
+MIRRORED_JOINTS = _mirrored_joints()

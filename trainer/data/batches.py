@@ -1,49 +1,90 @@
-"""The endless sequence of training samples, epoch after epoch, as a pure function of (seed, step, position)."""
+"""The training batches of a run as a pure function of (seed, step, position), whoever reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from types import TracebackType
+from typing import Self
 
-import torch
-
-from trainer.data.sample import Batch, Source, collate
-from trainer.errors import DataError
-from trainer.randomness import generator
+from trainer.config import TrainerConfig
+from trainer.data.reader import Reader
+from trainer.data.rejection import refuse_too_many
+from trainer.data.sample import Batch, Source
+from trainer.data.workers import Plan, Workers
 
 
 class Batches:
-    """Batches of `batch` samples per optimizer step, all accumulated micro-batches together.
+    """Batches of `batch` samples per optimizer step, all accumulated micro-batches together; see `Order` for the order.
 
-    Sample `position` of step `step` (both from 0) is number step * batch + position of the concatenation of all epochs;
-    an epoch is a permutation of the training ids from the counter stream `order`. Nothing has to be saved for a resume.
+    `rejected` lists (name, reason) of the training samples that turned out to be broken since this was opened; their
+    share of the whole set, those that the source itself rejected included, is at most `allowed_share`.
     """
 
-    def __init__(self, source: Source, run_seed: int, batch: int) -> None:
-        if not source.train_ids:
-            raise DataError("there are no training images")
+    def __init__(
+        self, source: Source, run_seed: int, batch: int, flip: float = 0.0, allowed_share: float = 1.0
+    ) -> None:
         self.source = source
         self.run_seed = run_seed
         self.samples_per_step = batch
-        # Two epochs at most are needed at a time: the one that ends in a batch and the one that begins.
-        self._permutation = lru_cache(maxsize=2)(self._permute)
+        self.rejected: list[tuple[str, str]] = []
+        self._told = 0
+        self._allowed_share = allowed_share
+        self._reader = Reader(source, run_seed, batch, flip)
+        self._workers: Workers | None = None
+
+    def read_ahead(self, plan: Plan, steps: int, workers: int, pin: bool) -> None:
+        """Let `workers` processes read the batches of a plan for steps below `steps`, into pinned memory if `pin`."""
+        self._workers = Workers(self._reader, plan, steps, workers, pin) if workers else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._workers is not None:
+            self._workers.close()
 
     def ids(self, step: int, positions: Iterable[int]) -> list[str]:
-        """Ids of the samples at `positions` of the effective batch of one step."""
-        size = len(self.source.train_ids)
-        chosen = []
-        for position in positions:
-            epoch, place = divmod(step * self.samples_per_step + position, size)
-            chosen.append(self.source.train_ids[self._permutation(epoch)[place]])
-        return chosen
+        """Ids of the samples at `positions` of the effective batch of one step, before broken ones are replaced."""
+        order = self._reader.order
+        return [order.id(*order.number(step, position)) for position in positions]
 
     def batch(self, step: int, positions: Iterable[int]) -> Batch:
-        """The samples at `positions` of the effective batch of one step, on the host."""
-        return collate([self.source.load(id) for id in self.ids(step, positions)])
+        """The samples at `positions` of the effective batch of one step, on the host.
+
+        Raises DataError if the data can no longer be read or too much of it is broken.
+        """
+        load = self._reader.read if self._workers is None else self._workers.load
+        loaded = load(step, list(positions))
+        self._take_in(loaded.rejected)
+        return loaded.batch
+
+    def newly_rejected(self) -> list[tuple[str, str]]:
+        """What `rejected` has more than when this was asked last."""
+        new, self._told = self.rejected[self._told :], len(self.rejected)
+        return new
 
     def epochs_seen(self, steps: int) -> float:
-        """How often the training images have been gone through after `steps` optimizer steps."""
+        """How often the training images have been gone through after `steps` optimizer steps, on average."""
         return steps * self.samples_per_step / len(self.source.train_ids)
 
-    def _permute(self, epoch: int) -> list[int]:
-        return torch.randperm(len(self.source.train_ids), generator=generator(self.run_seed, "order", epoch)).tolist()
+    def metrics(self) -> dict[str, float]:
+        """sys/data_rejected, the number of broken samples, once there are any."""
+        return {"sys/data_rejected": float(len(self.rejected))} if self.rejected else {}
+
+    def _take_in(self, rejected: Iterable[tuple[str, str]]) -> None:
+        new = [entry for entry in dict.fromkeys(rejected) if entry not in self.rejected]
+        if not new:
+            return
+        self.rejected += new
+        source = self.source
+        known = [*source.rejected, *self.rejected]
+        usable = len(source.train_ids) + len(source.held_out_ids) + len(source.probe_ids)
+        refuse_too_many("the training data", usable + len(source.rejected), known, self._allowed_share, "samples")
+
+
+def open_batches(config: TrainerConfig, source: Source, run_seed: int) -> Batches:
+    """The batches of a run, read when they are asked for."""
+    data = config.data
+    return Batches(source, run_seed, config.samples_per_step, data.flip, data.max_rejected_share)

@@ -6,10 +6,8 @@ upright, made RGB (transparent parts become white), resized to cover the square 
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +17,15 @@ from trainer.config import TrainerConfig
 from trainer.data.cache import SampleCache
 from trainer.data.captions import words
 from trainer.data.features import encode_text
+from trainer.data.mirror import mirror, mirror_words
+from trainer.data.naming import placed, safe_id
+from trainer.data.rejection import first_few, refuse_too_many
 from trainer.data.sample import Sample
 from trainer.data.shapes import FOLDER_WORDS, stream_shapes
 from trainer.data.split import split
 from trainer.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_FIRST_FEW = 5
-_DATA = re.compile(r"\{data:([^{}]+)\}")
-"""Data by the name that the arm gives it; it stands in another place on every machine."""
 
 
 class FolderSource:
@@ -46,7 +44,9 @@ class FolderSource:
         self._small = 0
         self._cached = SampleCache(self._read)
         self.rejected = tuple(self._scan())
-        _refuse_too_many(self._root, len(self._files), self.rejected, config.data.max_rejected_share)
+        total = len(self._files) + len(self.rejected)
+        refuse_too_many(str(self._root), total, self.rejected, config.data.max_rejected_share)
+        _refuse_too_few(self._root, len(self._files), self.rejected)
         self.train_ids, self.held_out_ids, self.probe_ids = split(tuple(self._files))
         self.notes = self._describe(config)
 
@@ -56,6 +56,13 @@ class FolderSource:
             return self._cached(id)
         except _UNREADABLE as error:
             raise DataError(f"{self._files[id]} can no longer be read: {error}") from error
+
+    def mirrored(self, id: str) -> Sample:
+        """The image `id` mirrored, left and right exchanged in its caption."""
+        sample = self.load(id)
+        words_swapped = mirror_words(sample.caption)
+        text_TD = self.encode_caption(words_swapped) if sample.text_TD is not None else None
+        return replace(mirror(sample), caption=words_swapped, text_TD=text_TD)
 
     def encode_caption(self, caption: str) -> np.ndarray:
         """Words as features, at most 64 of them: (T, 64) float16."""
@@ -82,7 +89,7 @@ class FolderSource:
 
     def _take(self, path: Path) -> str:
         """Decode one image and keep it; the reason if it cannot be used."""
-        id = _id_of(path.relative_to(self._root))
+        id = safe_id(path.relative_to(self._root).with_suffix("").as_posix())
         if id in self._files:
             return f"the same name as {self._files[id].relative_to(self._root).as_posix()}"
         self._files[id] = path
@@ -146,19 +153,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
 
 
-def _placed(name: re.Match[str]) -> str:
-    """Where data that an arm names stands on this machine: whoever started us put it there."""
-    variable = "RUNNER_DATA_" + re.sub("[.-]", "_", name[1]).upper()
-    try:
-        return os.environ[variable]
-    except KeyError:
-        raise DataError(f"data.path names {name[0]}, and {variable} is not set: name a folder, or set it") from None
-
-
 def _root(config: TrainerConfig) -> Path:
     if config.data.path is None:
         raise DataError("data.path must name the folder of images")
-    root = Path(_DATA.sub(_placed, config.data.path))
+    root = placed(config.data.path)
     if not root.is_dir():
         raise DataError(f"data.path {root} is not a folder")
     return root
@@ -167,13 +165,6 @@ def _root(config: TrainerConfig) -> Path:
 def _visible_files(root: Path) -> list[Path]:
     found = (path for path in root.rglob("*") if path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
-
-
-def _id_of(relative: Path) -> str:
-    """A file-name-safe id: the path without suffix; a path with other characters gets a hash, so ids stay distinct."""
-    name = relative.with_suffix("").as_posix()
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _read_caption(path: Path) -> str:
@@ -192,17 +183,8 @@ def _in_words(error: Exception) -> str:
     return "not an image" if "cannot identify image file" in str(error) else f"broken image: {error}"
 
 
-def _refuse_too_many(root: Path, usable: int, rejected: Sequence[tuple[str, str]], allowed_share: float) -> None:
-    few = "; ".join(f"{name}: {reason}" for name, reason in rejected[:_FIRST_FEW])
-    few += f"; and {len(rejected) - _FIRST_FEW} more" if len(rejected) > _FIRST_FEW else ""
-    share = len(rejected) / max(1, usable + len(rejected))
-    if share > allowed_share:
-        raise DataError(
-            f"{root}: {len(rejected)} of {usable + len(rejected)} files cannot be used, more than "
-            f"data.max_rejected_share {allowed_share:g} allows: {few}"
-        )
+def _refuse_too_few(root: Path, usable: int, rejected: Sequence[tuple[str, str]]) -> None:
     if usable < 2:
         kinds = ", ".join(IMAGE_SUFFIXES)
-        raise DataError(
-            f"{root} holds {usable} usable images ({kinds}); at least 2 are needed" + (f": {few}" if few else "")
-        )
+        few = f": {first_few(rejected)}" if rejected else ""
+        raise DataError(f"{root} holds {usable} usable images ({kinds}); at least 2 are needed{few}")

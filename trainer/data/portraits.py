@@ -102,6 +102,12 @@ def edited(portrait: Portrait, attribute: str, word: str) -> Portrait:
     return replace(portrait, **{attribute: word})
 
 
+def mirrored(portrait: Portrait) -> Portrait:
+    """The portrait that the mirror shows: every left is right, every right left."""
+    other = {"left": "right", "right": "left"}
+    return Portrait(**{name: other.get(getattr(portrait, name), getattr(portrait, name)) for name in CHOICES})
+
+
 def colour_edit(portrait: Portrait, id: str) -> tuple[str, str]:
     """The edit that validation applies to an image: one of its colours, by the id, becomes the most different one."""
     attribute = tuple(COLOURS)[id_hash(f"edit of {id}") % len(COLOURS)]

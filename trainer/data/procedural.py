@@ -11,9 +11,9 @@ from trainer.config import TrainerConfig
 from trainer.data.anatomy import joints_of
 from trainer.data.cache import SampleCache
 from trainer.data.captions import TEMPLATES, caption, phrasing_of
-from trainer.data.drawing import draw
+from trainer.data.drawing import Drawing, draw
 from trainer.data.features import LABEL, encode_cls, encode_patches, encode_text
-from trainer.data.portraits import colour_edit, edited, portrait_of
+from trainer.data.portraits import Portrait, colour_edit, edited, mirrored, portrait_of
 from trainer.data.sample import Edit, Sample
 from trainer.data.shapes import PORTRAIT_WORDS, stream_shapes
 from trainer.data.split import PROBE_IMAGES, id_hash, is_held_out, is_probe
@@ -30,6 +30,7 @@ class ProceduralSource:
     def __init__(self, config: TrainerConfig) -> None:
         self._height = self._width = config.data.size
         self.streams = stream_shapes(config)
+        self._has_parts = config.segmentation.enabled
         trained = (id for id in _all_ids() if not (is_held_out(id) or is_probe(id)))
         held_out = (id for id in _all_ids() if is_held_out(id))
         probe = (id for id in _all_ids() if is_probe(id))
@@ -39,10 +40,15 @@ class ProceduralSource:
         self.notes: tuple[str, ...] = (LABEL,)
         self.rejected: tuple[tuple[str, str], ...] = ()
         self._cached = SampleCache(self._draw)
+        self._cached_mirrored = SampleCache(self._draw_mirrored)
 
     def load(self, id: str) -> Sample:
         """The portrait `id` with the streams that are on."""
         return self._cached(id)
+
+    def mirrored(self, id: str) -> Sample:
+        """The portrait `id` mirrored: the same pixels the other way round, words and features of what they show now."""
+        return self._cached_mirrored(id)
 
     def encode_caption(self, caption: str) -> np.ndarray:
         """Words as features: (T, 64) float16."""
@@ -64,7 +70,15 @@ class ProceduralSource:
 
     def _draw(self, id: str) -> Sample:
         portrait = portrait_of(id)
-        drawing = draw(portrait, self._height, self._width)
+        return self._sample(id, portrait, draw(portrait, self._height, self._width))
+
+    def _draw_mirrored(self, id: str) -> Sample:
+        """Mirrored pixels rather than a drawing of the mirrored portrait, which differs at the edges of shapes."""
+        drawing = draw(portrait_of(id), self._height, self._width)
+        turned = Drawing(*(np.ascontiguousarray(array[:, ::-1]) for array in drawing))
+        return self._sample(id, mirrored(portrait_of(id)), turned)
+
+    def _sample(self, id: str, portrait: Portrait, drawing: Drawing) -> Sample:
         text, on = caption(portrait, phrasing_of(id)), self.streams
         patches_PD, grid = encode_patches(portrait, drawing.coverage_HWP) if on.patch_width else (None, (0, 0))
         joints_J3 = joints_of(portrait, self._height, self._width).astype(np.float16) if on.pose_joints else None
@@ -77,6 +91,7 @@ class ProceduralSource:
             patches_PD=patches_PD,
             patch_grid=grid,
             pose_J3=joints_J3,
+            parts_HW=drawing.parts_HW if self._has_parts else None,
         )
 
 

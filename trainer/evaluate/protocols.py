@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -61,9 +62,9 @@ class EvalSet:
 
     def route(self, eval_seed: int) -> Route:
         """One routing mask per sample, as many tokens and the same blocks as in training."""
-        shape = (self.config.tokens,)
+        shape = (self.tokens,)
         drawn = [randomness.uniform(shape, EVAL_RUN_SEED, "eval", id, eval_seed, "route") for id in self.ids]
-        keep_BK = keep_from_noise(torch.stack(drawn), self.config.kept_tokens).to(self.device)
+        keep_BK = keep_from_noise(torch.stack(drawn), self.config.kept_of(self.tokens)).to(self.device)
         return Route(keep_BK, *self.config.routed_blocks)
 
     def encode(self, captions: Sequence[str]) -> Conditions:
@@ -98,19 +99,24 @@ class EvalSet:
         return torch.cat(parts)
 
     @property
+    def tokens(self) -> int:
+        """Image tokens per sample."""
+        return math.prod(self.config.grid_of(*self.x_BCHW.shape[2:]))
+
+    @property
     def samples_at_once(self) -> int:
         """How many samples go through the model together."""
-        return max(1, _TOKENS_AT_ONCE // self.config.tokens)
+        return max(1, _TOKENS_AT_ONCE // self.tokens)
 
-    def comparable_hash(self, lpips_hash: str) -> str:
-        """Hash of all that makes two scores comparable: images, noise, sampler, LPIPS weights: 16 hex digits."""
+    def comparable_hash(self, *judges: str) -> str:
+        """Hash of all that makes two scores comparable: images, noise, sampler, weights of `judges`: 16 hex digits."""
         parts = [
             self.content_hash,
             list(self.eval_seeds),
             self.grid,
             self.config.objective.noise_scale,
             self.config.data.size,
-            lpips_hash,
+            *judges,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -120,3 +126,13 @@ class EvalSet:
         digest = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
         digest.update(self.x_BCHW.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def protocol_labels(config: TrainerConfig, native: NativeSamplerConfig) -> list[str]:
+    """What a reader of scores must know about how they came about."""
+    labels = []
+    if config.reference_parity:
+        labels.append("reference_parity: the published protocol; not comparable with runs that do not reproduce it")
+    if native.kind == "dual_cfg":
+        labels.append("native sampler: the published dual CFG, which asks for conditions that training never combines")
+    return labels

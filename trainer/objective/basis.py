@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.config import TrainerConfig
+from trainer.data.rejection import RejectedSample
 from trainer.data.sample import Source, to_unit_range
 from trainer.errors import ConfigError, DataError, Issue
 from trainer.model.patches import to_patches
@@ -53,7 +54,10 @@ def training_patches(config: TrainerConfig, source: Source) -> Iterator[Tensor]:
     for index in order:
         if count >= max(ENOUGH_PATCHES, 4 * config.patch_features):
             return
-        pixels_HWC = torch.from_numpy(source.load(source.train_ids[index]).pixels_HWC)
+        try:
+            pixels_HWC = torch.from_numpy(source.load(source.train_ids[index]).pixels_HWC)
+        except RejectedSample:
+            continue  # training counts and names it when it comes by
         patches_MF = to_patches(to_unit_range(pixels_HWC.permute(2, 0, 1)[None]), config.model.patch)[0]
         count += len(patches_MF)
         yield patches_MF

@@ -6,6 +6,7 @@ H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,22 +44,20 @@ class StepDraws:
         self.t_E = draw_timesteps(config.objective, run_seed, step, positions)
         self.present = present_streams(draw_categories(run_seed, step, positions))
 
-    def of(self, positions: Sequence[int]) -> Draws:
-        """The draws of some positions of the effective batch."""
-        size, index_B = self._config.data.size, torch.as_tensor(positions)
+    def of(self, positions: Sequence[int], size: tuple[int, int]) -> Draws:
+        """The draws of some positions of the effective batch, for images of `size` (height, width)."""
+        index_B = torch.as_tensor(positions)
         return Draws(
             t_B=self.t_E[index_B],
-            noise_BCHW=randomness.normal_rows(
-                (IMAGE_CHANNELS, size, size), self._key[0], "noise", self._key[1], positions
-            ),
+            noise_BCHW=randomness.normal_rows((IMAGE_CHANNELS, *size), self._key[0], "noise", self._key[1], positions),
             present={name: keeps_E[index_B] for name, keeps_E in self.present.items()},
-            keep_BK=self._draw_keep(positions),
+            keep_BK=self._draw_keep(positions, math.prod(self._config.grid_of(*size))),
         )
 
-    def _draw_keep(self, positions: Sequence[int]) -> Tensor | None:
+    def _draw_keep(self, positions: Sequence[int], tokens: int) -> Tensor | None:
         run_seed, step = self._key
         if step >= self._config.routed_steps:
             return None
         stream = "maskdit" if self._config.model.maskdit.enabled else "route"
-        noise_BN = randomness.uniform_rows((self._config.tokens,), run_seed, stream, step, positions)
-        return keep_from_noise(noise_BN, self._config.kept_tokens)
+        noise_BN = randomness.uniform_rows((tokens,), run_seed, stream, step, positions)
+        return keep_from_noise(noise_BN, self._config.kept_of(tokens))

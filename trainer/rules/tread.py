@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config import TrainerConfig
+from trainer.data.shapes import bucket_tokens
 from trainer.errors import Issue
 
 
@@ -20,11 +21,13 @@ def rules(config: TrainerConfig) -> Iterator[Issue]:
             yield Issue(f"tread.{name}", f"there is no such block in a model of depth {depth}", allowed)
     if first > last:
         yield Issue("tread.first", f"block {first} comes after tread.last, which is block {last}", allowed)
-    if config.kept_tokens == config.tokens:
-        yield Issue(
-            "tread.ratio",
-            f"all {config.tokens} tokens are kept after rounding up to keep_multiple {config.tread.keep_multiple}",
-            "a ratio and a keep_multiple that route at least one token",
-        )
+    for bucket, tokens in bucket_tokens(config).items():
+        if config.kept_of(tokens) == tokens:
+            where = f" of bucket {bucket}" if bucket else ""
+            yield Issue(
+                "tread.ratio",
+                f"all {tokens} tokens{where} are kept after rounding up to keep_multiple {config.tread.keep_multiple}",
+                "a ratio and a keep_multiple that route at least one token",
+            )
     if config.routed_steps == 0:
         yield Issue("tread.dense_tail", "the dense tail is the whole run, so nothing is routed", "a share below 1")

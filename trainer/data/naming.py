@@ -1,0 +1,35 @@
+"""Names that cross a border: data that stands elsewhere on every machine, and ids that become file names. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from trainer.errors import DataError
+
+_DATA = re.compile(r"\{data:([^{}]+)\}")
+"""Data by the name that the arm gives it; it stands in another place on every machine."""
+
+
+def placed(path: str) -> Path:
+    """The path with every {data:NAME} replaced by where that data stands on this machine.
+
+    Raises DataError if whoever started this process has not said where.
+    """
+    return Path(_DATA.sub(_place, path))
+
+
+def safe_id(name: str) -> str:
+    """A file-name-safe id: a name with other characters gets a hash, so ids stay distinct."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _place(name: re.Match[str]) -> str:
+    variable = "RUNNER_DATA_" + re.sub("[.-]", "_", name[1]).upper()
+    try:
+        return os.environ[variable]
+    except KeyError:
+        raise DataError(f"data.path names {name[0]}, and {variable} is not set: name a folder, or set it") from None
