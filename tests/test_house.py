@@ -239,7 +239,10 @@ def test_declared_dependencies_are_used_and_used_ones_are_declared() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["trainer"]]
+    declared = [
+        *project["dependencies"],
+        *(name for extra in ("trainer", "encoders") for name in project["optional-dependencies"][extra]),
+    ]
     names = {re.split(r"[<>=\[;~! ]", line)[0].lower() for line in declared}
     modules = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml", "pillow": "PIL", "protobuf": "google"}
     used = {name.split(".")[0] for path in sources(*PACKAGES) for name in imported(path)}

@@ -143,7 +143,8 @@ def test_filled_writes_out_every_default_and_means_the_same() -> None:
     assert (document["tread"]["first"], document["tread"]["last"]) == (1, 4)
     assert document["repa"]["after_block"] == 1
     assert document["repa"]["stop"]["end"] == 0.25
-    assert document["sampler"]["native"] == {"kind": "nested_cfg", "scale": None, "text": 3.0, "dino": 2.5, "pose": 1.0}
+    scales = {"text": 3.0, "dino": 2.5, "pose": 1.0}
+    assert document["sampler"]["native"] == {"kind": "nested_cfg", "scale": None, "interval": None, **scales}
     assert filled(parse_config(document)) == document
 
 

@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.fakes.trainer_evaluation import Oracle, eval_set
 from trainer import randomness
-from trainer.data import open_source
 from trainer.data.sample import Conditions, Edit, to_unit_range
-from trainer.document import parse_config
-from trainer.evaluate.calibration import calibrate, distortions
+from trainer.evaluate.calibration import Calibration, distortions
 from trainer.evaluate.manipulation import hits, manipulate
 from trainer.evaluate.perceptual import Lpips, ensure_torchvision, lpips_on
 from trainer.evaluate.pictures import to_image, write_images
@@ -24,7 +23,6 @@ from trainer.evaluate.protocols import EvalSet
 from trainer.evaluate.reconstruction import LOSS_TIMES, displayed, image_scores, loss_scores, rmse
 from trainer.evaluate.scores import COLUMNS, Score, Variant, means, scores_of, write_csv
 from trainer.evaluate.streams import shuffled, stream_scores
-from trainer.model.nanodit import Output
 
 EMA = Variant("ema", "common")
 
@@ -37,23 +35,6 @@ def lpips() -> Lpips:
 @pytest.fixture(scope="module")
 def inputs() -> EvalSet:
     return eval_set()
-
-
-def eval_set(size: int = 32, samples: int = 24, **blocks: object) -> EvalSet:
-    block = {"steps": 4, "data": {"size": size, "samples": 8, "held_out": samples}}
-    config = parse_config({**block, "validation": {"samples": samples, "sampler_steps": 2}, **blocks})
-    return EvalSet(config, open_source(config), torch.device("cpu"))
-
-
-class Oracle:
-    """A model that knows the answer as a function of its conditions."""
-
-    def __init__(self, answer) -> None:
-        self._answer = answer
-
-    def __call__(self, z_BCHW: Tensor, t_B: Tensor, conditions: Conditions, route: object = None) -> Output:
-        x_BCHW = self._answer(z_BCHW, conditions)
-        return Output(x_BCHW, None, x_BCHW)
 
 
 # ---- LPIPS -----------------------------------------------------------------------------------------------------------
@@ -128,7 +109,7 @@ ORDER = ["identical", "jittered", "blurred", "other_portrait", "noise"]
 @pytest.mark.parametrize(("size", "samples"), [(32, 48), (16, 12), (64, 12), (128, 6)])
 def test_the_primary_metric_orders_the_floors(lpips: Lpips, size: int, samples: int) -> None:
     inputs = eval_set(size, samples, model={"patch": size // 8})
-    floors = calibrate(inputs.x_BCHW, inputs.noise(0), lpips)
+    floors = Calibration(inputs.x_BCHW, inputs.noise(0), lpips).levels()
     values = [floors["recon_rmse"][name] for name in ORDER]
     assert values[0] == 0
     assert values == sorted(set(values))
@@ -138,9 +119,22 @@ def test_the_primary_metric_orders_the_floors(lpips: Lpips, size: int, samples: 
 
 
 def test_a_single_image_has_no_other(lpips: Lpips, inputs: EvalSet) -> None:
-    floors = calibrate(inputs.x_BCHW[:1], inputs.noise(0)[:1], lpips)
+    floors = Calibration(inputs.x_BCHW[:1], inputs.noise(0)[:1], lpips).levels()
     assert floors["recon_rmse"]["other_portrait"] is None
     assert floors["recon_rmse"]["noise"] > 0.5
+
+
+def test_other_metrics_have_levels_over_the_samples_they_are_measured_on(lpips: Lpips, inputs: EvalSet) -> None:
+    calibration = Calibration(inputs.x_BCHW, inputs.noise(0), lpips)
+    metrics = ["text_rmse", "text_lpips", "dino_swap_lpips", "dino_swap_toward", "cfg_divergence_text_dino", "use_text"]
+    found = calibration.levels_of([*metrics, "text_manip_delta", "text_manip_hit", "recon_rmse", "loss"], 8)
+    assert set(found) == {"text_manip_delta", *metrics[:3], "cfg_divergence_text_dino"}
+    other_BCHW = inputs.x_BCHW.roll(1, 0)[:8]
+    assert found["text_rmse"]["other_portrait"] == pytest.approx(rmse(other_BCHW, inputs.x_BCHW[:8]).mean().item())
+    expected = lpips(other_BCHW, inputs.x_BCHW[:8]).mean().item()
+    for name in ("text_lpips", "dino_swap_lpips", "text_manip_delta"):
+        assert found[name]["other_portrait"] == pytest.approx(expected, rel=1e-4)
+        assert found[name]["identical"] == 0.0
 
 
 def test_distortions_keep_the_mean_where_they_should(inputs: EvalSet) -> None:

@@ -31,6 +31,20 @@ FULL = LIGHT | {
     *(f"{prefix}/recon_{kind}" for prefix in ("val_native", "val_raw_native") for kind in ("rmse", "lpips")),
     *(f"val/use_{stream}" for stream in ("text", "cls", "patches", "pose")),
     *(f"val/text_manip_{name}" for name in ("delta", "floor", "spread", "hit")),
+    *(f"val/dino_swap_{name}" for name in ("lpips", "ceiling", "spread", "toward")),
+    *(f"val/cfg_divergence_{name}" for name in ("text_dino", "text_both", "dino_both", "guidance")),
+}
+
+FULL_IMAGES = {
+    "reference": 6,
+    "ema_common": 6,
+    "ema_native": 6,
+    "raw_common": 2,
+    "text_only": 2,
+    "text_edit": 2,
+    "dino_swap": 2,
+    "dino_only": 2,
+    "text_and_dino": 2,
 }
 
 PROBE = {
@@ -62,6 +76,10 @@ def rows(run_dir: Path, step: int) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def score_name(row: dict[str, str]) -> str:
+    return f"{PREFIXES[Variant(row['weights'], row['sampler'])]}/{row['metric']}"
+
+
 def validation(run_dir: Path, target: Path) -> Validation:
     document = load_document(run_dir / "config.yaml")
     return Validation(document.config, open_source(document.config), "cpu", document.run, target)
@@ -88,8 +106,7 @@ def test_metrics_are_the_means_of_the_rows(run_dir: Path) -> None:
     gathered: dict[str, list[float]] = {}
     for row in rows(run_dir, 6):
         assert (row["run"], row["step"], row["valid"]) == ("small", "6", "1")
-        name = f"{PREFIXES[Variant(row['weights'], row['sampler'])]}/{row['metric']}"
-        gathered.setdefault(name, []).append(float(row["value"]))
+        gathered.setdefault(score_name(row), []).append(float(row["value"]))
     metrics = metrics_at(run_dir, 6)
     assert set(gathered) == set(metrics) - PROBE - MOVED
     for name, values in gathered.items():
@@ -106,7 +123,7 @@ def test_images_of_light_and_full_steps(run_dir: Path) -> None:
     }
     assert light == {"ema_common": sorted(held_out)}
     full = {path.name: len(list(path.iterdir())) for path in (folder(run_dir, 6) / "images").iterdir()}
-    assert full == {"reference": 6, "ema_common": 6, "ema_native": 6, "raw_common": 2, "text_only": 2, "text_edit": 2}
+    assert full == FULL_IMAGES
     with Image.open(folder(run_dir, 6) / "images" / "reference" / f"{held_out[0]}.png") as image:
         assert image.size == (16, 16)
         assert image.info["caption"] == open_source(document.config).load(held_out[0]).caption
@@ -126,6 +143,24 @@ def test_meta_says_what_the_scores_rest_on(run_dir: Path) -> None:
     assert (
         floors["identical"] == 0 < floors["jittered"] < floors["blurred"] < floors["other_portrait"] < floors["noise"]
     )
+
+
+def test_a_full_validation_says_how_its_scores_spread_and_what_they_mean(run_dir: Path) -> None:
+    found = meta(run_dir, 6)
+    assert "distributions" not in meta(run_dir, 0)
+    assert set(found["distributions"]) == set(metrics_at(run_dir, 6)) - PROBE - MOVED
+    for name, spread in found["distributions"].items():
+        assert spread["p05"] <= spread["p50"] <= spread["p95"]
+        values = [float(row["value"]) for row in rows(run_dir, 6) if score_name(row) == name]
+        assert (spread["valid"], spread["invalid"]) == (len(values), 0)
+        assert min(values) <= spread["p50"] <= max(values)
+    assert set(found["calibration"]) == {
+        *("recon_rmse", "recon_lpips", "text_rmse", "text_lpips"),
+        *(f"text_manip_{name}" for name in ("delta", "floor", "spread")),
+        *(f"dino_swap_{name}" for name in ("lpips", "ceiling", "spread")),
+        *(f"cfg_divergence_{name}" for name in ("text_dino", "text_both", "dino_both", "guidance")),
+    }
+    assert set(meta(run_dir, 0)["calibration"]) == {"recon_rmse", "recon_lpips"}
 
 
 def test_the_evaluation_set_is_shared_by_arms_and_seeds_but_not_by_protocols(tmp_path: Path, run_dir: Path) -> None:
@@ -184,6 +219,7 @@ def test_a_model_that_has_exploded_is_scored_as_invalid(run_dir: Path, tmp_path:
     assert math.isfinite(metrics["val_raw/recon_rmse"])
     broken = [row for row in rows(tmp_path, step) if row["valid"] == "0"]
     assert {(row["weights"], row["value"], row["reason"]) for row in broken} == {("ema", "", "not finite")}
+    assert {score_name(row) for row in broken} == {name for name in FULL if not name.startswith("val_raw")}
     assert meta(tmp_path, step)["complete"] is True
 
 

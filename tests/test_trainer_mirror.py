@@ -60,9 +60,10 @@ def test_twice_is_as_if_nothing_was(seed: int) -> None:
         patches_PD=draw.standard_normal((6, 5)).astype(np.float16),
         patch_grid=(2, 3),
         pose_J3=draw.standard_normal((133, 3)).astype(np.float16),
+        parts_HW=draw.integers(0, 9, (4, 6), dtype=np.uint8),
     )
     once, twice = mirror(given), mirror(mirror(given))
-    for name in ("pixels_HWC", "patches_PD", "pose_J3"):
+    for name in ("pixels_HWC", "patches_PD", "pose_J3", "parts_HW"):
         assert np.array_equal(getattr(twice, name), getattr(given, name))
         assert not np.array_equal(getattr(once, name), getattr(given, name))
     assert not np.signbit(mirror_joints(np.zeros((133, 3)))).any()

@@ -20,6 +20,7 @@ _USAGE = """usage: python -m trainer COMMAND …
   autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
   fit-basis CONFIG --out F                                               the subspace of AsymFlow, from training images
+  fit-pose CONFIG --out F                                                fit the detector that scores poses
 
 COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
 70 internal, 2 command line."""
@@ -100,6 +101,12 @@ def _fit_basis(argv: list[str]) -> int:
     return fit_basis(argv)
 
 
+def _fit_pose(argv: list[str]) -> int:
+    from trainer.pose.command import main as fit_pose
+
+    return fit_pose(argv)
+
+
 _COMMANDS = {
     "train": _train,
     "check": _check,
@@ -107,6 +114,7 @@ _COMMANDS = {
     "autopsy": _autopsy,
     "sample": _sample,
     "fit-basis": _fit_basis,
+    "fit-pose": _fit_pose,
 }
 
 

@@ -24,8 +24,8 @@ class Meter:
     """Turns step results into train metrics, and counts the seconds of training and of evaluation.
 
     Losses are means over all samples since the last line that they cover, and absent where there was none; gradient
-    norm, rate and indicators are those of the last step. Times are cumulative over the attempts of a run; evaluation
-    and checkpoints are in no speed.
+    norm, rate and indicators are those of the last step, the norm absent if that was skipped. Times are cumulative over
+    the attempts of a run; evaluation and checkpoints are in no speed.
     """
 
     def __init__(self, config: TrainerConfig, device: torch.device, loss_names: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ class Meter:
         square = means.pop("velocity_square")
         metrics = {
             **{f"train/{name}": mean for name, mean in means.items()},
-            "train/grad_norm": float(last.grad_norm),
+            **({} if last.grad_norm is None else {"train/grad_norm": float(last.grad_norm)}),
             "train/velocity_rms": math.sqrt(square) if square >= 0 else square,
             "train/lr": last.lr,
             **self._extra,

@@ -8,6 +8,7 @@
     dropout   step, position          which conditions one sample keeps
     route     step, position          which tokens one sample keeps
     maskdit   step, position          which tokens of one sample MaskDiT's encoder sees
+    fit_pose  step, position          what the pose detector sees in one sample (fit_pose_grain: its noise)
     eval      sample id, eval seed    noise of a validation image (always with run seed 0: shared by all arms and seeds)
 
 `step` counts finished optimizer steps before the draw (0 for the first update); `position` is the place of the sample

@@ -59,12 +59,14 @@ def take_over(session: Session, origin: Origin) -> int:
     optimizer, _ = checkpoint.load(origin.run_dir, origin.step, kept, learner.device)
     _begin_averages(learner, kept)
     for auxiliary in learner.auxiliaries:
-        if auxiliary.name in optimizer and (auxiliary.name != "repa" or _goes_on(state["config"], learner, kept)):
+        # The others remember only which weights they look through, and this run may look through other ones.
+        if auxiliary.name == "repa" and "repa" in optimizer and _goes_on(state["config"], learner, kept):
             auxiliary.load_state_dict(optimizer[auxiliary.name])
     fits = fits_optimizer(learner, optimizer["optimizer"])
     if fits:
         _keep_optimizer(learner, optimizer)
     session.meter.load_state_dict(optimizer["meter"])
+    learner.scaling.load_state_dict(optimizer.get("scaling", {}))
     session.meter.train_s, session.meter.eval_s = state["train_s"], state["eval_s"]
     session.telemetry.event(
         origin.step,

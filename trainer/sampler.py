@@ -25,6 +25,7 @@ Predict = Callable[[Tensor, float], Tensor]
 COMMON = NativeSamplerConfig()  # dense, all conditions: the protocol that all arms of a study share
 # What nested guidance adds, one after the other, and the name of the scale of each addition.
 NESTED = (("text", ("text",)), ("dino", ("text", "cls", "patches")), ("pose", STREAMS))
+DUAL = (("text", ("text",)), ("dino", ("cls", "patches")))  # what dual guidance goes towards, each from nothing
 
 
 def time_grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
@@ -49,10 +50,23 @@ def predictor(
     model: NanoDiT, conditions: Conditions, guidance: NativeSamplerConfig = COMMON, route: Route | None = None
 ) -> Predict:
     """The prediction x^(z, t) under one kind of guidance. `route` is what self-guidance routes by, and unused else."""
+    guided = _guided(model, conditions, guidance, route)
+    return guided if guidance.interval is None else within(guidance.interval, guided, dense(model, conditions))
+
+
+def _guided(model: NanoDiT, conditions: Conditions, guidance: NativeSamplerConfig, route: Route | None) -> Predict:
     if guidance.kind == "self_guidance":
         assert route is not None, "self-guidance needs the routing of the run"
         return self_guided(model, conditions, route, guidance.scales["scale"])
-    return nested_cfg(model, conditions, guidance.scales) if guidance.kind == "nested_cfg" else dense(model, conditions)
+    if guidance.kind == "nested_cfg":
+        return nested_cfg(model, conditions, guidance.scales)
+    return dual_cfg(model, conditions, guidance.scales) if guidance.kind == "dual_cfg" else dense(model, conditions)
+
+
+def within(interval: tuple[float, float], guided: Predict, plain: Predict) -> Predict:
+    """`guided` where low <= t <= high, `plain` elsewhere (Kynkaanniemi et al., arXiv 2404.07724, in our noise time)."""
+    low, high = interval
+    return lambda z_BCHW, t: (guided if low <= t <= high else plain)(z_BCHW, t)
 
 
 def dense(model: NanoDiT, conditions: Conditions) -> Predict:
@@ -89,6 +103,24 @@ def nested_cfg(model: NanoDiT, conditions: Conditions, scales: dict[str, float])
             after_BCHW = model(z_BCHW, times_B, following).x_BCHW
             result_BCHW = result_BCHW + scale * (after_BCHW - before_BCHW)
             before_BCHW, current = after_BCHW, following
+        return result_BCHW
+
+    return predict
+
+
+def dual_cfg(model: NanoDiT, conditions: Conditions, scales: dict[str, float]) -> Predict:
+    """x^_0 + s_text (x^_T - x^_0) + s_dino (x^_D - x^_0), pose dropped everywhere: the published guidance.
+
+    D is CLS and patches without words, a combination that training never sees. Absent streams add nothing.
+    """
+    towards = [(scales[name], conditions.keep(streams)) for name, streams in DUAL]
+
+    def predict(z_BCHW: Tensor, t: float) -> Tensor:
+        times_B = _times(z_BCHW, t)
+        nothing_BCHW = result_BCHW = model(z_BCHW, times_B, conditions.keep(())).x_BCHW
+        for scale, kept in towards:
+            if kept.streams:
+                result_BCHW = result_BCHW + scale * (model(z_BCHW, times_B, kept).x_BCHW - nothing_BCHW)
         return result_BCHW
 
     return predict

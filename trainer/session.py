@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trainer import checkpoint, rules, size
+from trainer.acceleration.network import described
 from trainer.config import TrainerConfig
 from trainer.control import Control, StopRequest
 from trainer.data.batches import Batches, open_batches
@@ -93,6 +94,9 @@ def announce(session: Session, attempt: int) -> None:
     """The first line of the attempt: what it runs on and what it trains."""
     config, learner = session.config, session.learner
     print(learner.optimizer.table(), flush=True)
+    computing = described(learner.modules, config, session.source.streams)
+    for line in computing["fp8_plan"]:
+        print(line, flush=True)
     session.telemetry.event(
         0,
         "started",
@@ -111,8 +115,13 @@ def announce(session: Session, attempt: int) -> None:
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.routed_steps else config.tokens,
         tokens=config.tokens,
+        **computing,
         buckets={bucket.name: len(bucket.ids) for bucket in buckets_of(session.source) if bucket.name},
-        notes=[*session.source.notes, *rules.notes(config)],
+        notes=[
+            *session.source.notes,
+            *rules.notes(config),
+            *(note for each in learner.auxiliaries for note in each.notes),
+        ],
         rejected=[list(entry) for entry in session.source.rejected[:20]],
         rejected_total=len(session.source.rejected),
     )

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from math import ceil, isqrt
 
+from trainer.acceleration.budget import activation_bytes
 from trainer.config import BATCHES_AHEAD, ModelConfig, TrainerConfig
 from trainer.data.shapes import StreamShapes, patch_tokens
+from trainer.frozen.footprint import frozen_mib
 
 IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
 JOINT_VALUES = 3
 MIB = 2**20
-BYTES = 4  # everything is fp32
+BYTES = 4  # weights, averages and moments are fp32
+CAST_BYTES = 2  # a weight as autocast casts it, until the end of its forward pass
 
 PROCESS_MIB = 370.0  # Python, torch and its libraries: 325 were measured on a CPU build
-FLOATS_PER_ACTIVATION = 12  # per token, channel and block, kept for the backward pass: 9 were measured
 
 
 def parameters(config: TrainerConfig, streams: StreamShapes) -> int:
@@ -67,7 +69,10 @@ def projector_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Training operations per sample, averaged over the routed and dense steps of the run; alignment is left out."""
+    """Training operations per sample, averaged over the routed and dense steps of the run.
+
+    Alignment and perceptual losses are left out: they are no operations of the model.
+    """
     routed_share = config.routed_steps / config.steps
     routed, dense = (forward_flops(config, streams, is_routed) for is_routed in (True, False))
     return 3.0 * (routed_share * routed + (1.0 - routed_share) * dense)
@@ -86,12 +91,17 @@ def forward_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool 
 
 
 def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB."""
+    """Rough upper estimate of the peak memory of the process (CPU) or of the device (GPU), in MiB.
+
+    It follows `precision.compute` and `activation_checkpointing`. FP8 saves nothing here: products keep their operands
+    in bf16 for the backward pass. What compilation saves is not counted.
+    """
     weights = parameters(config, streams)
     numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
-    tokens = config.tokens + _context_tokens(config, streams)
-    activations = config.batch * tokens * config.model.width * config.model.block_count * FLOATS_PER_ACTIVATION
-    return PROCESS_MIB + (numbers + activations) * BYTES / MIB + _data_mib(config, streams)
+    casts = weights * CAST_BYTES if config.precision.compute != "fp32" else 0
+    activations = activation_bytes(config, context_tokens(config, streams), config.model.block_count)
+    trained = (numbers * BYTES + casts + activations) / MIB
+    return PROCESS_MIB + trained + frozen_mib(config) + _data_mib(config, streams)
 
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
@@ -148,7 +158,7 @@ def _condition_parameters(model: ModelConfig, streams: StreamShapes) -> int:
     return total
 
 
-def _context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
+def context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
     """Condition tokens of a sample that keeps all streams."""
     text, joints = (
         min(count, 1) if name in config.streams.pooled else count
@@ -173,7 +183,7 @@ def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
 
 def _block_flops(config: TrainerConfig, tokens: int, streams: StreamShapes) -> float:
     """Forward operations of one block on `tokens` image tokens of one sample."""
-    width, context, model = config.model.width, _context_tokens(config, streams), config.model
+    width, context, model = config.model.width, context_tokens(config, streams), config.model
     projections = (4 * tokens + 2 * tokens + 2 * context) * width**2
     attention = 2 * tokens * (tokens + context) * width
     modulation = model.adaln_chunks * width**2
@@ -204,4 +214,5 @@ def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
     if config.data.worker_processes:
         images += (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch
-    return images * (IMAGE_CHANNELS * config.data.size**2 + 2 * features) / MIB
+    planes = IMAGE_CHANNELS + (1 if config.segmentation.enabled else 0)
+    return images * (planes * config.data.size**2 + 2 * features) / MIB

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from trainer.acceleration.network import training_network
 from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
@@ -33,10 +34,14 @@ from trainer.objective.auxiliary import Auxiliary, MicroBatch
 from trainer.objective.draws import Draws, StepDraws
 from trainer.objective.flow import Noisy, corrupt, velocity
 from trainer.objective.prediction import build_objective
+from trainer.objective.segmentation import build_pixel_weights
 from trainer.objective.timesteps import BINS, bin_of
 from trainer.optim.ema import Ema
 from trainer.optim.optimizers import Optimizers
 from trainer.optim.schedule import learning_rate
+from trainer.precision.autocast import computing_in
+from trainer.precision.means import require_means
+from trainer.precision.scaling import LossScaling
 
 
 class StepResult(NamedTuple):
@@ -44,12 +49,13 @@ class StepResult(NamedTuple):
 
     `losses_L` follows `Learner.loss_names`, and `counts` says of each what its mean over steps is a mean of: 1 or 0
     steps, or samples. `weights` holds the weight of every auxiliary loss by name, `extra` metrics by full name.
-    `data_s` is the time spent waiting for data. `reading` holds the indicators if they were due.
+    `data_s` is the time spent waiting for data. `reading` holds the indicators if they were due. `grad_norm` is None
+    where loss scaling skipped the update.
     """
 
     losses_L: Tensor
     counts: tuple[int, ...]
-    grad_norm: Tensor
+    grad_norm: Tensor | None
     lr: float
     weights: dict[str, float]
     extra: dict[str, float]
@@ -93,8 +99,12 @@ class Learner:
         self.run_seed = run_seed
         self.device = device
         self.objective = build_objective(config, basis_FR)
-        self.model = build(config.model, streams, run_seed, device, self.objective, config.streams.pooled)
+        require_means(config, device)
+        model = build(config.model, streams, run_seed, device, self.objective, config.streams.pooled)
+        self.model = computing_in(model, config.precision)
+        self.network = training_network(self.model, config, streams)
         self.modules = nn.ModuleDict({"model": self.model})
+        self.pixel_weights = build_pixel_weights(config, device)
         self.auxiliaries = build_auxiliaries(config, streams, run_seed, device)
         for auxiliary in self.auxiliaries:
             if auxiliary.projector is not None:
@@ -107,6 +117,7 @@ class Learner:
         self.ema = Ema(config.ema, self.model, config.steps)
         self.recorder = Recorder(config, self.modules, self.optimizer)
         self._parameters = list(self.modules.parameters())
+        self.scaling = LossScaling(config.precision, device, self._parameters)
 
     def step(self, batches: Batches, step: int, stop: StopRequest) -> StepResult | None:
         """Make the update that follows `step` finished steps. None, and no trace, if a stop was asked for meanwhile."""
@@ -124,12 +135,15 @@ class Learner:
             data_s += time.perf_counter() - before
             height, width = batch.pixels_BCHW.shape[2:]
             tokens = math.prod(self.config.grid_of(height, width))  # all batches of a step have the shape of one bucket
-            losses_L += _backward(self._losses(batch, draws.of(positions, (height, width)), covers, step, positions))
+            losses = self._losses(batch, draws.of(positions, (height, width)), covers, step, positions)
+            losses_L += _backward(losses, self.scaling)
             if measurement is not None:
-                measurement.micro_batch_done(index)
+                measurement.micro_batch_done(index, self.scaling)
         grad_norm, lr, reading = self._update(step, measurement)
         weights = {cover.loss.name: cover.weight for cover in covers}
-        extra = {name: value for cover in covers for name, value in cover.loss.updated(step).items()}
+        learned_from = covers if grad_norm is not None else []
+        extra = {name: value for cover in learned_from for name, value in cover.loss.updated(step).items()}
+        extra.update(self.scaling.metrics())
         counts = self._counts(covers, draws)
         active = self.active_tokens(step, tokens)
         return StepResult(losses_L, counts, grad_norm, lr, weights, extra, active, data_s, reading)
@@ -169,16 +183,23 @@ class Learner:
     def _losses(self, batch: Batch, draws: Draws, covers: list[Cover], step: int, positions: list[int]) -> MicroLosses:
         micro = self._forward(batch, draws, covers)
         samples = self.config.samples_per_step
-        flow_B = self.objective.loss(micro.output, micro.noisy)
+        flow_B = self.objective.loss(micro.output, micro.noisy, self._weight_of_pixels(batch))
         flow = flow_B.sum() / samples
         by_name = {}
         for cover in covers:
             covered_S = cover.covered_E[positions].nonzero()[:, 0]
             if len(covered_S):
                 by_name[cover.loss.name] = cover.weight, cover.loss.loss(micro, covered_S) / cover.count
-                cover.loss.watch(step, flow, by_name[cover.loss.name][1], micro)
+                cover.loss.watch(step, *map(self.scaling.scaled, (flow, by_name[cover.loss.name][1])), micro)
         auxiliary = tuple(by_name.get(each.name, (0.0, None)) for each in self.auxiliaries)
         return MicroLosses(flow, auxiliary, self._rest(micro, flow_B.detach()))
+
+    def _weight_of_pixels(self, batch: Batch) -> Tensor | None:
+        """(B, 1, H, W); None where every pixel counts alike."""
+        if self.pixel_weights is None:
+            return None
+        assert batch.parts_BHW is not None, "the source was not asked for part maps"
+        return self.pixel_weights(batch.parts_BHW)
 
     @torch.no_grad()
     def _rest(self, micro: MicroBatch, flow_B: Tensor) -> Tensor:
@@ -197,18 +218,23 @@ class Learner:
         noisy = Noisy(x_BCHW, noise_BCHW, t_B, corrupt(x_BCHW, noise_BCHW, t_B, scale), scale)
         route = None if draws.keep_BK is None else Route(draws.keep_BK.to(self.device), *self.config.routed_blocks)
         tap = next((cover.loss.tap for cover in covers if cover.loss.tap is not None), None)
-        output = self.model(noisy.z_BCHW, t_B, conditions, draws.present, route, tap)
+        output = self.network(noisy.z_BCHW, t_B, conditions, draws.present, route, tap)
         return MicroBatch(batch, noisy, route, output)
 
-    def _update(self, step: int, measurement: Measurement | None) -> tuple[Tensor, float, Reading | None]:
+    def _update(self, step: int, measurement: Measurement | None) -> tuple[Tensor | None, float, Reading | None]:
         """Move weights and averages by the accumulated gradients: gradient norm, learning rate, indicators if due."""
+        self.scaling.unscale()
         if measurement is not None:
             measurement.gradients_done()
         clip = self.config.optimizer.clip
         grad_norm = get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        lr = learning_rate(self.config.optimizer, step + 1, self.config.steps)
+        if not self.scaling.accepts():
+            self.optimizer.clear()
+            self.ema.update(self.model, step + 1)
+            return None, lr, None
         if clip is not None:
             clip_grads_with_norm_(self._parameters, clip, grad_norm)
-        lr = learning_rate(self.config.optimizer, step + 1, self.config.steps)
         if measurement is not None:
             measurement.before_update(lr)
         self.optimizer.step(lr)
@@ -224,11 +250,11 @@ def _cover(loss: Auxiliary, step: int, draws: StepDraws) -> Cover:
     return Cover(loss, weight, covered_E, int(covered_E.sum()))
 
 
-def _backward(micro: MicroLosses) -> Tensor:
+def _backward(micro: MicroLosses, scaling: LossScaling) -> Tensor:
     """Add the gradients of one micro-batch; returns its share of `StepResult.losses_L`."""
     total = micro.flow
     for weight, loss in micro.auxiliary:
         total = total if loss is None else total + weight * loss
-    total.backward()
+    scaling.scaled(total).backward()
     auxiliary = [micro.flow.new_zeros(()) if loss is None else loss for _, loss in micro.auxiliary]
     return torch.cat([torch.stack([total, micro.flow, *auxiliary]).detach(), micro.rest])

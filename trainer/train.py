@@ -20,6 +20,7 @@ from trainer.device import cap_threads, choose_device, keep_freed_memory
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.model.nanodit import NanoDiT
+from trainer.precision.means import require_means
 from trainer.rescue import Origin, find_origin, take_over
 from trainer.rules import is_validation_step
 from trainer.session import Session, announce, open_session, stored_modules
@@ -51,6 +52,7 @@ def train(
     device = choose_device(document.config)
     if device.type == "cpu":
         keep_freed_memory()
+    require_means(document.config, device)
     _refuse_to_train_over(run_dir, resume)
     origin = None if from_run is None or from_step is None else find_origin(from_run, from_step, document)
     _claim(config_path, run_dir, document)
@@ -144,6 +146,7 @@ def _restore(session: Session) -> int:
         session.meter.load_state_dict(optimizer["meter"])
         if "indicators" in optimizer:  # a checkpoint from before there were any
             learner.recorder.load_state_dict(optimizer["indicators"])
+        learner.scaling.load_state_dict(optimizer.get("scaling", {}))
         session.meter.train_s, session.meter.eval_s = state["train_s"], state["eval_s"]
         session.scores.restore(until=step)
     session.telemetry.event(step, "resumed", from_step=step)
@@ -234,6 +237,7 @@ def _save(session: Session, step: int) -> None:
             "optimizer": learner.optimizer.state_dict(),
             "meter": meter.state_dict(),
             "indicators": learner.recorder.state_dict(),
+            "scaling": learner.scaling.state_dict(),
             **{auxiliary.name: auxiliary.state_dict() for auxiliary in learner.auxiliaries},
         },
         state={

@@ -33,6 +33,7 @@ _NAMES: Mapping[str, str | None] = {
     "tread": "TREAD",
     "repa": "REPA",
     "ema": "EMA",
+    "reference_parity": "published protocol",
     "validation": None,
     "sampler": None,
     "checkpoint": None,

@@ -22,6 +22,7 @@ from runner.spec.yaml12 import Document, Path, dotted, parse_value
 SET = "--set"
 RELATIVE_TO_THEIR_FILE: tuple[Path, ...] = (
     ("trainer", "data", "path"),
+    ("trainer", "validation", "pose", "detector"),
     ("environment", "python"),
     ("notify", "command", 0),
 )
@@ -224,7 +225,7 @@ def _is_path(path: Path, value: str) -> bool:
     """A program without a slash is a name to be found in PATH; what begins with a placeholder is a path elsewhere."""
     if value.startswith(("{data:", "{environment}")):
         return False
-    return path == ("trainer", "data", "path") or "/" in value
+    return path[0] == "trainer" or "/" in value
 
 
 def _rescued(block: ArmBlock) -> dict[str, Any] | None:

@@ -40,6 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
     "v": {"objective": {"prediction": "v"}},
     "asymflow, shift": {"objective": {"prediction": "asymflow", "shift": 3.0, "uniform_share": 0.1}},
     "normuon, two micro-batches": {"optimizer": {**MUON, "name": "normuon"}, "batch": 4, "accumulation": 2},
+    "perceptual, weights of pixels": {
+        "perceptual": {"lpips": {"enabled": True, "net": "squeeze", "size": 32}, "dino": {"enabled": True, "size": 28}},
+        "segmentation": {"enabled": True},
+    },
     "stable adamw": {"optimizer": {"name": "stable_adamw", "lr": 2e-3, "warmup_steps": 5}},
 }
 

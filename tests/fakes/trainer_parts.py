@@ -73,6 +73,7 @@ class NoiseSource:
         self.probe_ids = tuple(f"probe-{index}" for index in range(self.probe_images))
         self._size = config.data.size
         self._patches = config.tokens
+        self._has_parts = config.segmentation.enabled
 
     def load(self, id: str) -> Sample:
         """The same noise for the same id."""
@@ -90,6 +91,7 @@ class NoiseSource:
             patches_PD=half["patches"] if shapes.patch_width else None,
             patch_grid=(int(self._patches**0.5),) * 2,
             pose_J3=half["pose"] if shapes.pose_joints else None,
+            parts_HW=draw.integers(0, 7, (size, size), dtype=np.uint8) if self._has_parts else None,
         )
 
     def _feature_shapes(self, draw: np.random.Generator) -> dict[str, tuple[int, ...]]:

@@ -51,7 +51,8 @@ def plan_passes(config: TrainerConfig) -> Passes:
     """What can be drawn for this run: routing needs TREAD, guidance needs a guided `sampler.native`.
 
     The sweep uses the native kind of guidance, and self-guidance for a run with routing but without a native guidance.
-    w is the scale of self-guidance, or every scale of nested guidance; at w = 1 both are the dense pass.
+    w is the scale of self-guidance, or every scale of nested guidance; at w = 1 both are the dense pass. The published
+    dual guidance has no such scale: there w = 1 is no pass of ours, so it is not swept.
     """
     native = config.sampler.native
     found = [Pass("dense", "common", WEIGHTS, lambda model, conditions, route: dense(model, conditions))]
@@ -66,11 +67,12 @@ def plan_passes(config: TrainerConfig) -> Passes:
         why_not["guided"] = "sampler.native is dense: this arm draws without guidance"
     kind = _sweep_kind(config)
     if not kind:
-        why_not["sweep"] = "this run has neither a native guidance nor routing"
+        none = "this run has neither a native guidance nor routing"
+        why_not["sweep"] = none if native.kind == "dense" else f"no scale of {native.kind} is the dense pass"
         return Passes(tuple(found), {}, kind, why_not)
     sweep = {1.0: "dense"}
     for w in SWEEP[1:]:
-        guidance = _with_strength(kind, w)
+        guidance = _with_strength(kind, w, native.interval)
         if kind == native.kind and guidance.scales == native.scales:
             sweep[w] = "guided"  # drawn already
             continue
@@ -82,17 +84,21 @@ def plan_passes(config: TrainerConfig) -> Passes:
 def told(guidance: NativeSamplerConfig) -> str:
     """A guidance in words: `self_guidance (scale 3)`, `dense`."""
     scales = ", ".join(f"{name} {value:g}" for name, value in guidance.scales.items())
-    return f"{guidance.kind} ({scales})" if scales else guidance.kind
+    only = "" if guidance.interval is None else ", t in [{:g}, {:g}]".format(*guidance.interval)
+    return f"{guidance.kind} ({scales}{only})" if scales else guidance.kind
 
 
 def _sweep_kind(config: TrainerConfig) -> str:
+    if config.sampler.native.kind == "dual_cfg":
+        return ""
     if config.sampler.native.kind != "dense":
         return config.sampler.native.kind
     return "self_guidance" if config.tread.enabled else ""
 
 
-def _with_strength(kind: str, w: float) -> NativeSamplerConfig:
-    return NativeSamplerConfig.model_validate({"kind": kind, **{name: w for name, _ in NATIVE_SCALES[kind]}})
+def _with_strength(kind: str, w: float, interval: tuple[float, float] | None) -> NativeSamplerConfig:
+    scales = {name: w for name, _ in NATIVE_SCALES[kind]}
+    return NativeSamplerConfig.model_validate({"kind": kind, **scales, "interval": interval})
 
 
 def _guided(guidance: NativeSamplerConfig) -> Make:

@@ -25,7 +25,9 @@ class RepaStopConfig(Block):
 class RepaConfig(Block):
     """Alignment of a hidden state with image features, after block `after_block` (0-based; null = ceil(depth / 3) - 1).
 
-    `samples: patches_dropped` aligns only samples that do not see those same features as a condition.
+    `samples: patches_dropped` aligns only samples that do not see those same features as a condition. `spatial_norm`
+    takes from the features what all patches of an image share (iREPA). `probe` measures every 50 steps whether the
+    gradients of the two losses agree, under any `stop`; it changes nothing.
     """
 
     enabled: bool = False
@@ -33,4 +35,6 @@ class RepaConfig(Block):
     weight: Positive = 0.5
     samples: Literal["patches_dropped", "all"] = "patches_dropped"
     projector: Literal["mlp", "conv", "linear"] = "mlp"
+    spatial_norm: bool = False
     stop: RepaStopConfig = RepaStopConfig()
+    probe: bool = False

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from trainer.config.activation_checkpointing import ActivationCheckpointingConfig
 from trainer.config.base import Block, Count
 from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.compile import CompileConfig
 from trainer.config.data import DataConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
 from trainer.config.objective import AsymFlowConfig, ObjectiveConfig
 from trainer.config.optimizer import OptimizerConfig
+from trainer.config.perceptual import PerceptualConfig
+from trainer.config.precision import PrecisionConfig
 from trainer.config.repa import RepaConfig
 from trainer.config.sampler import SamplerConfig
+from trainer.config.segmentation import SegmentationConfig
 from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
 
@@ -22,13 +27,17 @@ IMAGE_CHANNELS = 3
 
 
 class TrainerConfig(Block):
-    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples."""
+    """The whole trainer block. One optimizer step uses `batch` x `accumulation` samples.
+
+    `reference_parity` allows what reproduces the published protocol instead of ours; such a run says so.
+    """
 
     steps: Count
     batch: Count = 16
     accumulation: Count = 1
     log_every: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    reference_parity: bool = False
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()
@@ -36,11 +45,16 @@ class TrainerConfig(Block):
     optimizer: OptimizerConfig = OptimizerConfig()
     tread: TreadConfig = TreadConfig()
     repa: RepaConfig = RepaConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
     ema: EmaConfig = EmaConfig()
     validation: ValidationConfig = ValidationConfig()
     sampler: SamplerConfig = SamplerConfig()
     indicators: IndicatorsConfig = IndicatorsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    compile: CompileConfig = CompileConfig()
+    activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
 
     @property
     def samples_per_step(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from trainer.config.base import Block, Count
+from trainer.config.grid import GridConfig
+from trainer.config.pose import PoseConfig
 
 
 class ValidationConfig(Block):
@@ -12,3 +14,5 @@ class ValidationConfig(Block):
     samples: Count = 48
     sampler_steps: Count = 8
     eval_seeds: Count = 1
+    grid: GridConfig = GridConfig()
+    pose: PoseConfig = PoseConfig()

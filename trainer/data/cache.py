@@ -31,5 +31,5 @@ class SampleCache:
 
 
 def _arrays(sample: Sample) -> list:
-    features = (sample.text_TD, sample.cls_D, sample.patches_PD, sample.pose_J3)
+    features = (sample.text_TD, sample.cls_D, sample.patches_PD, sample.pose_J3, sample.parts_HW)
     return [sample.pixels_HWC, *(array for array in features if array is not None)]

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.data.anatomy import Anatomy, Spot, anatomy_of
+from trainer.data.parts import PROCEDURAL_CLASSES
 from trainer.data.portraits import BACKGROUND_RGB, HAIR_RGB, SHIRT_RGB, SKIN_RGB, Portrait
 
-PARTS = ("background", "hair", "face", "eyes", "mouth", "neck", "shirt")
+PARTS = PROCEDURAL_CLASSES
 LABELS = (
     ("background", "background"),
     ("hair", "hair"),
@@ -43,6 +44,11 @@ class Drawing(NamedTuple):
 
     pixels_HWC: np.ndarray
     coverage_HWP: np.ndarray
+
+    @property
+    def parts_HW(self) -> np.ndarray:
+        """The part that covers most of every pixel, as an index into PARTS; the first one of equals. uint8."""
+        return self.coverage_HWP.argmax(axis=2).astype(np.uint8)
 
 
 def draw(portrait: Portrait, height: int, width: int) -> Drawing:

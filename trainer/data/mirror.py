@@ -19,7 +19,7 @@ _OTHER = {"left": "right", "right": "left"}
 
 
 def mirror(sample: Sample) -> Sample:
-    """The image mirrored with its joints and the places of its patch features; words and all features stay as they are.
+    """The image mirrored with joints, parts and places of patch features; words and features themselves stay.
 
     Applying it twice gives the same sample again.
     """
@@ -28,6 +28,7 @@ def mirror(sample: Sample) -> Sample:
         pixels_HWC=np.ascontiguousarray(sample.pixels_HWC[:, ::-1]),
         patches_PD=None if sample.patches_PD is None else mirror_patches(sample.patches_PD, sample.patch_grid),
         pose_J3=None if sample.pose_J3 is None else mirror_joints(sample.pose_J3),
+        parts_HW=None if sample.parts_HW is None else np.ascontiguousarray(sample.parts_HW[:, ::-1]),
     )
 
 

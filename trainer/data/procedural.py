@@ -30,6 +30,7 @@ class ProceduralSource:
     def __init__(self, config: TrainerConfig) -> None:
         self._height = self._width = config.data.size
         self.streams = stream_shapes(config)
+        self._has_parts = config.segmentation.enabled
         trained = (id for id in _all_ids() if not (is_held_out(id) or is_probe(id)))
         held_out = (id for id in _all_ids() if is_held_out(id))
         probe = (id for id in _all_ids() if is_probe(id))
@@ -90,6 +91,7 @@ class ProceduralSource:
             patches_PD=patches_PD,
             patch_grid=grid,
             pose_J3=joints_J3,
+            parts_HW=drawing.parts_HW if self._has_parts else None,
         )
 
 

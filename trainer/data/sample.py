@@ -25,6 +25,7 @@ class Sample:
 
     `pixels_HWC` is uint8; `patches_PD` lists the cells of `patch_grid` (rows, columns) in raster order; `pose_J3` holds
     (x, y, confidence) with x right and y down in [-1, 1] over the frame. A joint of confidence 0 lies at (0, 0).
+    `parts_HW` (uint8) is the class of every pixel as in parts.py, None unless a loss asks for it.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Sample:
     patches_PD: np.ndarray | None = None
     patch_grid: tuple[int, int] = (0, 0)
     pose_J3: np.ndarray | None = None
+    parts_HW: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +114,19 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples as tensors. `pixels_BCHW` is uint8."""
+    """Samples as tensors. `pixels_BCHW` is uint8, and so is `parts_BHW` if a loss asks for it."""
 
     ids: tuple[str, ...]
     captions: tuple[str, ...]
     pixels_BCHW: Tensor
     conditions: Conditions
+    parts_BHW: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`: uint8 pixels, float32 features."""
         pixels_BCHW = self.pixels_BCHW.to(device, non_blocking=True)
-        return Batch(self.ids, self.captions, pixels_BCHW, self.conditions.to(device))
+        parts_BHW = None if self.parts_BHW is None else self.parts_BHW.to(device, non_blocking=True)
+        return Batch(self.ids, self.captions, pixels_BCHW, self.conditions.to(device), parts_BHW)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory."""
@@ -172,6 +176,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
             patch_grid=samples[0].patch_grid,
             pose_BJ3=_stack([sample.pose_J3 for sample in samples]),
         ),
+        parts_BHW=_stack([sample.parts_HW for sample in samples]),
     )
 
 

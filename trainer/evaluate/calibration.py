@@ -8,6 +8,7 @@ Shapes: B samples, C channels, H x W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,19 +17,54 @@ from torch.nn.functional import conv2d, grid_sample, pad
 from trainer.evaluate.perceptual import Lpips
 from trainer.evaluate.reconstruction import perceptual, rmse
 
+_BETWEEN_IMAGES = frozenset(
+    f"{family}_{name}"
+    for family, names in {
+        "text_manip": ("delta", "floor", "spread"),
+        "dino_swap": ("lpips", "ceiling", "spread"),
+    }.items()
+    for name in names
+)
 _JITTER_SHARE = 1 / 128  # of the shorter side: a quarter of a pixel at 32 pixels
 _BLUR_SHARE = 1 / 16  # standard deviation: 2 pixels at 32 pixels
 
 
-@torch.no_grad()
-def calibrate(real_BCHW: Tensor, noise_BCHW: Tensor, lpips: Lpips) -> dict[str, dict[str, float | None]]:
-    """Mean recon_rmse and recon_lpips of every distortion; None for "other portrait" of a single image."""
-    floors: dict[str, dict[str, float | None]] = {"recon_rmse": {}, "recon_lpips": {}}
-    for name, image_BCHW in distortions(real_BCHW, noise_BCHW).items():
-        alone = name == "other_portrait" and len(real_BCHW) < 2
-        floors["recon_rmse"][name] = None if alone else rmse(image_BCHW, real_BCHW).mean().item()
-        floors["recon_lpips"][name] = None if alone else perceptual(image_BCHW, real_BCHW, lpips).mean().item()
-    return floors
+Levels = dict[str, dict[str, float | None]]
+
+
+class Calibration:
+    """What the metrics between two images say of every stand-in for the real images; measured once."""
+
+    @torch.no_grad()
+    def __init__(self, real_BCHW: Tensor, noise_BCHW: Tensor, lpips: Lpips) -> None:
+        self.stand_ins = distortions(real_BCHW, noise_BCHW)
+        self._rmse = {name: rmse(image_BCHW, real_BCHW) for name, image_BCHW in self.stand_ins.items()}
+        self._lpips = {name: perceptual(image_BCHW, real_BCHW, lpips) for name, image_BCHW in self.stand_ins.items()}
+
+    def levels(self) -> Levels:
+        """Mean recon_rmse and recon_lpips of every stand-in; None for "other portrait" of a single image."""
+        return {"recon_rmse": _means(self._rmse, None), "recon_lpips": _means(self._lpips, None)}
+
+    def levels_of(self, metrics: Iterable[str], first_third: int) -> Levels:
+        """The same over the first third of the samples for those of `metrics` that are measured there.
+
+        text_rmse and text_lpips, and the LPIPS between two generated images: text_manip_*, dino_swap_*,
+        cfg_divergence_*. So a distance between two generated images can be read as one between real ones.
+        """
+        found: Levels = {}
+        for metric in metrics:
+            if metric == "text_rmse":
+                found[metric] = _means(self._rmse, first_third)
+            elif metric == "text_lpips" or metric in _BETWEEN_IMAGES or metric.startswith("cfg_divergence_"):
+                found[metric] = _means(self._lpips, first_third)
+        return found
+
+
+def _means(values: Mapping[str, Tensor], count: int | None) -> dict[str, float | None]:
+    return {
+        name: None if name == "other_portrait" and len(value_B) < 2 else value_B[:count].mean().item()
+        for name, value_B in values.items()
+    }
 
 
 def distortions(real_BCHW: Tensor, noise_BCHW: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ Shapes: B samples, C channels, H x W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 from functools import lru_cache
@@ -13,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from trainer.frozen.weights import weights_hash
 
 NET = "alex"
 BACKBONE = "random (seed 0)"
@@ -37,7 +38,7 @@ class Lpips:
             torch.default_generator.manual_seed(0)
             self._net = lpips.LPIPS(net=NET, pretrained=True, pnet_rand=True, verbose=False)
         self._net.requires_grad_(False).eval()
-        self.hash = _hash_of(self._net)
+        self.hash = weights_hash(self._net)
         self._net.to(device)
 
     def __call__(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
@@ -78,12 +79,3 @@ def _enlarged(image_BCHW: Tensor) -> Tensor:
         return image_BCHW
     size = (round(height * SMALLEST_SIDE / short), round(width * SMALLEST_SIDE / short))
     return interpolate(image_BCHW, size=size, mode="bilinear", align_corners=False)
-
-
-def _hash_of(net: torch.nn.Module) -> str:
-    """First 16 hex digits of SHA-256 over names and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

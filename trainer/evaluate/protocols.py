@@ -108,15 +108,15 @@ class EvalSet:
         """How many samples go through the model together."""
         return max(1, _TOKENS_AT_ONCE // self.tokens)
 
-    def comparable_hash(self, lpips_hash: str) -> str:
-        """Hash of all that makes two scores comparable: images, noise, sampler, LPIPS weights: 16 hex digits."""
+    def comparable_hash(self, *judges: str) -> str:
+        """Hash of all that makes two scores comparable: images, noise, sampler, weights of `judges`: 16 hex digits."""
         parts = [
             self.content_hash,
             list(self.eval_seeds),
             self.grid,
             self.config.objective.noise_scale,
             self.config.data.size,
-            lpips_hash,
+            *judges,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -126,3 +126,13 @@ class EvalSet:
         digest = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
         digest.update(self.x_BCHW.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def protocol_labels(config: TrainerConfig, native: NativeSamplerConfig) -> list[str]:
+    """What a reader of scores must know about how they came about."""
+    labels = []
+    if config.reference_parity:
+        labels.append("reference_parity: the published protocol; not comparable with runs that do not reproduce it")
+    if native.kind == "dual_cfg":
+        labels.append("native sampler: the published dual CFG, which asks for conditions that training never combines")
+    return labels

@@ -33,6 +33,10 @@ class Variant(NamedTuple):
         return PREFIXES[self]
 
 
+EMA_COMMON, RAW_COMMON = Variant("ema", "common"), Variant("raw", "common")
+EMA_NATIVE, RAW_NATIVE = Variant("ema", "native"), Variant("raw", "native")
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One sample under one metric; `value` may be nan or infinite and is invalid then."""

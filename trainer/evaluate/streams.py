@@ -6,6 +6,7 @@ Shapes: B samples, C channels, H x W pixels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,5 +44,14 @@ def stream_scores(inputs: EvalSet, model: NanoDiT, eval_seed: int, true_BCHW: Te
 
 def shuffled(conditions: Conditions, stream: str) -> Conditions:
     """Conditions in which every sample has one stream of the sample before it; nobody keeps its own."""
-    moved = {name: torch.roll(getattr(conditions, name), 1, dims=0) for name in _FIELDS[stream]}
-    return dataclasses.replace(conditions, **moved)
+    fields = [getattr(conditions, name) for name in _FIELDS[stream]]
+    return borrowed(conditions, (stream,), torch.arange(len(fields[0]), device=fields[0].device).roll(1))
+
+
+def borrowed(conditions: Conditions, streams: Sequence[str], lender_B: Tensor) -> Conditions:
+    """Conditions in which sample i has the named streams of sample `lender_B[i]` (int64) and keeps all others.
+
+    Streams that `conditions` does not have stay absent.
+    """
+    names = [name for stream in streams if stream in conditions.streams for name in _FIELDS[stream]]
+    return dataclasses.replace(conditions, **{name: getattr(conditions, name)[lender_B] for name in names})

@@ -17,6 +17,7 @@ from trainer.config import TrainerConfig
 from trainer.indicators.blocks import Member, blocks_of
 from trainer.indicators.reading import Reading, Sums
 from trainer.optim.optimizers import Optimizers
+from trainer.precision.scaling import LossScaling
 
 
 class Recorder:
@@ -73,12 +74,12 @@ class Measurement:
         device = recorder.membership_KP.device
         self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
 
-    def micro_batch_done(self, index: int) -> None:
-        """The gradients of micro-batch `index` (from 0) have been added."""
+    def micro_batch_done(self, index: int, scaling: LossScaling) -> None:
+        """The gradients of micro-batch `index` (from 0) have been added, still multiplied by the scale of the loss."""
         if index + 1 == self._half:
             for member in self._members():
                 if member.parameter.grad is not None:
-                    self._first_half[member.parameter] = member.parameter.grad.clone()
+                    self._first_half[member.parameter] = scaling.unscaled(member.parameter.grad)
 
     @torch.no_grad()
     def gradients_done(self) -> None:

@@ -65,9 +65,11 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Any shape; the last dimension is normalised."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        # The norm of a half-precision vector is fp32: its square would overflow in fp16.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         inverse = length.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
-        y = x * inverse
+        y = (x * inverse).to(x.dtype)
         ctx.save_for_backward(y, inverse)
         return y
 
@@ -75,5 +77,6 @@ class RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """d/dx of y = x / rms(x): (grad - y mean(grad y)) / rms(x)."""
         y, inverse = ctx.saved_tensors
-        share = (grad * y).mean(-1, keepdim=True)
-        return torch.addcmul(grad, y, share, value=-1).mul_(inverse)
+        wide = grad.to(inverse.dtype)
+        share = (wide * y).mean(-1, keepdim=True)
+        return torch.addcmul(wide, y, share, value=-1).mul_(inverse).to(y.dtype)

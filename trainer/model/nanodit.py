@@ -23,6 +23,7 @@ from trainer.model.modulation import NORMS, Drive, modulate, shared_modulation
 from trainer.model.patches import from_patches, patch_embedding, to_patches
 from trainer.model.positions import positions_2d, rotation_2d
 from trainer.model.tread import Route, gather_tokens, scatter_tokens
+from trainer.precision.autocast import full_precision, in_compute_dtype
 
 
 class Output(NamedTuple):
@@ -115,6 +116,7 @@ class NanoDiT(nn.Module):
         back = there.argsort()
         return Output(*(None if part is None else part[back] for part in output))
 
+    @in_compute_dtype
     def _predict(
         self,
         z_BCHW: Tensor,
@@ -130,14 +132,16 @@ class NanoDiT(nn.Module):
         context = self.conditioning(conditions, present, sizes)
         time_BD = self.time(t_B)
         drive = self._drive(time_BD if context.cls_BD is None else time_BD + context.cls_BD)
-        x_BND = self.patches(to_patches(z_BCHW, self.patch))
+        # The residual stream is as precise as the images, whatever the blocks compute in.
+        x_BND = self.patches(to_patches(z_BCHW, self.patch)).to(z_BCHW.dtype)
         # Positions are added before routing, or gathered with it: they travel with their tokens.
         places = self._places(grid, x_BND)
         x_BND = x_BND if places.added_ND is None else x_BND + places.added_ND
         x_BND, hidden_BND = self._blocks(x_BND, drive, context.groups, places, route, tap)
-        image_BCHW = from_patches(self.head(self._modulate_last(x_BND, drive)), grid, self.patch)
-        head_BCHW = image_BCHW + self._smooth(image_BCHW)
-        x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
+        with full_precision(z_BCHW.device):
+            image_BCHW = from_patches(self.head(self._modulate_last(x_BND, drive)), grid, self.patch)
+            head_BCHW = image_BCHW + self._smooth(image_BCHW)
+            x_BCHW = head_BCHW if self.prediction is None else self.prediction.clean(head_BCHW, z_BCHW, t_B)
         return Output(x_BCHW, hidden_BND, head_BCHW)
 
     def _smooth(self, image_BCHW: Tensor) -> Tensor:
@@ -158,7 +162,7 @@ class NanoDiT(nn.Module):
     def _modulate_last(self, x_BND: Tensor, drive: Drive) -> Tensor:
         if self.modulation is None:
             return self.norm(x_BND)
-        shift_B1D, scale_B1D = self.modulation(drive.input_BD).unsqueeze(1).chunk(2, dim=-1)
+        shift_B1D, scale_B1D = self.modulation(drive.input_BD.to(x_BND.dtype)).unsqueeze(1).chunk(2, dim=-1)
         return modulate(x_BND, shift_B1D, scale_B1D, self.norm)
 
     def _blocks(

@@ -8,6 +8,7 @@ from trainer.config import TrainerConfig
 from trainer.data.sample import StreamShapes
 from trainer.objective.auxiliary import Auxiliary
 from trainer.objective.maskdit import MaskDit
+from trainer.objective.perceptual import dino_loss, lpips_loss
 from trainer.objective.repa import Repa
 
 
@@ -20,4 +21,8 @@ def build_auxiliaries(
         found.append(Repa(config, streams.patch_width, run_seed, device))
     if config.model.maskdit.enabled:
         found.append(MaskDit(config))
+    if config.perceptual.lpips.enabled:
+        found.append(lpips_loss(config.perceptual.lpips, device))
+    if config.perceptual.dino.enabled:
+        found.append(dino_loss(config.perceptual.dino, device))
     return tuple(found)

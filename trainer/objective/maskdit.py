@@ -25,6 +25,7 @@ class MaskDit:
     name = "maskdit"
     projector = None
     tap = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, config: TrainerConfig) -> None:
         self._weight = config.model.maskdit.weight

@@ -17,6 +17,7 @@ from trainer.data.sample import StreamShapes
 from trainer.model.nanodit import NanoDiT, Output, Prediction
 from trainer.objective.asymflow import AsymFlow
 from trainer.objective.flow import Noisy, mean_per_sample, over_time
+from trainer.precision.autocast import computing_in
 
 
 class Objective(Prediction, Protocol):
@@ -60,4 +61,5 @@ def build_objective(config: TrainerConfig, basis_FR: Tensor | None = None) -> Ob
 
 def empty_model(config: TrainerConfig, streams: StreamShapes) -> NanoDiT:
     """The model of a configuration, to be filled with the weights of a checkpoint."""
-    return NanoDiT(config.model, streams, build_objective(config), pooled=config.streams.pooled)
+    model = NanoDiT(config.model, streams, build_objective(config), pooled=config.streams.pooled)
+    return computing_in(model, config.precision)

@@ -1,6 +1,8 @@
 """Representation alignment (arXiv 2410.06940): a hidden state is pulled towards features of the clean image.
 
-Alignment helps early and hurts late, so it ends; repa_schedule.py says when.
+Alignment helps early and hurts late, so it ends; repa_schedule.py says when. The teacher is brought to the grid of the
+tokens, never cut to their number, so the block may lie before, among or behind the routed ones: among them the kept
+tokens are aligned, elsewhere all.
 
 Shapes: B samples, S aligned ones among them, N image tokens, K kept tokens, P teacher patches, D model channels,
 F teacher features.
@@ -20,6 +22,10 @@ from trainer.model.initial import initialise
 from trainer.model.tread import gather_tokens
 from trainer.objective.auxiliary import MicroBatch
 from trainer.objective.repa_schedule import RepaSchedule, gradient_cosine
+from trainer.precision.autocast import computing_in, in_compute_dtype
+
+SPATIAL_NORM_GAMMA = 1.0
+_SMALLEST_STD = 1e-6
 
 
 class Projector(nn.Module):
@@ -30,7 +36,11 @@ class Projector(nn.Module):
         self.net = _NETS[kind](width, teacher_width)
 
     def forward(self, hidden_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N, D) -> (B, N, F); `conv` needs all tokens of the grid (rows, columns)."""
+        """(B, N, D) -> (B, N, F), fp32; `conv` needs all tokens of the grid (rows, columns)."""
+        return self._project(hidden_BND, grid).to(hidden_BND.dtype)
+
+    @in_compute_dtype
+    def _project(self, hidden_BND: Tensor, grid: tuple[int, int]) -> Tensor:
         if not isinstance(self.net, nn.Conv2d):
             return self.net(hidden_BND)
         image_BDhw = hidden_BND.transpose(1, 2).unflatten(2, grid)
@@ -57,7 +67,17 @@ def build_projector(config: TrainerConfig, teacher_width: int, run_seed: int, de
         projector = Projector(config.repa.projector, config.model.width, teacher_width)
     projector.to_empty(device="cpu")
     initialise(projector, run_seed, prefix="repa.")
-    return projector.to(device)
+    return computing_in(projector.to(device), config.precision)
+
+
+def without_common(patches_BPF: Tensor) -> Tensor:
+    """Features less what all patches of an image share, each feature of spread 1 (iREPA, arXiv 2512.10794): (B, P, F).
+
+    (z - gamma mean) / (std + 1e-6), both over the patches of an image; gamma is 1, as in the published code.
+    """
+    mean_B1F = patches_BPF.mean(dim=1, keepdim=True)
+    std_B1F = patches_BPF.std(dim=1, keepdim=True, correction=0)
+    return (patches_BPF - SPATIAL_NORM_GAMMA * mean_B1F) / (std_B1F + _SMALLEST_STD)
 
 
 def resample_teacher(patches_BPF: Tensor, teacher_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -78,6 +98,7 @@ class Repa:
     """Alignment as an auxiliary loss: the projector, whom it covers, and its schedule."""
 
     name = "repa"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, config: TrainerConfig, teacher_width: int, run_seed: int, device: torch.device) -> None:
         self.projector = build_projector(config, teacher_width, run_seed, device)
@@ -86,6 +107,7 @@ class Repa:
         first, last = config.routed_blocks
         self._is_inside = first <= config.repa_block <= last
         self._grid_of = config.grid_of
+        self._spatial_norm = config.repa.spatial_norm
         self._schedule = RepaSchedule(config)
         self._cosine: tuple[int, float] | None = None  # the step it was measured in, and its value
 
@@ -104,7 +126,8 @@ class Repa:
         chosen = micro.batch.conditions.select(covered_S).to(hidden_BND.device)
         index_S = covered_S.to(hidden_BND.device)
         grid = self._grid_of(*micro.noisy.x_BCHW.shape[2:])
-        teacher_SNF = resample_teacher(chosen.patches_BPD, chosen.patch_grid, grid)
+        patches_SPF = without_common(chosen.patches_BPD) if self._spatial_norm else chosen.patches_BPD
+        teacher_SNF = resample_teacher(patches_SPF, chosen.patch_grid, grid)
         keep_SK = None if micro.route is None or not self._is_inside else micro.route.keep_BK[index_S]
         return alignment_loss(self.projector(hidden_BND[index_S], grid), teacher_SNF, keep_SK).sum()
 

@@ -24,6 +24,7 @@ class RepaSchedule:
 
     def __init__(self, config: TrainerConfig) -> None:
         self._kind = config.repa.stop.kind
+        self._probes = config.repa.probe or self._kind == "gradient_cosine"
         self._weight = config.repa.weight if config.repa.enabled else 0.0
         self._start_steps = config.repa.stop.start * config.steps
         self._end_steps = config.repa_end * config.steps
@@ -41,10 +42,15 @@ class RepaSchedule:
 
     def wants_probe(self, step: int) -> bool:
         """Whether the gradients of both losses should be compared in the update that follows `step` finished steps."""
-        return self._kind == "gradient_cosine" and step % PROBE_EVERY_STEPS == 0 and self.weight(step) > 0
+        return self._probes and step % PROBE_EVERY_STEPS == 0 and self.weight(step) > 0
 
     def observe(self, cosine: float) -> None:
-        """Take in one gradient cosine; after 3 checks in a row with a negative average, alignment stops."""
+        """Take in one gradient cosine; after 3 checks in a row with a negative average, alignment stops.
+
+        Where something else ends it, nothing is taken in.
+        """
+        if self._kind != "gradient_cosine":
+            return
         self._cosine = cosine if self._cosine is None else PROBE_DECAY * self._cosine + (1 - PROBE_DECAY) * cosine
         self._negative_checks = self._negative_checks + 1 if self._cosine < 0 else 0
         self._stopped = self._stopped or self._negative_checks >= PROBE_PATIENCE

@@ -8,7 +8,23 @@ from __future__ import annotations
 
 from trainer.config import TrainerConfig
 from trainer.errors import Issue
-from trainer.rules import checkpoint, data, model, objective, optimizer, repa, sampler, streams, tread, validation
+from trainer.rules import (
+    checkpoint,
+    data,
+    grid,
+    model,
+    objective,
+    optimizer,
+    perceptual,
+    pose,
+    precision,
+    repa,
+    sampler,
+    segmentation,
+    streams,
+    tread,
+    validation,
+)
 from trainer.rules.cadence import is_validation_step
 from trainer.rules.remarks import remarks
 
@@ -22,9 +38,14 @@ _RULES = (
     optimizer.rules,
     tread.rules,
     repa.rules,
+    perceptual.rules,
+    segmentation.rules,
     sampler.rules,
     validation.rules,
+    grid.rules,
+    pose.rules,
     checkpoint.rules,
+    precision.rules,
 )
 
 
@@ -35,4 +56,4 @@ def issues(config: TrainerConfig) -> list[Issue]:
 
 def notes(config: TrainerConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    return list(remarks(config))
+    return [*remarks(config), *precision.remarks(config)]

@@ -1,0 +1,1 @@
+"""How a training step is made to fit and to run fast without changing what is learned."""

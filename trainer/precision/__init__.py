@@ -1,0 +1,1 @@
+"""In which number formats a step computes: autocast, loss scaling, and matrix products in FP8."""
