@@ -124,6 +124,8 @@ def test_the_decoder_is_a_part_of_the_transformer() -> None:
     groups = parameter_groups(model(), use_muon=True)
     assert "blocks.5.cross.q.weight" in groups.muon
     assert "mask_D" in groups.plain
+    learner, _ = learn(4, 1)
+    assert [block.name for block in learner.recorder.blocks][4:] == ["block_04", "block_05", "embed", "head"]
     hidden, dense = (forward_flops(config_of(), SHAPES, is_routed) for is_routed in (True, False))
     assert 0.4 < hidden / dense < 0.8
 

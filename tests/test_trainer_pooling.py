@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tests.fakes.trainer_parts import SHAPES, NoiseSource, random_conditions, randomise, tiny_config
+from trainer import randomness
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Conditions
 from trainer.model.nanodit import NanoDiT
 from trainer.model.pooling import mean_of_joints, mean_of_neighbours, mean_of_words
+from trainer.objective.prediction import empty_model
 from trainer.step import Learner
 
 T_B = torch.tensor([0.05, 0.3, 0.6])
@@ -90,7 +92,7 @@ def test_padding_of_pooled_captions_changes_nothing() -> None:
     built, conditions = model("text"), random_conditions(3)
     longer = dataclasses.replace(
         conditions,
-        text_BTD=torch.cat([conditions.text_BTD, torch.full((3, 7, SHAPES.text_width), 9.0)], dim=1),
+        text_BTD=torch.cat([conditions.text_BTD, randomness.normal((3, 7, SHAPES.text_width), 0, "noise", 0)], dim=1),
         text_mask_BT=torch.cat([conditions.text_mask_BT, torch.zeros(3, 7, dtype=torch.bool)], dim=1),
     )
     torch.testing.assert_close(predict(built, conditions), predict(built, longer), rtol=1e-5, atol=1e-5)
@@ -102,6 +104,7 @@ def test_a_run_pools_what_it_is_told_to_and_still_aligns_with_all_patches() -> N
     source = NoiseSource(config, 0)
     learner = Learner(config, source.streams, 0, torch.device("cpu"))
     assert learner.model.conditioning.pooled == frozenset(POOLABLE)
+    assert empty_model(config, source.streams).conditioning.pooled == frozenset(POOLABLE)
     assert all(average.conditioning.pooled == frozenset(POOLABLE) for average in learner.ema.models.values())
     result = learner.step(Batches(source, 0, config.samples_per_step), 0, StopRequest())
     assert result is not None

@@ -35,10 +35,11 @@ def rotation_2d(grid: tuple[int, int], head_width: int, device: torch.device) ->
 
 
 def rotate(x_BNHE: Tensor, rotation_BNE: Tensor) -> Tensor:
-    """Turn channel k and channel k + E / 2 of every head by the angle of their token: (B, N, H, E)."""
+    """Turn channel k and channel k + E / 2 of every head by the angle of their token: same shape and type."""
     cos_BN1P, sin_BN1P = rotation_BNE.unsqueeze(2).chunk(2, dim=-1)
     one, two = x_BNHE.chunk(2, dim=-1)
-    return torch.cat([one * cos_BN1P - two * sin_BN1P, one * sin_BN1P + two * cos_BN1P], dim=-1)
+    turned_BNHE = torch.cat([one * cos_BN1P - two * sin_BN1P, one * sin_BN1P + two * cos_BN1P], dim=-1)
+    return turned_BNHE.to(x_BNHE.dtype)
 
 
 def _places(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
