@@ -22,7 +22,7 @@ from trainer.data.batches import Batches
 from trainer.data.shapes import stream_shapes
 from trainer.document import Document
 from trainer.errors import ConfigError
-from trainer.model.block import Mlp
+from trainer.model.mlp import Mlp
 from trainer.model.nanodit import build
 from trainer.precision.means import cpp_compiler, require_means
 from trainer.session import stored_modules

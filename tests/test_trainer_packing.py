@@ -5,9 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes.trainer_parts import SHAPES, random_conditions, randomise, tiny_config
+from trainer import randomness
+from trainer.data.sample import Conditions
+from trainer.model import packing
+from trainer.model.nanodit import NanoDiT
 from trainer.model.packing import GROUP_OPERATIONS, MOST_RUNS, operations_per_token, partition
 
 LENGTHS = st.lists(st.tuples(*[st.integers(1, 40)] * 3), min_size=1, max_size=9)
@@ -46,3 +52,58 @@ def test_small_models_keep_their_groups_together_and_large_ones_do_not() -> None
     lengths = [(256, 1, 211, 133), (256, 1, 1, 1)]
     assert partition(lengths, operations_per_token(16, 16)) == (2,)
     assert partition(lengths, operations_per_token(192, 256)) == (1, 1)
+
+
+PRESENT = {  # all, words alone, nothing, all, joints alone, nothing
+    "text": torch.tensor([True, True, False, True, False, False]),
+    "cls": torch.tensor([True, False, False, True, False, False]),
+    "patches": torch.tensor([True, False, False, True, False, False]),
+    "pose": torch.tensor([True, False, False, True, True, False]),
+}
+
+
+def model() -> NanoDiT:
+    built = NanoDiT(tiny_config().model, SHAPES)
+    randomise(built)
+    return built
+
+
+def test_lengths_are_those_of_what_is_there() -> None:
+    conditions = random_conditions(6)
+    words = conditions.text_mask_BT.sum(dim=1).tolist()
+    found = model().conditioning.lengths(conditions, PRESENT, 6)
+    assert [dict(zip(model().conditioning.embed, each, strict=True)) for each in found] == [
+        {"text": words[0], "cls": 1, "patches": 16, "pose": 9},
+        {"text": words[1], "cls": 1, "patches": 1, "pose": 1},
+        {"text": 1, "cls": 1, "patches": 1, "pose": 1},
+        {"text": words[3], "cls": 1, "patches": 16, "pose": 9},
+        {"text": 1, "cls": 1, "patches": 1, "pose": 9},
+        {"text": 1, "cls": 1, "patches": 1, "pose": 1},
+    ]
+    nothing = model().conditioning.lengths(Conditions(), {}, 2)
+    assert nothing == [(1, 1, 1, 1)] * 2
+
+
+@pytest.mark.parametrize("price", [0.0, 1e3, 1e12])
+def test_who_shares_a_group_changes_no_prediction(monkeypatch: pytest.MonkeyPatch, price: float) -> None:
+    """Everybody alone, groups in between, everybody together, and the two groups of a GPU."""
+    built, conditions = model(), random_conditions(6)
+    z = randomness.normal((6, 3, 8, 8), 0, "noise", 0)
+    t_B = torch.linspace(0.1, 0.9, 6)
+    built.few_shapes = True
+    expected = built(z, t_B, conditions, PRESENT).x_BCHW
+    built.few_shapes = False
+    monkeypatch.setattr(packing, "GROUP_OPERATIONS", price)
+    sizes = built._sizes_by_work(z, conditions, PRESENT)
+    assert len(sizes) == {0.0: 6, 1e3: len(sizes), 1e12: 1}[price]
+    torch.testing.assert_close(built(z, t_B, conditions, PRESENT).x_BCHW, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_in_which_all_counts_has_no_mask() -> None:
+    conditions = random_conditions(6)
+    alone = model().conditioning(conditions, PRESENT, (1,) * 6)
+    assert all(group.mask_G11S is None for group in alone.groups)
+    assert [group.tokens_GSD.shape[1] for group in alone.groups] == [
+        sum(each) for each in model().conditioning.lengths(conditions, PRESENT, 6)
+    ]
+    assert model().conditioning(conditions, PRESENT, (6,)).groups[0].mask_G11S is not None

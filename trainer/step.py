@@ -196,11 +196,13 @@ class Learner:
     def _micro_batches(self, present: Mapping[str, Tensor]) -> Iterator[list[int]]:
         """Positions of the effective batch, one list per micro-batch of this process.
 
-        Long sequences come first, which spares the model the sorting; nothing depends on the order in a micro-batch.
+        Long sequences come first, and equal sets of conditions stand together, which spares the model the sorting;
+        nothing depends on the order in a micro-batch.
         """
-        short = (~is_long(present)).tolist()
+        kept = torch.stack([present[name] for name in ("patches", "pose", "text", "cls")]).int()
+        order = (is_long(present).int() * 16 + torch.tensor([8, 4, 2, 1], dtype=torch.int) @ kept).tolist()
         for start in self.team.starts(self.config):
-            yield sorted(range(start, start + self.config.batch), key=short.__getitem__)
+            yield sorted(range(start, start + self.config.batch), key=order.__getitem__, reverse=True)
 
     def _losses(self, batch: Batch, draws: Draws, covers: list[Cover], step: int, positions: list[int]) -> MicroLosses:
         micro = self._forward(batch, draws, covers)

@@ -33,6 +33,7 @@ def training_network(model: Model, config: TrainerConfig, streams: StreamShapes)
     if not (fp8.enabled or again or config.compile.enabled):
         return model
     twin = twin_of(model)
+    twin.few_shapes = config.compile.enabled or fp8.enabled
     if fp8.enabled:
         convert(twin, fp8)
     for index, block in enumerate(twin.blocks):

@@ -20,6 +20,7 @@ from trainer.model.conditioning import Conditioning, Group, long_first
 from trainer.model.embeddings import TimeEmbedding
 from trainer.model.initial import initialise
 from trainer.model.modulation import NORMS, Drive, modulate, shared_modulation
+from trainer.model.packing import operations_per_token, partition
 from trainer.model.patches import from_patches, patch_embedding, to_patches
 from trainer.model.positions import positions_2d, rotation_2d
 from trainer.model.tread import Route, gather_tokens, scatter_tokens
@@ -68,7 +69,8 @@ class NanoDiT(nn.Module):
         pooled: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.patch, self.head_width = config.patch, config.width // config.heads
+        self.patch, self.width, self.head_width = config.patch, config.width, config.width // config.heads
+        self.few_shapes = False  # whoever compiles the blocks wants their inputs in few shapes
         self.turns, self.norm = config.positions == "rope", NORMS[config.norm]
         features = image_channels * config.patch**2
         self.patches = patch_embedding(features, config.width, config.bottleneck)
@@ -97,6 +99,9 @@ class NanoDiT(nn.Module):
         `route` sends only the kept tokens through the routed blocks. `tap` asks for the output of that block.
         """
         present = present or {}
+        if z_BCHW.device.type == "cpu" and not self.few_shapes:
+            sizes = self._sizes_by_work(z_BCHW, conditions, present)
+            return self._predict(z_BCHW, t_B, conditions, present, route, tap, sizes)
         packing = long_first(conditions, present)
         if packing is None:
             return self._predict(z_BCHW, t_B, conditions, present, route, tap, (len(t_B),))
@@ -115,6 +120,12 @@ class NanoDiT(nn.Module):
         )
         back = there.argsort()
         return Output(*(None if part is None else part[back] for part in output))
+
+    def _sizes_by_work(self, z_BCHW: Tensor, conditions: Conditions, present: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """Sizes of groups of consecutive samples for which the blocks have the least to do."""
+        tokens = (z_BCHW.shape[2] // self.patch) * (z_BCHW.shape[3] // self.patch)
+        lengths = self.conditioning.lengths(conditions, present, len(z_BCHW))
+        return partition(lengths, operations_per_token(self.width, tokens))
 
     @in_compute_dtype
     def _predict(
