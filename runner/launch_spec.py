@@ -68,8 +68,8 @@ def launch_spec(
 
     A trainer on a slot of several GPUs uses all of them, with a process each that the first one starts; evaluations and
     autopsies are one process on the first GPU. A trainer that resumes does so from its newest checkpoint, or that of
-    `from_step`. `from_run` is the folder of another run, with whose checkpoint of that step a run without any of its own
-    begins.
+    `from_step`. `from_run` is the folder of another run, with whose checkpoint of that step a run without any of its
+    own begins.
     """
     is_trainer = wanted.command is None
     return {

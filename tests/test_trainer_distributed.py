@@ -277,12 +277,18 @@ def test_a_process_that_hangs_is_named(run: Callable[..., tuple[int, Path]]) -> 
 
 def test_processes_end_with_their_leader(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"seed": 7, "trainer": {**SHORT, "steps": 100000}}))
-    command = [sys.executable, "-m", "trainer", "train", str(config), "--run-dir", str(tmp_path / "run")]
-    leader = subprocess.Popen([*command, "--processes", "2"], cwd=ROOT, stdout=subprocess.PIPE)
+    config.write_text(json.dumps({"seed": 7, "trainer": SHORT}))
+    leading = (
+        "import socket, sys; from trainer.distributed.peers import Peers;"
+        "listener = socket.create_server(('127.0.0.1', 0));"
+        "Peers(sys.argv[1:], 2, listener.getsockname()[1]);"
+        "other = listener.accept(); print('it looks for its leader', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", leading, "train", str(config), "--run-dir", str(tmp_path)]
+    leader = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert leader.stdout is not None
-        assert leader.stdout.readline()  # the table of the optimizer: all have met by then
+        assert leader.stdout.readline()
         (peer,) = psutil.Process(leader.pid).children()
         leader.send_signal(signal.SIGKILL)
         leader.wait()

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -33,23 +33,24 @@ def open_team(config: TrainerConfig, processes: int | None, argv: Sequence[str])
         yield Team(device)
         return
     end_with_leader()
-    if member.is_started:
-        timeout = timedelta(seconds=config.distributed.timeout_s)
-        store, peers = next(dist.rendezvous("env://", member.rank, member.size, timeout=timeout))[0], None
-    else:
-        store, port = _own_store(member.size)
-        peers = Peers(argv, member.size, port)
-    if os.environ.get("MASTER_ADDR", _LOOPBACK) == _LOOPBACK and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody else needs to reach these processes
-    team = Processes(device, member.rank, member.size, store, config.distributed.timeout_s, peers)
-    try:
-        yield team
-    except Exception as error:
-        if (cause := team.blame(error)) is not None:
-            raise cause from error
-        raise
-    finally:
-        team.leave()
+    with ExitStack() as leaving:
+        if member.is_started:
+            timeout = timedelta(seconds=config.distributed.timeout_s)
+            store, peers = next(dist.rendezvous("env://", member.rank, member.size, timeout=timeout))[0], None
+        else:
+            store, port = _own_store(member.size)
+            peers = Peers(argv, member.size, port)
+            leaving.callback(peers.kill)
+        if os.environ.get("MASTER_ADDR", _LOOPBACK) == _LOOPBACK and sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody else needs to reach these processes
+        team = Processes(device, member.rank, member.size, store, config.distributed.timeout_s, peers)
+        leaving.callback(dist.destroy_process_group)
+        try:
+            yield team
+        except RuntimeError as error:  # of torch: a connection that broke
+            if (cause := team.blame()) is not None:
+                raise cause from error
+            raise
 
 
 def _own_store(size: int) -> tuple[dist.Store, int]:

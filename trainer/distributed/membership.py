@@ -17,9 +17,6 @@ from trainer.device import choose_device
 from trainer.errors import ConfigError, Issue, UsageError
 from trainer.rules.distributed import shared_by
 
-LEADER_PID = "TRAINER_LEADER_PID"
-"""Environment variable of a process that a leader started: without that leader it must not live."""
-
 
 @dataclass(frozen=True, slots=True)
 class Membership:

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trainer
-from trainer.distributed.membership import LEADER_PID
 from trainer.errors import EXIT_INTERNAL, TeamError
 
+LEADER_PID = "TRAINER_LEADER_PID"
+"""Environment variable of a process that a leader started: without that leader it must not live."""
 NOTICE_S = 10.0
 """How long the leader may take to see for itself that another process failed, before it is ended from within."""
 FAREWELL_S = 30.0
@@ -50,9 +51,12 @@ class Peers:
         self._over.set()
         return _error(*self._failed)
 
+    def expect_end(self) -> None:
+        """From now on it is no failure that one of them ends."""
+        self._may_end = True
+
     def await_end(self) -> None:
         """Return when all have ended, as they were told to. Who has not within FAREWELL_S is killed."""
-        self._may_end = True
         deadline = time.monotonic() + FAREWELL_S
         for process in self._processes.values():
             try:

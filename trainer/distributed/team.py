@@ -98,15 +98,8 @@ class Processes(Team):
         self.order(STEP, step=step)
 
     def agrees_to_stop(self, stop: StopRequest) -> bool:
-        """The one place in which a process that hangs is found out."""
-        asked = torch.tensor([int(bool(stop))])
-        self._meetings += 1
-        self._store.set(f"meeting/{self.rank}", str(self._meetings))
-        try:
-            dist.all_reduce(asked, dist.ReduceOp.MAX, self._talk)
-        except RuntimeError as error:
-            raise self._missing() from error
-        if asked.item():
+        """The signal may have come to any of them."""
+        if self.any_of([bool(stop)])[0]:
             stop.ask("another process")
         return bool(stop)
 
@@ -122,9 +115,14 @@ class Processes(Team):
         return float(seen)
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
-        """Which of the flags are set in at least one process."""
+        """Which of the flags are set in at least one process. Here a process that hangs is found out."""
         found = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(found, dist.ReduceOp.MAX, self._talk)
+        self._meetings += 1
+        self._store.set(f"meeting/{self.rank}", str(self._meetings))
+        try:
+            dist.all_reduce(found, dist.ReduceOp.MAX, self._talk)
+        except RuntimeError as error:
+            raise self._missing() from error
         return [bool(flag) for flag in found.tolist()]
 
     def order(self, what: str, **details: Any) -> None:
@@ -155,26 +153,20 @@ class Processes(Team):
 
     def end(self, code: int) -> int:
         """The leader waits until all have ended."""
+        if self._peers is not None:
+            self._peers.expect_end()
         self.order(END, code=code)
         if self._peers is not None:
             self._peers.await_end()
         return code
 
-    def blame(self, error: BaseException) -> TeamError | None:
-        """The failure of another process behind an error of this one, if there is one."""
-        if isinstance(error, TeamError) or self._peers is None:
-            return None
-        return self._peers.failure(wait_s=_LOOK_S)
-
-    def leave(self) -> None:
-        """Nothing is left to be said."""
-        if self._peers is not None:
-            self._peers.kill()
-        dist.destroy_process_group()
+    def blame(self) -> TeamError | None:
+        """The failure of another process behind a connection that broke, if there is one."""
+        return None if self._peers is None else self._peers.failure(wait_s=_LOOK_S)
 
     def _missing(self) -> TeamError:
         """Who did not come, by the number of meetings that each has announced."""
-        if self._peers is not None and (failure := self._peers.failure(wait_s=_LOOK_S)) is not None:
+        if (failure := self.blame()) is not None:
             return failure
         announced = {rank: self._announced(rank) for rank in range(self.size)}
         missing = [str(rank) for rank, count in announced.items() if count < self._meetings]
