@@ -80,7 +80,7 @@ def test_blocks_and_projector_compute_in_the_format_and_everything_else_in_fp32(
 
     model, projector = trial.learner.model, trial.learner.modules["repa"]
     watched = {
-        "q": model.blocks[0].self.q,
+        "out": model.blocks[0].self.out,
         "text": model.conditioning.embed["text"].project,
         "head": model.head,
         "block": model.blocks[1],
