@@ -90,7 +90,7 @@ def test_blocks_and_projector_compute_in_the_format_and_everything_else_in_fp32(
     trial.step()
     low = expected or torch.float32
     assert seen == {
-        "q": low,
+        "out": low,
         "text": low,
         "inner": low,
         **dict.fromkeys(("head", "smooth", "repa", "block"), torch.float32),
