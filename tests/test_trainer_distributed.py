@@ -189,6 +189,15 @@ def test_a_checkpoint_does_not_show_how_many_wrote_it(together: Together) -> Non
         assert _shapes(one) == _shapes(found)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_weights_are_divided_only_where_that_is_asked_for(together: Together, case: str) -> None:
+    one, found = alone(case), together.cases[case]
+    assert (one["strategy"], found["strategy"]) == ("single", "fsdp" if "fsdp" in case else "ddp")
+    blocks = sum(tensor.numel() for name, tensor in one["modules"].items() if name.startswith("model.blocks."))
+    let_go = one["held"] - found["held"]
+    assert let_go == pytest.approx(blocks / 2, rel=0.1) if "fsdp" in case else let_go == 0
+
+
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 5))
 def test_every_micro_batch_is_dealt_to_one_process(size: int, rounds: int, batch: int) -> None:
     config = tiny_config(batch=batch, accumulation=size * rounds)

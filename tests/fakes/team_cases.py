@@ -16,6 +16,7 @@ from trainer.data import open_source
 from trainer.data.batches import Batches
 from trainer.distributed.following import follow, share_beginning
 from trainer.distributed.launch import open_team
+from trainer.distributed.sharding import strategy
 from trainer.distributed.team import Processes, Team
 from trainer.document import load_document, parse_config
 from trainer.step import Learner
@@ -69,6 +70,8 @@ def trained(case: str, team: Team) -> dict[str, Any]:
         "extra": [result.extra for result in results],
         "grad_norms": [result.grad_norm for result in results],
         "readings": [result.reading.metrics() for result in results if result.reading is not None],
+        "strategy": strategy(learner),
+        "held": sum(parameter.numel() for parameter in learner.modules.parameters()),
         "modules": whole.modules.state_dict(),
         "averages": [model.state_dict() for model in whole.ema.models.values()],
         "optimizer": whole.optimizer.state_dict(),

@@ -12,6 +12,7 @@ class DistributedConfig(Block):
 
     `ddp`: every process holds everything. `fsdp`: weights, averages and optimizer state are divided among them. `auto`:
     ddp below a thousand million parameters. A process that keeps the others waiting for `timeout_s` ends the training.
+    Under fsdp the indicator opt/<block>/gradient_noise always comes from AdamW's moments.
     """
 
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
