@@ -1,4 +1,4 @@
-"""Nothing in the loop over micro-batches waits for the device: on one without any numbers, whoever asks for one fails."""
+"""No micro-batch waits for the device: where there are no numbers, whoever asks for one fails."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def micro_batches(learner: Learner, batches: Batches) -> int:
     draws = StepDraws(learner.config, 0, 0)
     covers = [cover for each in learner.auxiliaries if (cover := _cover(each, 0, draws)).count]
     assert len(covers) == len(learner.auxiliaries)
-    for count, positions in enumerate(learner.plan(0), start=1):
+    micro_batches = learner.plan(0)
+    for positions in micro_batches:
         batch = batches.batch(0, positions)
         micro = learner._losses(batch, draws.of(positions, (8, 8)), covers, 0, positions)
         assert _backward(micro, learner.scaling).device == META
-    return count
+    return len(micro_batches)
 
 
 @pytest.mark.parametrize("case", CASES)
