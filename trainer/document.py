@@ -46,7 +46,7 @@ def load_document(path: Path, run: str | None = None) -> Document:
     Raises ConfigError when the file cannot be read or used.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Yaml12Loader)
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -58,6 +58,11 @@ def load_document(path: Path, run: str | None = None) -> Document:
         raise ConfigError([Issue("seed", f"{path} must name the seed of the run", "an integer")])
     name = content.get("run") or run or path.resolve().parent.name
     return Document(parse_config(content["trainer"]), seed, str(name))
+
+
+def read_yaml(text: str) -> Any:
+    """What a text of YAML 1.2 says. Raises yaml.YAMLError where it is none."""
+    return yaml.load(text, _Yaml12Loader)
 
 
 def parse_config(block: Any) -> TrainerConfig:

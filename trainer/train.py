@@ -200,14 +200,10 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
         _look_outside(session, step, stop_after)
         if session.stop:
             break
-        started = time.perf_counter()
-        result = session.learner.step(session.batches, step, session.stop)
+        result = advance(session, step)
         if result is None:
             break
         step += 1
-        session.meter.add(result, time.perf_counter() - started)
-        if step % config.log_every == 0 or step == config.steps:
-            session.telemetry.metrics("train", step, session.meter.line() | session.batches.metrics())
         _announce_rejected(session, step)
         _announce_changes(session, step, result)
         if is_validation_step(config, step):
@@ -217,6 +213,19 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
         elif _is_probe_step(session, step):
             _probe(session, step)
     return step
+
+
+def advance(session: Session, step: int) -> StepResult | None:
+    """Make the update that follows `step` finished steps and log it if that is due; None if a stop was asked for."""
+    started = time.perf_counter()
+    result = session.learner.step(session.batches, step, session.stop)
+    if result is None:
+        return None
+    done = step + 1
+    session.meter.add(result, time.perf_counter() - started)
+    if done % session.config.log_every == 0 or done == session.config.steps:
+        session.telemetry.metrics("train", done, session.meter.line() | session.batches.metrics())
+    return result
 
 
 def _look_outside(session: Session, step: int, stop_after: int | None) -> None:

@@ -1,0 +1,1 @@
+"""Which micro-batch, recomputation and compilation make the training step of a configuration fastest here."""
