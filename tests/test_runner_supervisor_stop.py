@@ -30,11 +30,11 @@ from tests.fakes.attempts import (
 
 # A second process of the same group: tells when it gets SIGTERM, and stays.
 WORKER = """
-import signal, sys
+import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: print("worker got SIGTERM", flush=True))
 print("ready", flush=True)
 while True:
-    signal.pause()
+    time.sleep(0.02)
 """
 
 
@@ -57,7 +57,7 @@ class TestStop:
 
     def test_workers_live_until_the_leader_has_saved(self, attempts: Attempts) -> None:
         program = f"""
-import signal, subprocess, sys
+import signal, subprocess, sys, time
 worker = subprocess.Popen([sys.executable, "-I", "-S", "-c", {WORKER!r}])
 def save(number, frame):
     print("worker lives:", worker.poll() is None, flush=True)
@@ -65,7 +65,7 @@ def save(number, frame):
 signal.signal(signal.SIGTERM, save)
 print("ready", flush=True)
 while True:
-    signal.pause()
+    time.sleep(0.02)
 """
         folder, _ = attempts.start(program, term_s=0.2)
         until(lambda: is_ready(folder, count=2))

@@ -170,6 +170,21 @@ def test_text_is_as_long_as_its_mask_says(tmp_path: Path, length: int) -> None:
     assert source.streams.text_length == length
 
 
+def test_part_maps_are_read_if_a_loss_asks_for_them(tmp_path: Path) -> None:
+    classes = np.arange(28, dtype=np.uint8).repeat(37)[:1024].reshape(32, 32)
+    parts = {"seg.npy": classes}
+    asked = {"segmentation": {"enabled": True}}
+    square_set(tmp_path / "with", [*square(8, **parts), sample("odd", 32, 32, **{"seg.npy": classes + 200})])
+    source = opened(tmp_path / "with", 16, **asked)
+    assert np.array_equal(source.load("s00").parts_HW, classes[1::2, 1::2])
+    assert np.array_equal(source.mirrored("s00").parts_HW, source.load("s00").parts_HW[:, ::-1])
+    with pytest.raises(DataError, match=r"seg.npy has the class 227; allowed: 0 to 27"):
+        source.load("odd")
+    assert opened(tmp_path / "with").load("s00").parts_HW is None
+    with pytest.raises(DataError, match=r"has seg.npy; pack it again, or train with segmentation.enabled: false"):
+        opened(square_set(tmp_path / "without", square(8)), **asked)
+
+
 # ---- one broken sample -----------------------------------------------------------------------------------------------
 
 BROKEN = {

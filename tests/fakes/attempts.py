@@ -19,15 +19,16 @@ T = TypeVar("T")
 
 # Programs of leaders. Each says `ready` on stdout once its signal handlers stand.
 WAITS = "import signal; print('ready', flush=True); signal.pause()"
+# A handler in Python runs between two instructions: a signal just before a pause would not be heard until the next one.
 SAVES_ON_SIGTERM = """
-import signal, sys
+import signal, sys, time
 def save(number, frame):
     print("saved", flush=True)
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 print("ready", flush=True)
 while True:
-    signal.pause()
+    time.sleep(0.02)
 """
 IGNORES_SIGTERM = """
 import signal

@@ -7,6 +7,7 @@ What the members hold (section 7 of the published format, and what is accepted b
     dinov3.npy          (D,)
     dinov3_patches.npy  (N, D), raster order over H / 16 rows and W / 16 columns
     t5h.npy, t5m.npy    (T, D) and (T,): a token counts where the mask is 1, and those come first; T is 77 or 512
+    seg.npy             (H, W) uint8, classes of Sapiens, read only if a loss asks for part maps
     pose.npy            (133, 3): x and y in [-1, 1] over the frame, x right and y down, and the detector's score
 
 Floats become half precision, as they are stored anyway. The detector's scores are not bounded and joints may lie out
@@ -24,9 +25,10 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.npy import parse_npy
+from trainer.data.parts import SAPIENS_CLASSES
 from trainer.data.sample import Sample
 from trainer.data.shapes import POSE_JOINTS, SHARD_TOKENS, StreamShapes
-from trainer.data.shard_set import ShardFolder
+from trainer.data.shard_set import PARTS_MEMBER, ShardFolder
 
 _RANGE_SLACK = 1e-3  # half precision rounds 1 + 0.0005 to 1.0
 _FARTHEST_JOINT = 8.0
@@ -54,6 +56,7 @@ def decode(
         patches_PD=patches_PD,
         patch_grid=(0, 0) if patches_PD is None else (rows, columns),
         pose_J3=_pose(members) if streams.pose_joints else None,
+        parts_HW=_parts(members[PARTS_MEMBER], folder, size) if PARTS_MEMBER in members else None,
     )
 
 
@@ -94,6 +97,18 @@ def _resized(pixels_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if rest_down or rest_across:
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).copy()
     return np.asarray(image.reduce((across, down))).copy()
+
+
+def _parts(data: bytes, folder: ShardFolder, size: tuple[int, int]) -> np.ndarray:
+    """Classes at `size`, each that of the nearest stored pixel: (H, W) uint8."""
+    parts_HW = _array(data, PARTS_MEMBER)
+    expected = (folder.height, folder.width)
+    if parts_HW.shape != expected or parts_HW.dtype != np.uint8:
+        raise Fault(f"{PARTS_MEMBER} is {parts_HW.dtype} {parts_HW.shape}; needed: uint8 {expected}")
+    highest, classes = int(parts_HW.max()), len(SAPIENS_CLASSES)
+    if highest >= classes:
+        raise Fault(f"{PARTS_MEMBER} has the class {highest}; allowed: 0 to {classes - 1}")
+    return np.asarray(Image.fromarray(parts_HW).resize(size[::-1], Image.Resampling.NEAREST)).copy()
 
 
 def _text(members: Mapping[str, bytes], width: int) -> np.ndarray:
