@@ -450,7 +450,7 @@ def test_exit_codes_of_refusals(tmp_path: Path) -> None:
     config.write_text(f"seed: 0\ntrainer: {{steps: 3, data: {{source: folder, path: {tmp_path}/none}}}}")
     no_data = in_process("train", str(config), "--run-dir", str(tmp_path / "r"))
     assert (no_data.returncode, "none" in no_data.stderr) == (65, True)
-    later = in_process("tune", "x")
+    later = in_process("distil", "x")
     assert (later.returncode, "not in this version" in later.stderr) == (2, True)
 
 

@@ -20,7 +20,7 @@ from trainer.document import load_document, read_yaml
 from trainer.errors import TrainerError, UsageError
 from trainer.tuning.candidate import Candidate, Wanted, candidates, divisors, estimated_mib, own_candidate
 from trainer.tuning.outcome import Outcome, checked, died
-from trainer.tuning.plan import ESTIMATE_SLACK, SAME, choose, fits, skip_reason, smallest_need, turns
+from trainer.tuning.plan import ESTIMATE_SLACK, SAME, choose, fits, gets_another_turn, skip_reason, smallest_need, turns
 from trainer.tuning.report import Tuning, document, table
 from trainer.tuning.rewrite import changes, lines, rewritten
 
@@ -182,11 +182,22 @@ def test_candidates_take_turns_in_both_directions() -> None:
 def test_turns_are_joined_and_one_that_fails_later_does_not_count() -> None:
     first, second = measured(one(), 1.0, 100.0, data_share=0.2), measured(one(), 2.0, 120.0, data_share=0.4)
     both = first.joined(second)
-    assert (both.median_s, both.peak_mib, len(both.step_s)) == (1.5, 120.0, 6)
-    assert both.data_share == pytest.approx(0.3)
+    assert both == second.joined(first)
+    assert (both.median_s, both.peak_mib, both.data_share) == (1.0, 120.0, 0.2)
     gone = first.joined(Outcome(one(), "out_of_memory", "gone"))
     assert not fits(gone, 1e9)
     assert "earlier one passed" in gone.why
+
+
+def test_who_gets_another_turn() -> None:
+    own, near, far, gone = (
+        measured(one(4), 9.0),
+        measured(one(8), 1.0),
+        measured(one(2), 3.1),
+        Outcome(one(1), "failed"),
+    )
+    again = [each for each in (own, near, far, gone) if gets_another_turn(each, (own, near, far, gone), None, one(4))]
+    assert again == [own, near]
 
 
 def test_the_smallest_need_is_measured_where_anything_was() -> None:

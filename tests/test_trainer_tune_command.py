@@ -116,7 +116,7 @@ def measured(folder: Path, config: Any, source: Any, **changes: Any) -> dict[str
 
 @pytest.mark.slow
 def test_one_is_killed_and_the_others_decide_without_changing_what_is_learned(tmp_path: Path) -> None:
-    options = ("--micro-batches", "4", "--checkpointing", "none,full", "--compile", "off")
+    options = ("--micro-batches", "4", "--checkpointing", "none,full", "--compile", "off", "--repeats", "1")
     tuner = start(tmp_path, *options, "--json", "--out", "out.yaml")
     first_trial(tuner).kill()  # the configuration as it is
     output, said = tuner.communicate(timeout=DEADLINE_S)
@@ -191,6 +191,15 @@ def test_a_trial_makes_real_steps_and_a_dense_last_one_for_its_memory(
     lines = (tmp_path / "run" / "attempt-1" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 9]  # metrics are part of what is measured
     assert all("train/loss" in json.loads(line) for line in lines)
+
+
+def test_compiled_blocks_rehearse_what_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = steps_made(monkeypatch)
+    monkeypatch.setattr("trainer.acceleration.network.compile_block", lambda *_: None)  # when, not what, is compiled
+    config = tiny_config(steps=40, compile={"enabled": True, "backend": "aot_eager"})
+    found = measured(tmp_path, config, open_source(config), steps=4, warm_up=1)
+    assert made == [0, 1, 2, 3, 4, 1, 2, 3, 4]
+    assert (len(found["step_s"]), len(found["losses"])) == (4, 5)
 
 
 def test_a_trial_gives_up_on_what_is_much_slower_and_ends_with_the_run(

@@ -24,7 +24,7 @@ from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, ConfigError, Issue, TrainerError, UsageError
 from trainer.tuning.candidate import CHECKPOINTING, Candidate, Wanted, candidates, estimated_mib, own_candidate
 from trainer.tuning.outcome import Outcome, checked
-from trainer.tuning.plan import best_s, skip_reason, smallest_need, turns
+from trainer.tuning.plan import best_s, gets_another_turn, skip_reason, smallest_need, turns
 from trainer.tuning.process import Place, measure
 from trainer.tuning.report import Tuning, document, table
 from trainer.tuning.request import Request
@@ -134,7 +134,7 @@ class Tuner:
         order = turns(found, self.options.repeats)
         spent_s, trials = 0.0, 0
         for number, (turn, candidate) in enumerate(order, start=1):
-            if turn and self._outcomes[candidate].kind != "measured":
+            if turn and not self._is_worth_another_turn(candidate):
                 continue
             reason = None if turn else self._reason(candidate, estimates[candidate])
             if reason is not None:
@@ -147,6 +147,10 @@ class Tuner:
             self._take(candidate, folder, number)
             spent_s, trials = spent_s + time.monotonic() - started, trials + 1
             self.tell(f"    {_in_short(self._outcomes[candidate])}")
+
+    def _is_worth_another_turn(self, candidate: Candidate) -> bool:
+        own = own_candidate(self.document.config)
+        return gets_another_turn(self._outcomes[candidate], self._outcomes.values(), self._limit_mib, own)
 
     def _reason(self, candidate: Candidate, estimate_mib: float) -> str | None:
         """Why a candidate is not tried; the configuration's own is refused by the rules before it comes here."""
@@ -207,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     computes = get_args(PrecisionConfig.model_fields["compute"].annotation)
     about = f"{', '.join(computes)} (default: that of CONFIG, because it changes the numbers)"
     add("--precision", type=_list(_one_of(computes)), default=(), metavar="FORMAT,…", help=about)
-    add("--repeats", type=_count, default=1, metavar="N", help="turns of every candidate (default 1)")
+    add(
+        "--repeats", type=_count, default=2, metavar="N", help="turns of every candidate; the faster counts (default 2)"
+    )
     add("--warm-up", type=_count, default=3, metavar="N", help="steps that are not timed (default 3)")
     add("--timeout", type=_positive, default=900.0, metavar="S", help="seconds until a candidate is given up")
     add("--synthetic", action="store_true", help="noise of the shapes of the data, where that is not here yet")

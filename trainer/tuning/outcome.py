@@ -56,14 +56,14 @@ class Outcome:
         return (third - first) / 2
 
     def joined(self, later: Outcome) -> Outcome:
-        """Both turns of one candidate together; one that did not come through the second time does not count."""
+        """The faster of two turns, with the higher peak: what else a machine does only ever makes a step slower.
+
+        A candidate that did not come through the second time does not count.
+        """
         if later.kind != "measured":
             return replace(later, why=f"{later.why} (in a later turn; an earlier one passed)")
-        share = (len(self.step_s) * self.data_share + len(later.step_s) * later.data_share) / (
-            len(self.step_s) + len(later.step_s)
-        )
         peak_mib = max(self.peak_mib or 0.0, later.peak_mib or 0.0)
-        return replace(self, step_s=self.step_s + later.step_s, data_share=share, peak_mib=peak_mib)
+        return replace(min(self, later, key=lambda turn: turn.median_s), peak_mib=peak_mib)
 
 
 def died(candidate: Candidate, code: int, errors: str) -> Outcome:

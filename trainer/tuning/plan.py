@@ -14,6 +14,8 @@ SAME = 0.03
 """Medians and peaks that differ by at most this share count as the same: the noise of a machine decides nothing."""
 ESTIMATE_SLACK = 1.5
 """A candidate is ruled out by arithmetic alone only if its estimate, an upper one, exceeds the limit by this factor."""
+HOPELESS = 3.0
+"""A candidate that took this times the best in its first turn gets no other; the configuration's own always does."""
 SLOW = 1.5
 """A candidate whose fastest step takes this times the median of the best is not measured to the end."""
 
@@ -62,6 +64,14 @@ def best_s(outcomes: Iterable[Outcome], limit_mib: float | None) -> float | None
     """Seconds of a step of the fastest so far that fits; None before there is one."""
     limit = float("inf") if limit_mib is None else limit_mib
     return min((outcome.median_s for outcome in outcomes if fits(outcome, limit)), default=None)
+
+
+def gets_another_turn(outcome: Outcome, outcomes: Iterable[Outcome], limit_mib: float | None, own: Candidate) -> bool:
+    """Whether a candidate is measured again in a later turn: it could be measured, and may yet be the best."""
+    best = best_s(outcomes, limit_mib)
+    if outcome.kind != "measured" or best is None:
+        return False
+    return outcome.candidate == own or outcome.median_s <= HOPELESS * best
 
 
 def smallest_need(outcomes: Iterable[Outcome], estimates: Mapping[Candidate, float]) -> str:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 HEADROOM = 0.9
 """Share of what is free that a candidate may take if nobody gives a limit: validation, unusual batches and neighbours
 want some, too."""
-LEAST_STEPS, MOST_STEPS = 3, 200
+LEAST_STEPS, MOST_STEPS, REHEARSED_STEPS = 3, 200, 10
+"""Timed steps of a candidate; the last is the most where blocks are compiled and nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from trainer.train import advance
 from trainer.tuning.memory import MIB, available_mib, cap, peak_mib
 from trainer.tuning.noise import NoiseData
 from trainer.tuning.plan import SLOW
-from trainer.tuning.request import HEADROOM, LEAST_STEPS, MOST_STEPS, Request
+from trainer.tuning.request import HEADROOM, LEAST_STEPS, MOST_STEPS, REHEARSED_STEPS, Request
 
 _LOOK_EVERY_S = 0.05
 _STDIN = 0
@@ -83,17 +83,23 @@ def _measured(request: Request, document: Document, source: Source, device: torc
 
 
 def _steps(request: Request, session: Session) -> dict[str, Any]:
-    """Warm up, time steps, and make one of the dense last steps if there are any, whose memory counts too."""
+    """Warm up, time steps, and make one of the dense last steps if there are any, whose memory counts too.
+
+    Compiled blocks rehearse the steps that are timed: every shape that comes up in them has been compiled then.
+    """
     steps = session.config.steps
     first = min(request.warm_up, steps - 1)
     losses = [_step(session, step)[1] for step in range(first)]
-    most = min(request.steps or MOST_STEPS, steps - first)
+    is_compiled = session.config.compile.enabled
+    most = min(request.steps or (REHEARSED_STEPS if is_compiled else MOST_STEPS), steps - first)
+    if is_compiled:
+        losses += [_step(session, step)[1] for step in range(first, first + most)]
     step_s: list[float] = []
     data_s = 0.0
     while len(step_s) < most and not _is_enough(request, step_s):
         seconds, loss, waited_s = _step(session, first + len(step_s))
         step_s.append(seconds)
-        losses.append(loss)
+        losses += [] if is_compiled else [loss]
         data_s += waited_s
     if 0 < session.config.routed_steps < steps:
         _step(session, steps - 1)
