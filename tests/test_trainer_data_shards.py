@@ -21,6 +21,7 @@ from trainer.check import check
 from trainer.data import open_source
 from trainer.data.batches import Batches, open_batches
 from trainer.data.buckets import BUCKETS, bucket_of, parse_folder
+from trainer.data.mirror import mirror
 from trainer.data.npy import parse_npy
 from trainer.data.shapes import stream_shapes
 from trainer.data.shards import ShardSource
@@ -499,3 +500,55 @@ def test_routing_must_leave_something_out_in_every_bucket(whole: Path) -> None:
     reasons = " ".join(error["message"] for error in errors)
     assert "all 256 tokens of bucket 1024x1024 are kept" in reasons
     assert "all 247 tokens of bucket 832x1216 are kept" in reasons
+
+
+# ---- part maps -------------------------------------------------------------------------------------------------------
+
+
+def parts(side: int) -> np.ndarray:
+    return (np.arange(side * side) % 28).reshape(side, side).astype(np.uint8)
+
+
+@pytest.mark.parametrize("stored", [32, 16, 2])
+def test_part_maps_are_read_where_a_loss_asks_for_them(tmp_path: Path, stored: int) -> None:
+    square_set(tmp_path, square(**{"seg.npy": parts(stored)}))
+    asked = opened(tmp_path, 16, segmentation={"enabled": True})
+    found = asked.load(asked.train_ids[0]).parts_HW
+    assert found is not None
+    assert (found.shape, found.dtype) == ((16, 16), np.uint8)
+    expected = parts(stored)
+    if stored < 16:
+        expected = expected.repeat(16 // stored, 0).repeat(16 // stored, 1)
+    assert np.array_equal(found, expected[1::2, 1::2] if stored == 32 else expected)
+    assert np.array_equal(mirror(asked.load(asked.train_ids[0])).parts_HW, found[:, ::-1])
+    plain = opened(tmp_path, 16)
+    assert plain.load(plain.train_ids[0]).parts_HW is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (parts(28), "needed: (32, 32), or both divided by one number"),
+        (parts(32)[:16], "needed: (32, 32), or both divided by one number"),
+        (parts(32).astype(np.float16), "whole numbers from 0 to 27"),
+        (parts(32) + 1, "from 1 to 28"),
+    ],
+)
+def test_a_wrong_part_map_is_named(tmp_path: Path, wrong: np.ndarray, words: str) -> None:
+    square_set(tmp_path, square(**{"seg.npy": wrong}))
+    with pytest.raises(DataError, match=re.escape(words)):
+        opened(tmp_path, segmentation={"enabled": True})
+
+
+def test_shards_without_part_maps_are_refused_before_they_are_opened(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"segmentation\.enabled: the shards in .* hold no seg\.npy"):
+        opened(square_set(tmp_path, square()), segmentation={"enabled": True})
+
+
+def test_a_shard_without_part_maps_is_named(tmp_path: Path) -> None:
+    samples = square(**{"seg.npy": parts(32)})
+    for content in samples[6:]:
+        del content["seg.npy"]
+    square_set(tmp_path, samples, per_shard=6)
+    with pytest.raises(DataError, match=r"shard-000001\.tar has seg\.npy"):
+        opened(tmp_path, segmentation={"enabled": True})

@@ -28,7 +28,7 @@ _OF_THE_FACE = {
     "sapiens": {"face_neck", "hair", "lower_lip", "upper_lip", "lower_teeth", "upper_teeth", "tongue"},
 }
 LABEL_SETS: Mapping[str, Sequence[str]] = {"procedural": PROCEDURAL_CLASSES, "sapiens": SAPIENS_CLASSES}
-SOURCE_LABELS: Mapping[str, str] = {"procedural": "procedural"}
+SOURCE_LABELS: Mapping[str, str] = {"procedural": "procedural", "shards": "sapiens"}
 """The label set of the part maps of a source; a source that is not here has none."""
 
 

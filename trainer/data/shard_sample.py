@@ -8,6 +8,7 @@ What the members hold (section 7 of the published format, and what is accepted b
     dinov3_patches.npy  (N, D), raster order over H / 16 rows and W / 16 columns
     t5h.npy, t5m.npy    (T, D) and (T,): a token counts where the mask is 1, and those come first; T is 77 or 512
     pose.npy            (133, 3): x and y in [-1, 1] over the frame, x right and y down, and the detector's score
+    seg.npy             whole numbers 0 to 27 (Sapiens), (H, W) or both divided by one number; read only if a loss asks
 
 Floats become half precision, as they are stored anyway. The detector's scores are not bounded and joints may lie out
 of the frame with a score: here a confidence is in [0, 1], and a joint out of the frame has none, at (0, 0).
@@ -24,9 +25,10 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.npy import parse_npy
+from trainer.data.parts import SAPIENS_CLASSES
 from trainer.data.sample import Sample
 from trainer.data.shapes import POSE_JOINTS, SHARD_TOKENS, StreamShapes
-from trainer.data.shard_set import ShardFolder
+from trainer.data.shard_set import PARTS_MEMBER, ShardFolder
 
 _RANGE_SLACK = 1e-3  # half precision rounds 1 + 0.0005 to 1.0
 _FARTHEST_JOINT = 8.0
@@ -40,7 +42,10 @@ class Fault(ValueError):
 def decode(
     id: str, members: Mapping[str, bytes], folder: ShardFolder, size: tuple[int, int], streams: StreamShapes
 ) -> Sample:
-    """The sample with pixels at `size` (height, width) and the streams that are on. Raises Fault."""
+    """The sample with pixels at `size` (height, width), the streams that are on, and its part map if that was read.
+
+    Raises Fault.
+    """
     patches_PD = _features(members, "dinov3_patches.npy", 2, streams.patch_width) if streams.patch_width else None
     rows, columns = folder.feature_grid
     if patches_PD is not None and len(patches_PD) != rows * columns:
@@ -54,6 +59,7 @@ def decode(
         patches_PD=patches_PD,
         patch_grid=(0, 0) if patches_PD is None else (rows, columns),
         pose_J3=_pose(members) if streams.pose_joints else None,
+        parts_HW=_parts(members[PARTS_MEMBER], folder, size) if PARTS_MEMBER in members else None,
     )
 
 
@@ -94,6 +100,20 @@ def _resized(pixels_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if rest_down or rest_across:
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).copy()
     return np.asarray(image.reduce((across, down))).copy()
+
+
+def _parts(data: bytes, folder: ShardFolder, size: tuple[int, int]) -> np.ndarray:
+    """The class of every pixel of `size`, that of the nearest stored one: (H, W) uint8."""
+    parts_HW = _array(data, PARTS_MEMBER)
+    stored, classes = (folder.height, folder.width), len(SAPIENS_CLASSES)
+    is_scaled = parts_HW.ndim == 2 and parts_HW.size > 0 and stored[0] % parts_HW.shape[0] == 0
+    if not is_scaled or parts_HW.shape[1] * (stored[0] // parts_HW.shape[0]) != stored[1]:
+        raise Fault(f"{PARTS_MEMBER} has the shape {parts_HW.shape}; needed: {stored}, or both divided by one number")
+    if parts_HW.dtype.kind not in "iu" or parts_HW.min() < 0 or parts_HW.max() >= classes:
+        found = f"{parts_HW.dtype} from {parts_HW.min()} to {parts_HW.max()}"
+        raise Fault(f"{PARTS_MEMBER} is {found}; needed: whole numbers from 0 to {classes - 1}")
+    image = Image.fromarray(parts_HW.astype(np.uint8))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).copy()
 
 
 def _text(members: Mapping[str, bytes], width: int) -> np.ndarray:

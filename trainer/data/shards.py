@@ -23,7 +23,7 @@ from trainer.data.rejection import RejectedSample, first_few, refuse_too_many
 from trainer.data.sample import Sample
 from trainer.data.shapes import stream_shapes
 from trainer.data.shard_sample import Fault, decode
-from trainer.data.shard_set import STREAM_MEMBERS, ShardFolder, describe_set
+from trainer.data.shard_set import PARTS_MEMBER, STREAM_MEMBERS, ShardFolder, describe_set
 from trainer.data.split import PROBE_IMAGES, split
 from trainer.data.tar_index import Entry, Span, index_tar, read_span
 from trainer.errors import DataError
@@ -51,7 +51,9 @@ class ShardSource:
         self._set = describe_set(_root(config))
         self.streams = stream_shapes(config)
         self._streams_on = tuple(name for name in STREAM_MEMBERS if getattr(config.streams, name) != "off")
-        self._wanted = ("json", "image.npy", *(one for name in self._streams_on for one in STREAM_MEMBERS[name]))
+        features = (one for name in self._streams_on for one in STREAM_MEMBERS[name])
+        self._parts = (PARTS_MEMBER,) if config.segmentation.enabled else ()
+        self._wanted = ("json", "image.npy", *features, *self._parts)
         self._sizes = tuple(_size(folder, config.data.size, self._set.side) for folder in self._set.folders)
         pairs = [(tar, index) for index, folder in enumerate(self._set.folders) for tar in folder.tars]
         self._tars, self._folder_of = zip(*pairs, strict=True)
@@ -145,6 +147,11 @@ class ShardSource:
                     f"shards missing a modality: no sample of {self._tars[tar]} has {' or '.join(missing)}; pack it "
                     f"again, or train with streams.{stream}: off"
                 )
+        if not there.issuperset(self._parts):
+            raise DataError(
+                f"shards missing a modality: no sample of {self._tars[tar]} has {PARTS_MEMBER}; pack it again, or "
+                "train with segmentation.enabled: false"
+            )
 
     def _first_ids(self) -> dict[int, list[str]]:
         """The first ids of every shard."""
