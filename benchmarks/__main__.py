@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("launch", "adoption", "ingest", "status", "steady", "detectors", "indicators", "renting")
+NAMES = ("launch", "adoption", "ingest", "status", "steady", "detectors", "indicators", "renting", "train_step")
 
 
 def main() -> int:

@@ -8,200 +8,237 @@ Data is noise of the asked sizes, kept in memory, with the seven-way dropout of 
 whatever slows the machine slows all of them; medians, with the span of the middle half. On a CPU the clock is the time
 of the one computing thread, on a GPU the wall clock between two synchronisations.
 
+- *forward + backward* is the network alone under all conditions; *products* are the matrix products and attentions that
+  it asked for, repeated alone.
 - *theory* is the ratio of the operations of all blocks (linear maps and attention; conditions are never routed).
-- *products* are the matrix products and attentions that forward and backward asked for, repeated alone.
-- *step* is everything a run does: data, draws, loss, gradients, optimizer, averages, metrics.
-- *MFU*: operations of the model (forward x 3, only the tokens that are really computed, no recomputation) over what the
-  device can do with dense bf16.
+- *step* is everything a run does, with the seven-way dropout: data, draws, loss, gradients, optimizer, averages and
+  metrics; *bare* is network, loss and gradients of the same samples, drawn beforehand.
+- *MFU*: operations of forward + backward (forward x 3, only the tokens that are really computed, no recomputation) over
+  what the device can do with dense bf16.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.train_step_rig import Cell, Products, Rig, Sizes
 from trainer.config import TrainerConfig
-from trainer.control import StopRequest
-from trainer.data.batches import Batches
-from trainer.data.sample import Conditions, Sample, StreamShapes, collate
-from trainer.document import parse_config
-from trainer.meter import Meter
-from trainer.model.tread import Route, keep_from_noise
-from trainer.step import Learner
+from trainer.device import keep_freed_memory
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.2, "L40S": 362.0}
 """Dense bf16 with fp32 accumulation, from the data sheets, by a part of the device's name."""
 
-JOINTS = 133
-IMAGES = 16
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+TURNS = 5
+WARM_UP = 2
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What is trained on. `text` and `patches` count condition tokens, `features` their numbers."""
-
-    width: int = 192
-    depth: int = 8
-    heads: int = 6
-    size: int = 256
-    patch: int = 16
-    text: int = 256
-    patches: int = 211
-    features: int = 64
-    batch: int = 4
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens of a sample."""
-        return (self.size // self.patch) ** 2
-
-    @property
-    def context(self) -> int:
-        """Condition tokens of a sample that keeps all streams."""
-        return self.text + 1 + self.patches + JOINTS
+def block_operations(sizes: Sizes, tokens: int, context: int) -> float:
+    """Forward operations of one block for one sample: linear maps and attention, a multiply-add as two."""
+    width = sizes.width
+    linear = (14 * tokens + 2 * context) * width**2
+    return 2.0 * (linear + 2 * tokens * (tokens + context) * width)
 
 
-class Cell(NamedTuple):
-    """One row: its name and what it changes in the configuration."""
-
-    name: str
-    changes: dict[str, Any]
-
-
-class NoiseImages:
-    """A source of images and features of noise, in memory."""
-
-    notes: tuple[str, ...] = ("noise",)
-    rejected: tuple[tuple[str, str], ...] = ()
-    held_out_ids: tuple[str, ...] = ()
-    probe_ids: tuple[str, ...] = ()
-
-    def __init__(self, sizes: Sizes) -> None:
-        self.sizes = sizes
-        self.streams = StreamShapes(sizes.features, sizes.text, sizes.features, sizes.features, JOINTS)
-        self.train_ids = tuple(str(index) for index in range(IMAGES))
-        self._samples = {id: self._draw(id) for id in self.train_ids}
-
-    def load(self, id: str) -> Sample:
-        """The sample `id`."""
-        return self._samples[id]
-
-    def _draw(self, id: str) -> Sample:
-        draw = np.random.default_rng(int(id))
-        sizes = self.sizes
-
-        def half(*shape: int) -> np.ndarray:
-            return draw.standard_normal(shape).astype(np.float16)
-
-        return Sample(
-            id=id,
-            caption="",
-            pixels_HWC=draw.integers(0, 256, (sizes.size, sizes.size, 3), dtype=np.uint8),
-            text_TD=half(sizes.text, sizes.features),
-            cls_D=half(sizes.features),
-            patches_PD=half(sizes.patches, sizes.features),
-            patch_grid=(1, sizes.patches),
-            pose_J3=half(JOINTS, 3),
-        )
+def theory(sizes: Sizes, config: TrainerConfig, context: int) -> float:
+    """How much less the blocks have to do with routing."""
+    first, last = config.routed_blocks
+    dense = block_operations(sizes, sizes.tokens, context)
+    saved = (last - first + 1) * (dense - block_operations(sizes, config.kept_tokens, context))
+    return sizes.depth * dense / (sizes.depth * dense - saved)
 
 
-class Products(TorchDispatchMode):
-    """Remembers every matrix product and attention with its arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        if name in PRODUCTS or "scaled_dot_product" in name:
-            self.calls.append((function, args, kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-    def repeat(self) -> None:
-        """All of them again, one after the other, and nothing else."""
-        with torch.no_grad():
-            for function, args, kwargs in self.calls:
-                function(*args, **kwargs)
-
-
-class Rig:
-    """One learner of one cell, and what can be timed of it."""
-
-    def __init__(self, sizes: Sizes, cell: Cell, device: torch.device) -> None:
-        self.config = configured(sizes, cell, device)
-        self.device = device
-        source = NoiseImages(sizes)
-        self.learner = Learner(self.config, source.streams, 0, device)
-        self.batches = Batches(source, 0, self.config.samples_per_step)
-        self.meter = Meter(self.config, device, self.learner.loss_names)
-        self._step = 0
-        self._data_s = self._seconds = 0.0
-        batch = collate([source.load(id) for id in source.train_ids[: sizes.batch]])
-        self._conditions: Conditions = batch.conditions.to(device)
-        noise = torch.Generator().manual_seed(0)
-        shape = (sizes.batch, 3, sizes.size, sizes.size)
-        self._z_BCHW, self._goal_BCHW = (torch.randn(shape, generator=noise).to(device) for _ in range(2))
-        self._t_B = torch.rand(sizes.batch, generator=noise).to(device)
-        noise_BN = torch.rand(sizes.batch, sizes.tokens, generator=noise)
-        keep_BK = keep_from_noise(noise_BN, self.config.kept_tokens).to(device)
-        self._route = Route(keep_BK, *self.config.routed_blocks) if self.config.tread.enabled else None
-
-    def forward_backward(self) -> None:
-        """The model alone, under all conditions: no dropout, data, optimizer or metrics."""
-        output = self.learner.model(self._z_BCHW, self._t_B, self._conditions, None, self._route)
-        (output.x_BCHW - self._goal_BCHW).square().mean().backward()
-        self.learner.optimizer.clear()
-
-    def step(self) -> None:
-        """A whole training step."""
-        begun = time.perf_counter()
-        result = self.learner.step(self.batches, self._step, StopRequest())
-        assert result is not None, "nobody asked for a stop"
-        self._step += 1
-        self.meter.add(result, time.perf_counter() - begun)
-        self.meter.line()
-        self._data_s += result.data_s
-        self._seconds += time.perf_counter() - begun
-
-    def bare_step(self) -> None:
-        """Forward and backward of the same micro-batches as `step` would take: losses, no optimizer, no metrics."""
-        self.learner.forward_backward(self.batches, self._step)
-
-    @property
-    def data_share(self) -> float:
-        """Share of the time of all steps that went into waiting for data."""
-        return self._data_s / max(self._seconds, 1e-9)
-
-    def timed(self, what: Callable[[], None]) -> float:
-        """Seconds that `what` takes on the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            begun = time.perf_counter()
-            what()
-            torch.cuda.synchronize()
-            return time.perf_counter() - begun
-        begun = time.thread_time()
-        what()
-        return time.thread_time() - begun
-
-
-def configured(sizes: Sizes, cell: Cell, device: torch.device) -> TrainerConfig:
-    """The configuration of one cell."""
-    block: dict[str, Any] = {
-        "steps": 10_000,
-        "batch": sizes.batch,
-        "device": device.type,
-        "data": {"size": sizes.size, "samples": IMAGES, "held_out": 1},
-        "validation": {"samples": 1},
-        "model": {"width": sizes.width, "depth": sizes.depth, "heads": sizes.heads, "patch": sizes.patch},
-        "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
+def measure(sizes: Sizes, patches: str, changes: Mapping[str, Any], device: torch.device, turns: int) -> dict[str, Any]:
+    """Dense and TREAD taking turns, for one kind of image conditions and one way to compute."""
+    kind = {**changes, "streams": {"patches": patches}}
+    multiple = 128 if sizes.tokens >= 1024 else 1
+    cells = {
+        "dense": Cell("dense", kind),
+        "tread": Cell("tread", {**kind, "tread": {"enabled": True, "keep_multiple": multiple}}),
     }
-    return parse_config({**block, **cell.changes})
+    rigs = {name: Rig(sizes, cell, device) for name, cell in cells.items()}
+    seen: dict[str, dict[str, list[float]]] = {name: {} for name in rigs}
+    products = {name: recorded(rig) for name, rig in rigs.items()} if device.type == "cpu" else {}
+    for turn in range(turns + WARM_UP):
+        if turn == WARM_UP:
+            seen = {name: {} for name in rigs}
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+        for name in rigs if turn % 2 else reversed(rigs):
+            take_turn(rigs[name], products.get(name), seen[name])
+    return {"patches": patches, **summary(sizes, rigs, seen, sizes.context(patches), device)}
+
+
+def take_turn(rig: Rig, products: Products | None, seen: dict[str, list[float]]) -> None:
+    """Every quantity of one cell once."""
+    for name, what in (("network", rig.forward_backward), ("products", products and products.repeat)):
+        if what is not None:
+            seen.setdefault(name, []).append(rig.timed(what))
+    seen.setdefault("bare", []).append(rig.timed(rig.bare()))
+    seen.setdefault("step", []).append(rig.timed(rig.step))
+
+
+def recorded(rig: Rig) -> Products:
+    """The products of one forward and backward pass."""
+    with Products() as products:
+        rig.forward_backward()
+    return products
+
+
+def summary(
+    sizes: Sizes,
+    rigs: Mapping[str, Rig],
+    seen: Mapping[str, Mapping[str, list[float]]],
+    context: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Medians and spans of what `measure` has seen."""
+
+    def ratios(one: str, other: str, name: str) -> list[float]:
+        return [a / b for a, b in zip(seen[name][one], seen[name][other], strict=True)]
+
+    config = rigs["tread"].config
+    speed_up = [a / b for a, b in zip(seen["dense"]["network"], seen["tread"]["network"], strict=True)]
+    found: dict[str, Any] = {
+        "context": context,
+        "network_ms": {name: 1000.0 * median(times["network"]) for name, times in seen.items()},
+        "step_ms": {name: 1000.0 * median(times["step"]) for name, times in seen.items()},
+        "samples_per_s": {name: rigs[name].config.samples_per_step / median(seen[name]["step"]) for name in rigs},
+        "step_over_bare": {name: spread(ratios("step", "bare", name)) for name in rigs},
+        "tread_speed_up": spread(speed_up),
+        "tread_theory": theory(sizes, config, context),
+        "data_wait_share": {name: rig.data_share for name, rig in rigs.items()},
+    }
+    if "products" in seen["dense"]:
+        found["network_over_products"] = {name: spread(ratios("network", "products", name)) for name in rigs}
+    if device.type == "cuda":
+        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        found["mfu"] = {name: mfu(sizes, rig, context, median(seen[name]["network"])) for name, rig in rigs.items()}
+    return found
+
+
+def mfu(sizes: Sizes, rig: Rig, context: int, seconds: float) -> float | None:
+    """Share of what the device can do with dense bf16; None for a device whose figure is not known."""
+    name = torch.cuda.get_device_name(rig.device)
+    peak = next((value for part, value in PEAK_TFLOPS.items() if part in name), None)
+    if peak is None:
+        return None
+    first, last = rig.config.routed_blocks
+    routed = last - first + 1 if rig.config.tread.enabled else 0
+    blocks = routed * block_operations(sizes, rig.config.kept_tokens, context)
+    blocks += (sizes.depth - routed) * block_operations(sizes, sizes.tokens, context)
+    outer = 2.0 * sizes.width * (2 * sizes.tokens * 3 * sizes.patch**2 + context * sizes.features)
+    return 3.0 * sizes.batch * (blocks + outer) / seconds / (peak * 1e12)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and the span of the middle half."""
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return {"median": median(values), "low": ordered[quarter], "high": ordered[-1 - quarter]}
+
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": {"compute": "bf16"}},
+    "fp8": {"precision": {"compute": "bf16", "fp8": {"enabled": True}}},
+}
+
+
+def way(name: str) -> dict[str, Any]:
+    """Changes of a way to compute, such as bf16 or fp8+compile."""
+    precision, _, compiled = name.partition("+")
+    if precision not in PRECISIONS or compiled not in ("", "compile"):
+        raise ValueError(
+            f"{name!r} is no way to compute; allowed: {', '.join(PRECISIONS)}, each with or without +compile"
+        )
+    return {**PRECISIONS[precision], **({"compile": {"enabled": True}} if compiled else {})}
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """The CPU sizes, fp32, as plain JSON values."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    return _rows(Sizes(), ("full", "pooled", "off"), ("fp32",), torch.device("cpu"), 2 if quick else TURNS)
+
+
+def _rows(
+    sizes: Sizes, patches: Sequence[str], ways: Sequence[str], device: torch.device, turns: int
+) -> dict[str, Any]:
+    rows = []
+    for computing in ways:
+        for kind in patches:
+            rows.append({"way": computing, **measure(sizes, kind, way(computing), device, turns)})
+            print(f"  {rows[-1]}", file=sys.stderr, flush=True)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, one thread"
+    return {
+        "benchmark": "train_step",
+        "device": name,
+        "torch": torch.__version__,
+        "turns": turns,
+        "sizes": vars(sizes),
+        "rows": rows,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as a Markdown table."""
+    lines = [
+        "| computing | image patches | context | TREAD | forward + backward, ms | of its products | step, ms "
+        "| of bare | samples/s | MFU | TREAD speed-up (theory) |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in result["rows"]:
+        for name in ("dense", "tread"):
+            products, share = row.get("network_over_products", {}).get(name), row.get("mfu", {}).get(name)
+            gain = f"{_shown(row['tread_speed_up'])} ({row['tread_theory']:.3f})" if name == "tread" else ""
+            cells = (
+                *(row["way"], row["patches"], row["context"], "yes" if name == "tread" else "no"),
+                *(
+                    f"{row['network_ms'][name]:.0f}",
+                    _shown(products) if products else "–",
+                    f"{row['step_ms'][name]:.0f}",
+                ),
+                *(_shown(row["step_over_bare"][name]), f"{row['samples_per_s'][name]:.2f}"),
+                *("–" if share is None else f"{100 * share:.1f} %", gain),
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.3f} ({values['low']:.3f} to {values['high']:.3f})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Any sizes, any device: prints the table, and the result as JSON where --json says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.split("\n")[0])
+    for field in ("width", "depth", "heads", "size", "patch", "text", "patches", "features", "batch"):
+        parser.add_argument(f"--{field}", type=int, default=getattr(Sizes, field))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--precision", nargs="+", default=["fp32"], metavar="WAY", help="fp32 bf16 fp8, or with +compile"
+    )
+    parser.add_argument("--conditions", nargs="+", default=["full", "pooled", "off"], metavar="KIND")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--json", metavar="F", help="write the result there, too")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    sizes = Sizes(**{field: getattr(given, field) for field in Sizes.__dataclass_fields__})
+    result = _rows(sizes, given.conditions, given.precision, torch.device(given.device), given.turns)
+    print(table(result))
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

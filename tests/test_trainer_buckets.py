@@ -27,7 +27,7 @@ from trainer.data.order import BucketIds, Order
 from trainer.data.sample import Batch
 from trainer.document import parse_config
 from trainer.evaluate.probe import Probe
-from trainer.objective.basis import training_patches
+from trainer.objective.basis import basis_of_run, training_patches
 from trainer.randomness import generator
 from trainer.step import Learner
 
@@ -230,3 +230,25 @@ def test_a_run_tells_of_broken_samples_and_goes_on_alike_with_and_without_worker
     config = parse_config(everything(spoilt, data={"size": 16}))
     patches = list(training_patches(config, open_source(config)))
     assert len(patches) == len(healthy.train_ids) - 1, "a basis is fitted without it"
+
+
+TECHNIQUES = {
+    "pooled patches of odd grids": {"streams": {"patches": "pooled"}},
+    "MaskDiT": {"model": {"maskdit": {"enabled": True}}, "tread": {}, "repa": {}},
+    "rotary positions": {"model": {"positions": "rope"}},
+    "AsymFlow": {"objective": {"prediction": "asymflow"}},
+}
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_techniques_take_every_shape(shards: Path, tmp_path: Path, name: str) -> None:
+    changes = {**TECHNIQUES[name], "model": {**EVERYTHING["model"], **TECHNIQUES[name].get("model", {})}}
+    config = parse_config(everything(shards, steps=12, batch=1, accumulation=1, **changes))
+    source = open_source(config)
+    learner = Learner(config, source.streams, 3, torch.device("cpu"), basis_of_run(config, source, tmp_path))
+    batches = Batches(source, 3, 1)
+    results = [learner.step(batches, step, StopRequest()) for step in range(12)]
+    assert all(result is not None and result.losses_L.isfinite().all() for result in results)
+    assert {batches.batch(step, [0]).pixels_BCHW.shape[2:] for step in range(12)} == {
+        bucket.scaled(SIZE) for bucket in BUCKETS
+    }

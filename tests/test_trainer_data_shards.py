@@ -21,7 +21,6 @@ from trainer.check import check
 from trainer.data import open_source
 from trainer.data.batches import Batches, open_batches
 from trainer.data.buckets import BUCKETS, bucket_of, parse_folder
-from trainer.data.mirror import mirror
 from trainer.data.npy import parse_npy
 from trainer.data.shapes import stream_shapes
 from trainer.data.shards import ShardSource
@@ -169,6 +168,21 @@ def test_text_is_as_long_as_its_mask_says(tmp_path: Path, length: int) -> None:
     source = opened(tmp_path)
     assert np.array_equal(source.load("s0").text_TD, hidden[:5])
     assert source.streams.text_length == length
+
+
+def test_part_maps_are_read_if_a_loss_asks_for_them(tmp_path: Path) -> None:
+    classes = np.arange(28, dtype=np.uint8).repeat(37)[:1024].reshape(32, 32)
+    parts = {"seg.npy": classes}
+    asked = {"segmentation": {"enabled": True}}
+    square_set(tmp_path / "with", [*square(8, **parts), sample("odd", 32, 32, **{"seg.npy": classes + 200})])
+    source = opened(tmp_path / "with", 16, **asked)
+    assert np.array_equal(source.load("s00").parts_HW, classes[1::2, 1::2])
+    assert np.array_equal(source.mirrored("s00").parts_HW, source.load("s00").parts_HW[:, ::-1])
+    with pytest.raises(DataError, match=r"seg.npy has the class 227; allowed: 0 to 27"):
+        source.load("odd")
+    assert opened(tmp_path / "with").load("s00").parts_HW is None
+    with pytest.raises(DataError, match=r"has seg.npy; pack it again, or train with segmentation.enabled: false"):
+        opened(square_set(tmp_path / "without", square(8)), **asked)
 
 
 # ---- one broken sample -----------------------------------------------------------------------------------------------
@@ -500,55 +514,3 @@ def test_routing_must_leave_something_out_in_every_bucket(whole: Path) -> None:
     reasons = " ".join(error["message"] for error in errors)
     assert "all 256 tokens of bucket 1024x1024 are kept" in reasons
     assert "all 247 tokens of bucket 832x1216 are kept" in reasons
-
-
-# ---- part maps -------------------------------------------------------------------------------------------------------
-
-
-def parts(side: int) -> np.ndarray:
-    return (np.arange(side * side) % 28).reshape(side, side).astype(np.uint8)
-
-
-@pytest.mark.parametrize("stored", [32, 16, 2])
-def test_part_maps_are_read_where_a_loss_asks_for_them(tmp_path: Path, stored: int) -> None:
-    square_set(tmp_path, square(**{"seg.npy": parts(stored)}))
-    asked = opened(tmp_path, 16, segmentation={"enabled": True})
-    found = asked.load(asked.train_ids[0]).parts_HW
-    assert found is not None
-    assert (found.shape, found.dtype) == ((16, 16), np.uint8)
-    expected = parts(stored)
-    if stored < 16:
-        expected = expected.repeat(16 // stored, 0).repeat(16 // stored, 1)
-    assert np.array_equal(found, expected[1::2, 1::2] if stored == 32 else expected)
-    assert np.array_equal(mirror(asked.load(asked.train_ids[0])).parts_HW, found[:, ::-1])
-    plain = opened(tmp_path, 16)
-    assert plain.load(plain.train_ids[0]).parts_HW is None
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        (parts(28), "needed: (32, 32), or both divided by one number"),
-        (parts(32)[:16], "needed: (32, 32), or both divided by one number"),
-        (parts(32).astype(np.float16), "whole numbers from 0 to 27"),
-        (parts(32) + 1, "from 1 to 28"),
-    ],
-)
-def test_a_wrong_part_map_is_named(tmp_path: Path, wrong: np.ndarray, words: str) -> None:
-    square_set(tmp_path, square(**{"seg.npy": wrong}))
-    with pytest.raises(DataError, match=re.escape(words)):
-        opened(tmp_path, segmentation={"enabled": True})
-
-
-def test_shards_without_part_maps_are_refused_before_they_are_opened(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"segmentation\.enabled: the shards in .* hold no seg\.npy"):
-        opened(square_set(tmp_path, square()), segmentation={"enabled": True})
-
-
-def test_a_shard_without_part_maps_is_named(tmp_path: Path) -> None:
-    samples = square(**{"seg.npy": parts(32)})
-    for content in samples[6:]:
-        del content["seg.npy"]
-    square_set(tmp_path, samples, per_shard=6)
-    with pytest.raises(DataError, match=r"shard-000001\.tar has seg\.npy"):
-        opened(tmp_path, segmentation={"enabled": True})

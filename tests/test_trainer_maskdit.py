@@ -80,7 +80,7 @@ def test_the_error_is_that_of_the_hidden_patches() -> None:
 
 def test_what_is_hidden_is_drawn_apart_from_everything_else() -> None:
     plain, masked, routed = (
-        StepDraws(config, 3, 5).of(range(4))
+        StepDraws(config, 3, 5).of(range(4), (8, 8))
         for config in (tiny_config(), config_of(), tiny_config(tread={"enabled": True, "ratio": 0.75}))
     )
     assert torch.equal(plain.t_B, masked.t_B)

@@ -73,19 +73,29 @@ REPA = {"enabled": True, "samples": "all", "stop": {"end": 1.0}}
 def test_blocks_and_projector_compute_in_the_format_and_everything_else_in_fp32(
     precision: dict[str, Any], expected: torch.dtype | None
 ) -> None:
-    trial = Trial(precision=precision, repa=REPA)
+    trial = Trial(precision=precision, repa=REPA, model={**WIDE, "positions": "rope"})
     seen: dict[str, torch.dtype] = {}
 
     def note(name: str) -> Callable[..., None]:
         return lambda module, given, output: seen.update({name: output.dtype})
 
     model, projector = trial.learner.model, trial.learner.modules["repa"]
-    watched = {"q": model.blocks[0].self.q, "text": model.conditioning.embed["text"].project, "head": model.head}
+    watched = {
+        "q": model.blocks[0].self.q,
+        "text": model.conditioning.embed["text"].project,
+        "head": model.head,
+        "block": model.blocks[1],
+    }
     for name, module in {**watched, "smooth": model.smooth, "repa": projector, "inner": projector.net[0]}.items():
         module.register_forward_hook(note(name))
     trial.step()
     low = expected or torch.float32
-    assert seen == {"q": low, "text": low, "inner": low, **dict.fromkeys(("head", "smooth", "repa"), torch.float32)}
+    assert seen == {
+        "q": low,
+        "text": low,
+        "inner": low,
+        **dict.fromkeys(("head", "smooth", "repa", "block"), torch.float32),
+    }
     modules = (trial.learner.modules, *trial.learner.ema.models.values())
     assert {parameter.dtype for module in modules for parameter in module.parameters()} == {torch.float32}
 
@@ -226,8 +236,9 @@ def test_shapes_that_gain_by_fp8(width: int, recipe: str, converted: list[str]) 
     assert found == converted
 
 
-def test_the_layers_of_a_block_are_those_of_the_model() -> None:
-    config = tiny_config(model=WIDE)
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_the_layers_of_a_block_are_those_of_the_model(mlp: str) -> None:
+    config = tiny_config(model={**WIDE, "mlp": mlp})
     model = build(config.model, SHAPES, 0)
     shapes = {name: tuple(part.weight.shape) for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     assert {layer.name: (layer.rows, layer.columns) for layer in block_layers(config)} == {

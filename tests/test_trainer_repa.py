@@ -168,7 +168,7 @@ def aligned(after_block: int, **changes: Any) -> Aligned:
     randomise(learner.modules)
     batch, draws = Batches(source, 1, 4).batch(0, range(4)), StepDraws(config, 1, 0)
     (loss,) = learner.auxiliaries
-    micro = learner._forward(batch, draws.of(range(4)), [_cover(loss, 0, draws)])
+    micro = learner._forward(batch, draws.of(range(4), (16, 16)), [_cover(loss, 0, draws)])
     return Aligned(learner, micro, loss.loss(micro, torch.arange(4)))
 
 

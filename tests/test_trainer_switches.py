@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes.trainer_parts import SHAPES, random_conditions, tiny_config
+from tests.fakes.trainer_parts import SHAPES, NoiseSource, random_conditions, tiny_config
 from trainer import randomness
+from trainer.control import StopRequest
+from trainer.data.batches import Batches
 from trainer.model.nanodit import NanoDiT, build
 from trainer.model.positions import positions_2d, rotate, rotation_2d
 from trainer.model.tread import Route, keep_from_noise
 from trainer.optim.groups import parameter_groups
+from trainer.step import Learner
 
 T_B = torch.tensor([0.05, 0.3, 0.6])
 TINY_MODEL = {"width": 16, "depth": 4, "heads": 2, "patch": 2}
@@ -161,6 +164,19 @@ def test_muon_moves_the_matrices_of_either_mlp_and_no_modulation(switch: dict[st
         "blocks.0.modulation.lora_down.weight",
     }
     assert expected | {"patches.narrow.weight", "patches.wide.weight"} <= set(groups.decayed)
+
+
+def test_blocks_that_are_computed_again_give_the_same_gradients_with_everything_switched_on() -> None:
+    switched = {"bottleneck": 5, "adaln": SHARED, "positions": "rope", "mlp": "swiglu", "norm": "rms"}
+    block = {**TINY_MODEL, **switched, "maskdit": {"enabled": True, "decoder_depth": 1}}
+    moved = []
+    for kind in ("none", "full"):
+        config = tiny_config(model=block, activation_checkpointing={"kind": kind})
+        source = NoiseSource(config, 0)
+        learner = Learner(config, source.streams, 0, torch.device("cpu"))
+        assert learner.step(Batches(source, 0, config.samples_per_step), 0, StopRequest()) is not None
+        moved.append(learner.model.state_dict())
+    assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
 
 
 # ---- positions -------------------------------------------------------------------------------------------------------

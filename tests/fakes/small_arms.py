@@ -47,8 +47,7 @@ SMALL: Mapping[str, Any] = {
 
 def small_portraits(root: Path, side: int = 32, count: int = 12) -> Path:
     """A set of square shards with part maps."""
-    cells = side // 16
-    parts = (np.arange(cells**2) * 3 % 28).reshape(cells, cells).astype(np.uint8)
+    parts = (np.arange(side**2) // 5 % 28).reshape(side, side).astype(np.uint8)
     return square_set(root, [sample(f"s{index}", side, side, **{"seg.npy": parts}) for index in range(count)], side)
 
 

@@ -130,7 +130,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory."""
-        return Batch(self.ids, self.captions, self.pixels_BCHW.pin_memory(), self.conditions.pin_memory())
+        parts_BHW = None if self.parts_BHW is None else self.parts_BHW.pin_memory()
+        return Batch(self.ids, self.captions, self.pixels_BCHW.pin_memory(), self.conditions.pin_memory(), parts_BHW)
 
 
 class Source(Protocol):

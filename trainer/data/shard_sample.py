@@ -7,8 +7,8 @@ What the members hold (section 7 of the published format, and what is accepted b
     dinov3.npy          (D,)
     dinov3_patches.npy  (N, D), raster order over H / 16 rows and W / 16 columns
     t5h.npy, t5m.npy    (T, D) and (T,): a token counts where the mask is 1, and those come first; T is 77 or 512
+    seg.npy             (H, W) uint8, classes of Sapiens, read only if a loss asks for part maps
     pose.npy            (133, 3): x and y in [-1, 1] over the frame, x right and y down, and the detector's score
-    seg.npy             whole numbers 0 to 27 (Sapiens), (H, W) or both divided by one number; read only if a loss asks
 
 Floats become half precision, as they are stored anyway. The detector's scores are not bounded and joints may lie out
 of the frame with a score: here a confidence is in [0, 1], and a joint out of the frame has none, at (0, 0).
@@ -42,10 +42,7 @@ class Fault(ValueError):
 def decode(
     id: str, members: Mapping[str, bytes], folder: ShardFolder, size: tuple[int, int], streams: StreamShapes
 ) -> Sample:
-    """The sample with pixels at `size` (height, width), the streams that are on, and its part map if that was read.
-
-    Raises Fault.
-    """
+    """The sample with pixels at `size` (height, width) and the streams that are on. Raises Fault."""
     patches_PD = _features(members, "dinov3_patches.npy", 2, streams.patch_width) if streams.patch_width else None
     rows, columns = folder.feature_grid
     if patches_PD is not None and len(patches_PD) != rows * columns:
@@ -103,17 +100,15 @@ def _resized(pixels_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _parts(data: bytes, folder: ShardFolder, size: tuple[int, int]) -> np.ndarray:
-    """The class of every pixel of `size`, that of the nearest stored one: (H, W) uint8."""
+    """Classes at `size`, each that of the nearest stored pixel: (H, W) uint8."""
     parts_HW = _array(data, PARTS_MEMBER)
-    stored, classes = (folder.height, folder.width), len(SAPIENS_CLASSES)
-    is_scaled = parts_HW.ndim == 2 and parts_HW.size > 0 and stored[0] % parts_HW.shape[0] == 0
-    if not is_scaled or parts_HW.shape[1] * (stored[0] // parts_HW.shape[0]) != stored[1]:
-        raise Fault(f"{PARTS_MEMBER} has the shape {parts_HW.shape}; needed: {stored}, or both divided by one number")
-    if parts_HW.dtype.kind not in "iu" or parts_HW.min() < 0 or parts_HW.max() >= classes:
-        found = f"{parts_HW.dtype} from {parts_HW.min()} to {parts_HW.max()}"
-        raise Fault(f"{PARTS_MEMBER} is {found}; needed: whole numbers from 0 to {classes - 1}")
-    image = Image.fromarray(parts_HW.astype(np.uint8))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).copy()
+    expected = (folder.height, folder.width)
+    if parts_HW.shape != expected or parts_HW.dtype != np.uint8:
+        raise Fault(f"{PARTS_MEMBER} is {parts_HW.dtype} {parts_HW.shape}; needed: uint8 {expected}")
+    highest, classes = int(parts_HW.max()), len(SAPIENS_CLASSES)
+    if highest >= classes:
+        raise Fault(f"{PARTS_MEMBER} has the class {highest}; allowed: 0 to {classes - 1}")
+    return np.asarray(Image.fromarray(parts_HW).resize(size[::-1], Image.Resampling.NEAREST)).copy()
 
 
 def _text(members: Mapping[str, bytes], width: int) -> np.ndarray:

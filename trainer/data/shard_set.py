@@ -29,7 +29,7 @@ STREAM_MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 """What a sample must hold for each condition stream, beside `json` and `image.npy`."""
 PARTS_MEMBER = "seg.npy"
-"""What it must hold where a loss weighs pixels by what they show: its part map."""
+"""What it must hold beside that if a loss asks for part maps."""
 FEATURE_CELL = 16
 """Side of the image cell, in pixels of the stored image, that one of the stored patch features describes."""
 _SHARD = re.compile(r"shard-\d+\.tar")

@@ -52,8 +52,7 @@ class ShardSource:
         self.streams = stream_shapes(config)
         self._streams_on = tuple(name for name in STREAM_MEMBERS if getattr(config.streams, name) != "off")
         features = (one for name in self._streams_on for one in STREAM_MEMBERS[name])
-        self._parts = (PARTS_MEMBER,) if config.segmentation.enabled else ()
-        self._wanted = ("json", "image.npy", *features, *self._parts)
+        self._wanted = ("json", "image.npy", *features, *([PARTS_MEMBER] if config.segmentation.enabled else []))
         self._sizes = tuple(_size(folder, config.data.size, self._set.side) for folder in self._set.folders)
         pairs = [(tar, index) for index, folder in enumerate(self._set.folders) for tar in folder.tars]
         self._tars, self._folder_of = zip(*pairs, strict=True)
@@ -98,7 +97,7 @@ class ShardSource:
         """The image `id` mirrored, or as it is if a word of its caption might become wrong by that.
 
         Text in shards is stored features, in which no word can be exchanged. Image features keep their values: only
-        the places of the patches move.
+        the places of the patches move. Classes of part maps keep their sides, which no loss looks at.
         """
         sample = self.load(id)
         if sample.text_TD is not None and names_a_side(sample.caption):
@@ -140,18 +139,16 @@ class ShardSource:
         if not entries:
             raise DataError(f"{self._tars[tar]} holds no samples: take it out of the set")
         there = {suffix for entry in entries.values() for suffix in entry.members}
-        for stream in self._streams_on:
-            missing = [suffix for suffix in STREAM_MEMBERS[stream] if suffix not in there]
+        switches = {f"streams.{stream}: off": STREAM_MEMBERS[stream] for stream in self._streams_on}
+        if PARTS_MEMBER in self._wanted:
+            switches["segmentation.enabled: false"] = (PARTS_MEMBER,)
+        for switch, suffixes in switches.items():
+            missing = [suffix for suffix in suffixes if suffix not in there]
             if missing:
                 raise DataError(
                     f"shards missing a modality: no sample of {self._tars[tar]} has {' or '.join(missing)}; pack it "
-                    f"again, or train with streams.{stream}: off"
+                    f"again, or train with {switch}"
                 )
-        if not there.issuperset(self._parts):
-            raise DataError(
-                f"shards missing a modality: no sample of {self._tars[tar]} has {PARTS_MEMBER}; pack it again, or "
-                "train with segmentation.enabled: false"
-            )
 
     def _first_ids(self) -> dict[int, list[str]]:
         """The first ids of every shard."""

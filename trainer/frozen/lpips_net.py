@@ -76,7 +76,7 @@ class LpipsNet(nn.Module):
         for index, layer in enumerate(self.features[: self._taps[-1] + 1]):
             x_BChw = layer(x_BChw)
             if index in self._taps:
-                # A root has no slope at 0: without the bound one silent cell makes every gradient NaN.
+                # Without the bound one cell in which nothing responds, 0 / 0, makes the whole distance NaN.
                 length_B1hw = x_BChw.square().sum(dim=1, keepdim=True).clamp(min=_SMALLEST_LENGTH**2).sqrt()
                 found.append(x_BChw / length_B1hw)
         return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from trainer.model.fused import project
 from trainer.model.positions import rotate
 
 EPSILON = 1e-6
@@ -43,10 +44,14 @@ class Attention(nn.Module):
 
         `rotation_BNE` turns queries and keys by the places of their tokens: self-attention only.
         """
-        q_BNHE, k_BSHE = self._normalise(self._split(self.q(x_BND)), self._split(self.k(context_BSD)))
+        if context_BSD is x_BND:
+            q_BND, k_BSD, v_BSD = project(x_BND, self.q, self.k, self.v)
+        else:
+            q_BND, (k_BSD, v_BSD) = self.q(x_BND), project(context_BSD, self.k, self.v)
+        q_BNHE, k_BSHE = self._normalise(self._split(q_BND), self._split(k_BSD))
         if rotation_BNE is not None:
             q_BNHE, k_BSHE = rotate(q_BNHE, rotation_BNE), rotate(k_BSHE, rotation_BNE)
-        q_BHNE, k_BHSE, v_BHSE = (part.transpose(1, 2) for part in (q_BNHE, k_BSHE, self._split(self.v(context_BSD))))
+        q_BHNE, k_BHSE, v_BHSE = (part.transpose(1, 2) for part in (q_BNHE, k_BSHE, self._split(v_BSD)))
         y_BHNE = scaled_dot_product_attention(q_BHNE, k_BHSE, v_BHSE, attn_mask=mask_B11S)
         return self.out(y_BHNE.transpose(1, 2).flatten(2))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trainer.config import ModelConfig
 from trainer.model.attention import Attention
 from trainer.model.conditioning import Group
+from trainer.model.fused import Gate
 from trainer.model.mlp import build_mlp
 from trainer.model.modulation import NORMS, Drive, block_modulation, chunks_of, modulate
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
         return self._add(x_BND, self.mlp(h_BND), of_mlp)
 
     def _add(self, x_BND: Tensor, part_BND: Tensor, chunks: tuple[Tensor, ...]) -> Tensor:
-        return torch.addcmul(x_BND, chunks[2], part_BND) if self.gates else x_BND + part_BND
+        return Gate.apply(x_BND, chunks[2], part_BND) if self.gates else x_BND + part_BND
 
     def _attend(self, h_BND: Tensor, groups: tuple[Group, ...]) -> Tensor:
         """Cross-attention, once per group of samples with similarly long contexts."""

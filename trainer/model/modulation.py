@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from trainer.config import ModelConfig
 from trainer.model.attention import RmsNorm
+from trainer.model.fused import ScaleShift
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -64,7 +64,7 @@ def chunks_of(own: nn.Module, drive: Drive, count: int) -> tuple[Tensor, ...]:
 
 def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, norm: Norm) -> Tensor:
     """Norm without parameters of its own, then scale and shift per sample."""
-    return torch.addcmul(shift_B1D, norm(x_BND), 1 + scale_B1D)
+    return ScaleShift.apply(norm(x_BND), shift_B1D, scale_B1D)
 
 
 def layer(x_BND: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config import TrainerConfig
-from trainer.data.shard_set import PARTS_MEMBER, STREAM_MEMBERS, ShardSet, shards_of
+from trainer.data.shard_set import STREAM_MEMBERS, ShardSet, shards_of
 from trainer.errors import DataError, Issue
 
 
@@ -33,7 +33,6 @@ def _shard_rules(config: TrainerConfig) -> Iterator[Issue]:
         yield Issue("data.size", f"{config.data.size} is more than what the {stored}", f"1 to {found.side}")
     else:
         yield from _bucket_rules(config, found)
-    yield from _parts_rules(config, found)
     for stream, suffixes in STREAM_MEMBERS.items():
         missing = [suffix for suffix in suffixes if suffix not in found.suffixes]
         if missing and getattr(config.streams, stream) != "off":
@@ -42,11 +41,6 @@ def _shard_rules(config: TrainerConfig) -> Iterator[Issue]:
                 f"the shards in {found.root} hold no {' and no '.join(missing)}",
                 "off for this set",
             )
-
-
-def _parts_rules(config: TrainerConfig, found: ShardSet) -> Iterator[Issue]:
-    if config.segmentation.enabled and PARTS_MEMBER not in found.suffixes:
-        yield Issue("segmentation.enabled", f"the shards in {found.root} hold no {PARTS_MEMBER}", "false for this set")
 
 
 def _bucket_rules(config: TrainerConfig, found: ShardSet) -> Iterator[Issue]:
