@@ -69,13 +69,18 @@ def projector_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Training operations per sample, averaged over the routed and dense steps of the run.
+    """Training operations per sample, averaged over the routed and dense steps and the image sizes of the run.
 
     Alignment and perceptual losses are left out: they are no operations of the model.
     """
-    routed_share = config.routed_steps / config.steps
-    routed, dense = (forward_flops(config, streams, is_routed) for is_routed in (True, False))
-    return 3.0 * (routed_share * routed + (1.0 - routed_share) * dense)
+    began, total = 0, 0.0
+    for end, side in (*config.stages, (config.steps, config.data.size)):
+        there = config.at_size(side)
+        routed_steps = min(max(config.routed_steps - began, 0), end - began)
+        routed, dense = (forward_flops(there, streams, is_routed) for is_routed in (True, False))
+        total += routed_steps * routed + (end - began - routed_steps) * dense
+        began = end
+    return 3.0 * total / config.steps
 
 
 def forward_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool = False) -> float:
@@ -208,11 +213,18 @@ def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead included."""
+    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead included.
+
+    Drawn images are kept at every size they are trained on.
+    """
     features = streams.text_length * streams.text_width + streams.cls_width + JOINT_VALUES * streams.pose_joints
     features += _patch_tokens(config, streams) * streams.patch_width
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
     if config.data.worker_processes:
         images += (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch
     planes = IMAGE_CHANNELS + (1 if config.segmentation.enabled else 0)
-    return images * (planes * config.data.size**2 + 2 * features) / MIB
+    if config.data.source == "procedural" and config.resolution:
+        smaller = sum(_data_mib(config.at_size(side), streams) for _, side in config.stages)
+    else:
+        smaller = 0.0
+    return smaller + images * (planes * config.data.size**2 + 2 * features) / MIB

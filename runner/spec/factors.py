@@ -25,6 +25,7 @@ _NAMES: Mapping[str, str | None] = {
     "model.adaln": "shared adaLN",
     "model.maskdit": "MaskDiT",
     "streams": "conditions",
+    "resolution": "resolution schedule",
     "objective": "objective",
     "optimizer": "optimizer",
     "optimizer.lr": "learning rate",

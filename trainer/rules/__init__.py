@@ -19,6 +19,7 @@ from trainer.rules import (
     pose,
     precision,
     repa,
+    resolution,
     sampler,
     segmentation,
     streams,
@@ -33,6 +34,7 @@ __all__ = ["is_validation_step", "issues", "notes"]
 _RULES = (
     model.rules,
     data.rules,
+    resolution.rules,
     streams.rules,
     objective.rules,
     optimizer.rules,
@@ -56,4 +58,4 @@ def issues(config: TrainerConfig) -> list[Issue]:
 
 def notes(config: TrainerConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    return [*remarks(config), *precision.remarks(config)]
+    return [*remarks(config), *precision.remarks(config), *resolution.remarks(config)]
