@@ -236,7 +236,10 @@ def test_memory_is_that_of_the_largest_images_and_of_all_that_is_kept() -> None:
         ({"resolution": [{"until": 0.01, "size": 4}]}, ["resolution.0.until"], "end after step 0"),
         ({"resolution": [{"until": 0.99, "size": 4}]}, ["resolution.0.until"], "end after step 8"),
         ({"resolution": [{"until": 1.0, "size": 4}]}, ["resolution.0.until"], "below 1"),
-        ({"resolution": [{"until": 0.5}]}, ["resolution.0.size"], ""),
+        ({"resolution": [{"until": 0.5}]}, ["resolution.0.size"], "this key is required"),
+        ({"resolution": [{"until": 0.5, "size": 4, "sizes": 3}]}, ["resolution.0.sizes"], "did you mean 'size'?"),
+        ({"resolution": 4}, ["resolution"], ""),
+        ({"resolution": [4]}, ["resolution.0"], ""),
         (
             {"resolution": HALF, "tread": {"enabled": True, "keep_multiple": 4}},
             ["resolution.0.size"],

@@ -102,7 +102,7 @@ def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     in bf16 for the backward pass. What compilation saves is not counted.
     """
     weights = parameters(config, streams)
-    numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
+    numbers = weights * (2 + len(config.ema.averages)) + optimizer_numbers(config, streams)
     casts = weights * CAST_BYTES if config.precision.compute != "fp32" else 0
     activations = activation_bytes(config, context_tokens(config, streams), config.model.block_count)
     trained = (numbers * BYTES + casts + activations) / MIB
@@ -111,7 +111,7 @@ def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Size of one checkpoint on disk in MiB: weights, averages and optimizer state."""
-    copies = 1 + len(config.ema.half_lives)
+    copies = 1 + len(config.ema.averages)
     numbers = parameters(config, streams) * copies + optimizer_numbers(config, streams)
     return numbers * BYTES / MIB
 
@@ -119,7 +119,8 @@ def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
 def optimizer_numbers(config: TrainerConfig, streams: StreamShapes) -> int:
     """Numbers that the optimizer remembers: two per parameter, but one for a matrix whose update is made orthogonal.
 
-    NorMuon has one more per row of such a matrix. Counters of updates are left out.
+    NorMuon has one more per row of such a matrix. Counters of updates are left out, and so is
+    what the published groups save beside that.
     """
     numbers = 2 * parameters(config, streams)
     if not config.optimizer.is_orthogonal:

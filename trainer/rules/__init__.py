@@ -15,6 +15,7 @@ from trainer.rules import (
     model,
     objective,
     optimizer,
+    parity,
     perceptual,
     pose,
     precision,
@@ -33,6 +34,7 @@ __all__ = ["is_validation_step", "issues", "notes"]
 
 _RULES = (
     model.rules,
+    parity.rules,
     data.rules,
     resolution.rules,
     streams.rules,
