@@ -68,11 +68,24 @@ def measure(sizes: Sizes, patches: str, changes: Mapping[str, Any], device: torc
     for turn in range(turns + WARM_UP):
         if turn == WARM_UP:
             seen = {name: {} for name in rigs}
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
         for name in rigs if turn % 2 else reversed(rigs):
             take_turn(rigs[name], products.get(name), seen[name])
-    return {"patches": patches, **summary(sizes, rigs, seen, sizes.context(patches), device)}
+    found = {"patches": patches, **summary(sizes, rigs, seen, sizes.context(patches), device)}
+    if device.type == "cuda":
+        rigs.clear()
+        found["peak_gib"] = {name: peak_gib(sizes, cell, device) for name, cell in cells.items()}
+    return found
+
+
+def peak_gib(sizes: Sizes, cell: Cell, device: torch.device) -> float:
+    """The most memory that two steps of a cell hold on the device, alone there."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    rig = Rig(sizes, cell, device)
+    for _ in range(2):
+        rig.step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 2**30
 
 
 def take_turn(rig: Rig, products: Products | None, seen: dict[str, list[float]]) -> None:
@@ -118,7 +131,6 @@ def summary(
     if "products" in seen["dense"]:
         found["network_over_products"] = {name: spread(ratios("network", "products", name)) for name in rigs}
     if device.type == "cuda":
-        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         found["mfu"] = {name: mfu(sizes, rig, context, median(seen[name]["network"])) for name, rig in rigs.items()}
     return found
 
@@ -191,12 +203,13 @@ def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table."""
     lines = [
         "| computing | image patches | context | TREAD | forward + backward, ms | of its products | step, ms "
-        "| of bare | samples/s | MFU | TREAD speed-up (theory) |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| of bare | samples/s | MFU | peak, GiB | TREAD speed-up (theory) |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in result["rows"]:
         for name in ("dense", "tread"):
             products, share = row.get("network_over_products", {}).get(name), row.get("mfu", {}).get(name)
+            peak = row.get("peak_gib", {}).get(name)
             gain = f"{_shown(row['tread_speed_up'])} ({row['tread_theory']:.3f})" if name == "tread" else ""
             cells = (
                 *(row["way"], row["patches"], row["context"], "yes" if name == "tread" else "no"),
@@ -206,7 +219,7 @@ def table(result: Mapping[str, Any]) -> str:
                     f"{row['step_ms'][name]:.0f}",
                 ),
                 *(_shown(row["step_over_bare"][name]), f"{row['samples_per_s'][name]:.2f}"),
-                *("–" if share is None else f"{100 * share:.1f} %", gain),
+                *("–" if share is None else f"{100 * share:.1f} %", "–" if peak is None else f"{peak:.1f}", gain),
             )
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -66,13 +66,15 @@ def launch_spec(
 ) -> dict[str, Any]:
     """The JSON line for the supervisor. `shell_environment` is what the controller itself was started with.
 
-    A trainer that resumes does so from its newest checkpoint, or that of `from_step`. `from_run` is the folder of
-    another run, with whose checkpoint of that step a run without any of its own begins.
+    A trainer on a slot of several GPUs uses all of them, with a process each that the first one starts; evaluations and
+    autopsies are one process on the first GPU. A trainer that resumes does so from its newest checkpoint, or that of
+    `from_step`. `from_run` is the folder of another run, with whose checkpoint of that step a run without any of its
+    own begins.
     """
     is_trainer = wanted.command is None
     return {
         "attempt": attempt_name(wanted.home_id, wanted.run, attempt),
-        "argv": _trainer_argv(wanted, attempt, kind, resume, from_step, from_run)
+        "argv": _trainer_argv(wanted, attempt, kind, slot, resume, from_step, from_run)
         if is_trainer
         else _command_argv(wanted, slot_environment),
         "cwd": str(wanted.code_root if is_trainer else wanted.arm_dir),
@@ -110,7 +112,13 @@ def _deadline_s(wanted: Launchable, kind: AttemptKind) -> float | None:
 
 
 def _trainer_argv(
-    wanted: Launchable, attempt: int, kind: AttemptKind, resume: bool, from_step: int | None, from_run: Path | None
+    wanted: Launchable,
+    attempt: int,
+    kind: AttemptKind,
+    slot: Slot,
+    resume: bool,
+    from_step: int | None,
+    from_run: Path | None,
 ) -> list[str]:
     trainer = [wanted.python, "-m", "trainer"]
     if kind is AttemptKind.EVALUATE:
@@ -126,6 +134,8 @@ def _trainer_argv(
         argv += ["--from-run", str(from_run)]
     if from_step is not None:
         argv += ["--from-step", str(from_step)]
+    if len(slot.gpu_uuids) > 1:
+        argv += ["--processes", str(len(slot.gpu_uuids))]
     return argv
 
 

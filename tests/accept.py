@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests import accept_elsewhere as elsewhere  # noqa: E402
+from tests import accept_trainer as trainer  # noqa: E402
 from tests.accept_bench import (  # noqa: E402
     FIGURES,
     HOT,
@@ -403,6 +404,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], dict[str, Target]]] = {
     "ingest": _ingest_targets,
     "launch": _launch_targets,
     "detectors": _detectors_targets,
+    "train_step": trainer.train_step_targets,
 }
 # The judge is pure: nothing else of the runner can change what it concludes.
 JUDGED = (
@@ -412,6 +414,7 @@ JUDGED = (
     "benchmarks/study_*.py",
     "benchmarks/stopping_*",
 )
+COVERED = {"detectors": JUDGED, "train_step": ("trainer", "benchmarks/train_step*.py")}
 
 
 def _seconds(clone: Path, *command: str) -> float:
@@ -441,12 +444,15 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "hostile": (elsewhere.hostile, (*ELSEWHERE, "tests/test_runner_ssh_refusals.py")),
     "secrets": (elsewhere.secrets, (*ELSEWHERE, "tests/test_runner_secrets.py")),
     "offline": (elsewhere.offline, (*ELSEWHERE, "tests/test_runner_vast_offline.py")),
+    "overfit": (trainer.overfit, ("trainer", "tests/overfit.py")),
+    "switches": (trainer.switches, ("trainer", "tests/test_trainer_*.py", "tests/data/golden_curves.json")),
+    "again": (trainer.again, ("trainer", "tests/test_trainer_evaluate_again.py")),
     "faults": (faults, LIVE),
     "healthy30": (healthy30, LIVE),
     **{
         f"bench_{name}": (
             benchmark(name, targets),
-            JUDGED if name == "detectors" else (*MEASURED, f"benchmarks/{name}.py"),
+            COVERED.get(name, (*MEASURED, f"benchmarks/{name}.py")),
         )
         for name, targets in BENCHMARKS.items()
     },

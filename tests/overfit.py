@@ -31,7 +31,7 @@ from trainer.train import train  # noqa: E402
 PREDICTIONS = ("x", "v", "asymflow")
 SHOWN = 16
 BLOCK: dict[str, Any] = {
-    "steps": 900,
+    "steps": 750,
     "batch": 16,
     "device": "cpu",
     "log_every": 50,
@@ -39,7 +39,7 @@ BLOCK: dict[str, Any] = {
     "model": {"width": 96, "depth": 4, "heads": 4, "patch": 4},
     "streams": {"pose": "off"},  # 133 tokens that say little about so small an image
     "optimizer": {"name": "muon", "lr": 4e-3, "weight_decay": 0.0, "warmup_steps": 30},
-    "validation": {"every": 900, "samples": 8, "sampler_steps": 16},
+    "validation": {"every": 750, "samples": 8, "sampler_steps": 16},
     "indicators": {"enabled": False},
 }
 

@@ -122,7 +122,7 @@ def test_a_run_may_be_resumed_with_other_blocks_computed_again() -> None:
 def test_compiled_blocks_compute_the_same_under_the_same_names() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    streams = {"patches": "off", "pose": "off"}
+    streams = {"text": "off", "patches": "off", "pose": "off"}  # contexts of one length: one graph
     model = {"width": 16, "depth": 2, "heads": 2, "patch": 2}
     plain, compiled = (learner(streams=streams, model=model, compile=chosen) for chosen in ({}, AOT))
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())

@@ -126,3 +126,13 @@ def test_a_person_gets_a_page_and_an_exit_code(tmp_path: Path) -> None:
     config.write_text("seed: 0\ntrainer: {stepz: 10}")
     bad = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (bad.returncode, "did you mean 'steps'?" in bad.stderr) == (78, True)
+
+
+def test_a_configuration_is_asked_about_for_so_many_processes() -> None:
+    (one, three) = json.loads(
+        ask([{"id": n, "config": {"steps": 10, "batch": 6}, "processes": n} for n in (1, 3)]).stdout
+    )
+    assert one["ok"]
+    (error,) = three["errors"]
+    assert error["path"] == "accumulation"
+    assert "batch 2 x accumulation 3" in error["allowed"]

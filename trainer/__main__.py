@@ -14,7 +14,7 @@ from trainer.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, TrainerError
 _USAGE = """usage: python -m trainer COMMAND …
 
   train CONFIG --run-dir DIR [--attempt N] [--stop-after N] [--resume [--from-step N] | --from-run DIR --from-step N]
-                                                                         train one run
+        [--processes N]                                                  train one run
   check CONFIG | check --json                                            is a configuration usable, how large is it
   evaluate RUN_DIR …                                                     full validation of a checkpoint
   autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
@@ -55,6 +55,7 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--from-run", type=Path, metavar="DIR", help="begin with a checkpoint of this run folder")
     parser.add_argument("--from-step", type=int, metavar="N", help="the checkpoint of step N (--resume, --from-run)")
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop after step N with a checkpoint, exit code 75")
+    parser.add_argument("--processes", type=int, metavar="N", help="train with N processes, a GPU each (default: 1)")
     arguments = parser.parse_args(argv)
     from trainer.train import train
 
@@ -66,6 +67,7 @@ def _train(argv: list[str]) -> int:
         arguments.stop_after,
         from_step=arguments.from_step,
         from_run=arguments.from_run,
+        processes=arguments.processes,
     )
 
 

@@ -1,7 +1,8 @@
 """`python -m trainer check`: is this configuration usable, and how large is the run? Imports no torch.
 
-`check --json` reads a JSON array of {"id", "config"} (the trainer block) on stdin and writes an array of results in the
-same order. `check CONFIG.yaml` prints the same for a person.
+`check --json` reads a JSON array of {"id", "config"} (the trainer block; and "processes", the number that would train
+it together, default 1) on stdin and writes an array of results in the same order. `check CONFIG.yaml` prints the same
+for a person.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from trainer.config import TrainerConfig, filled
 from trainer.data.shapes import stream_shapes
 from trainer.document import load_document, parse_config
 from trainer.errors import EXIT_DONE, ConfigError, UsageError
+from trainer.rules.distributed import shared_by
 
 ABILITIES = ("extended",)
 """What a runner may ask beside a plain run: to resume with more steps than a checkpoint was made for."""
@@ -34,10 +36,15 @@ def main(argv: list[str]) -> int:
     return _answer_json() if arguments.json else _describe(arguments.config)
 
 
-def check(identity: Any, block: Any) -> dict[str, Any]:
-    """One result: what is wrong with a trainer block or, when nothing is, how large the run is."""
+def check(identity: Any, block: Any, processes: int = 1) -> dict[str, Any]:
+    """One result: what is wrong with a trainer block or, when nothing is, how large the run is.
+
+    `processes` is the number of those that would train it together.
+    """
     try:
         config = parse_config(block)
+        if issues := list(shared_by(config, processes)):
+            raise ConfigError(issues)
         return {"id": identity, "ok": True, "errors": [], **measure(config)}
     except ConfigError as error:
         unknown = dict.fromkeys(("steps_total", "parameters", "flops_per_sample", "memory_mib"))
@@ -75,7 +82,9 @@ def _answer_json() -> int:
         isinstance(q, dict) and {"id", "config"} <= set(q) for q in questions
     ):
         raise UsageError('stdin must hold a JSON array of {"id", "config"}')
-    print(json.dumps([check(question["id"], question["config"]) for question in questions]))
+    print(
+        json.dumps([check(question["id"], question["config"], question.get("processes", 1)) for question in questions])
+    )
     return EXIT_DONE
 
 

@@ -38,7 +38,7 @@ from trainer.objective.prediction import empty_model
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished-"
 # A run may be resumed with other values here: they change what is kept, not what is computed.
-_FREE_KEYS = ("activation_checkpointing", "checkpoint", "device", "indicators", "log_every")
+_FREE_KEYS = ("activation_checkpointing", "checkpoint", "device", "distributed", "indicators", "log_every")
 _FREE_INNER_KEYS = ("data.workers",)
 _MODEL_KEYS = ("data", "model", "streams")
 

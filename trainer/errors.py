@@ -4,7 +4,8 @@
     ├── UsageError           2  the command line asks for something that does not exist or would overwrite a run
     ├── ConfigError         78  the configuration says something that is not allowed
     ├── DataError           65  the data cannot be read or is not what the configuration promises
-    └── CheckpointError     70  a checkpoint cannot be written or read; the last complete one is intact
+    ├── CheckpointError     70  a checkpoint cannot be written or read; the last complete one is intact
+    └── TeamError           70  one of several processes failed, ending in its own code, or does not answer
 
 Exit code 0 means that all steps are done, 75 that the process stopped on request with a complete checkpoint. An
 exception that is none of these is a bug: traceback on stderr, exit code 70.
@@ -76,3 +77,11 @@ class DataError(TrainerError):
 
 class CheckpointError(TrainerError):
     """A checkpoint cannot be written or read. Checkpoints that were complete before are untouched."""
+
+
+class TeamError(TrainerError):
+    """One of the processes that train together failed, or keeps the others waiting; ends in the code that it left."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_INTERNAL) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -16,6 +16,8 @@ from trainer.data.batches import Batches, open_batches
 from trainer.data.reader import buckets_of
 from trainer.data.sample import Source
 from trainer.device import gpu_uuids, surroundings
+from trainer.distributed import sharding
+from trainer.distributed.team import Team
 from trainer.document import Document
 from trainer.evaluate.probe import Probe
 from trainer.evaluate.suite import Validation
@@ -61,10 +63,11 @@ def open_session(
     telemetry: Telemetry,
     control: Control,
     stop: StopRequest,
+    team: Team | None = None,
 ) -> Session:
     """Build the model and everything around it for one attempt."""
     config = document.config
-    learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir))
+    learner = Learner(config, source.streams, document.seed, device, basis_of_run(config, source, run_dir), team)
     batches = open_batches(config, source, document.seed)
     batches.read_ahead(learner.plan, config.steps, config.data.worker_processes, device.type == "cuda")
     return Session(
@@ -106,6 +109,8 @@ def announce(session: Session, attempt: int) -> None:
         torch=torch.__version__,
         **surroundings(),
         threads=torch.get_num_threads(),
+        processes=learner.team.size,
+        strategy=sharding.strategy(learner),
         parameters=sum(parameter.numel() for parameter in learner.modules.parameters()),
         flops_per_sample=size.flops_per_sample(config, session.source.streams),
         optimizer_groups=learner.optimizer.groups._asdict(),

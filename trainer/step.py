@@ -24,6 +24,10 @@ from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
 from trainer.data.sample import Batch, StreamShapes, to_unit_range
+from trainer.distributed import sharding
+from trainer.distributed.gradients import exchange_for
+from trainer.distributed.observations import share_observations
+from trainer.distributed.team import Team
 from trainer.indicators.reading import Reading
 from trainer.indicators.recorder import Measurement, Recorder
 from trainer.model.conditioning import is_long
@@ -94,10 +98,13 @@ class Learner:
         run_seed: int,
         device: torch.device,
         basis_FR: Tensor | None = None,
+        team: Team | None = None,
     ) -> None:
         self.config = config
+        self.team = Team(device) if team is None else team
         self.run_seed = run_seed
         self.device = device
+        self.streams = streams
         self.objective = build_objective(config, basis_FR)
         require_means(config, device)
         model = build(config.model, streams, run_seed, device, self.objective, config.streams.pooled)
@@ -115,19 +122,22 @@ class Learner:
         )
         self.optimizer = Optimizers(config.optimizer, self.modules)
         self.ema = Ema(config.ema, self.model, config.steps)
-        self.recorder = Recorder(config, self.modules, self.optimizer)
-        self._parameters = list(self.modules.parameters())
+        self.set_parameters()
+        self.exchange = exchange_for(self.team, self._parameters)
+        self.recorder = Recorder(config, self.modules, self.optimizer, self.exchange)
         self.scaling = LossScaling(config.precision, device, self._parameters)
 
     def step(self, batches: Batches, step: int, stop: StopRequest) -> StepResult | None:
         """Make the update that follows `step` finished steps. None, and no trace, if a stop was asked for meanwhile."""
+        self.team.begin_step(step)
         draws = StepDraws(self.config, self.run_seed, step)
         covers = [cover for each in self.auxiliaries if (cover := _cover(each, step, draws)).count]
         losses_L = torch.zeros(len(self.loss_names), device=self.device)
         data_s, tokens = 0.0, 0
         measurement = self.recorder.begin(step + 1)
-        for index, positions in enumerate(self._micro_batches(draws.present)):
-            if stop:
+        starts = self.team.starts(self.config)
+        for start, positions in zip(starts, self._micro_batches(draws.present), strict=True):
+            if self.team.agrees_to_stop(stop):
                 self.optimizer.clear()
                 return None
             before = time.perf_counter()
@@ -136,10 +146,14 @@ class Learner:
             height, width = batch.pixels_BCHW.shape[2:]
             tokens = math.prod(self.config.grid_of(height, width))  # all batches of a step have the shape of one bucket
             losses = self._losses(batch, draws.of(positions, (height, width)), covers, step, positions)
+            if start == starts[-1]:
+                self.exchange.expect_last()
             losses_L += _backward(losses, self.scaling)
             if measurement is not None:
-                measurement.micro_batch_done(index, self.scaling)
+                measurement.micro_batch_done(start // self.config.batch, self.scaling)
         grad_norm, lr, reading = self._update(step, measurement)
+        losses_L = self.team.add_up(losses_L)
+        share_observations(self.team, covers, step, self.config.batch)
         weights = {cover.loss.name: cover.weight for cover in covers}
         learned_from = covers if grad_norm is not None else []
         extra = {name: value for cover in learned_from for name, value in cover.loss.updated(step).items()}
@@ -151,6 +165,14 @@ class Learner:
     def plan(self, step: int) -> list[list[int]]:
         """Positions of the micro-batches of a step in the order in which `step` asks for their samples."""
         return list(self._micro_batches(StepDraws(self.config, self.run_seed, step).present))
+
+    def set_parameters(self) -> None:
+        """Remember the parameters of `modules`."""
+        self._parameters = list(self.modules.parameters())
+
+    def whole(self) -> Learner:
+        """This learner with all weights and all state in the leader's hands, to be stored or evaluated there."""
+        return sharding.whole(self)
 
     def is_finite(self) -> bool:
         """Whether all weights and their averages are finite numbers."""
@@ -172,14 +194,14 @@ class Learner:
         return (1, 1, *auxiliary, 1, *bin_of(draws.t_E).bincount(minlength=len(BINS)).tolist())
 
     def _micro_batches(self, present: Mapping[str, Tensor]) -> Iterator[list[int]]:
-        """Positions of the effective batch, one list per micro-batch.
+        """Positions of the effective batch, one list per micro-batch of this process.
 
         Long sequences come first, and equal sets of conditions stand together, which spares the model the sorting;
         nothing depends on the order in a micro-batch.
         """
         kept = torch.stack([present[name] for name in ("patches", "pose", "text", "cls")]).int()
         order = (is_long(present).int() * 16 + torch.tensor([8, 4, 2, 1], dtype=torch.int) @ kept).tolist()
-        for start in range(0, self.config.samples_per_step, self.config.batch):
+        for start in self.team.starts(self.config):
             yield sorted(range(start, start + self.config.batch), key=order.__getitem__, reverse=True)
 
     def _losses(self, batch: Batch, draws: Draws, covers: list[Cover], step: int, positions: list[int]) -> MicroLosses:
@@ -225,11 +247,12 @@ class Learner:
 
     def _update(self, step: int, measurement: Measurement | None) -> tuple[Tensor | None, float, Reading | None]:
         """Move weights and averages by the accumulated gradients: gradient norm, learning rate, indicators if due."""
+        self.exchange.gradients_done()
         self.scaling.unscale()
         if measurement is not None:
             measurement.gradients_done()
         clip = self.config.optimizer.clip
-        grad_norm = get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        grad_norm = self.exchange.grad_norm(self._parameters)
         lr = learning_rate(self.config.optimizer, step + 1, self.config.steps)
         if not self.scaling.accepts():
             self.optimizer.clear()
@@ -242,6 +265,7 @@ class Learner:
         self.optimizer.step(lr)
         reading = None if measurement is None else measurement.finish()
         self.ema.update(self.model, step + 1)
+        self.exchange.updated()
         return grad_norm, lr, reading
 
 

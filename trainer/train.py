@@ -11,12 +11,16 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import checkpoint
 from trainer.control import Control, StopRequest, Wish
 from trainer.data import open_source
-from trainer.device import cap_threads, choose_device, keep_freed_memory
+from trainer.device import cap_threads, keep_freed_memory
+from trainer.distributed.following import follow, share_beginning
+from trainer.distributed.launch import open_team
+from trainer.distributed.team import Processes, Team
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
 from trainer.model.nanodit import NanoDiT
@@ -37,36 +41,61 @@ def train(
     stop: StopRequest | None = None,
     from_step: int | None = None,
     from_run: Path | None = None,
+    processes: int | None = None,
 ) -> int:
     """Train the run of `config_path` in `run_dir`; returns the exit code, 0 (all steps) or 75 (stopped on request).
 
     `attempt` defaults to one more than the last. `resume` continues from the newest complete checkpoint, or from that
     of `from_step`; newer ones are then set aside, not deleted. `from_run` is the directory of another run with whose
-    checkpoint of `from_step` this one begins. `stop_after` ends the process after that step.
+    checkpoint of `from_step` this one begins. `stop_after` ends the process after that step. `processes` train
+    together, this one leads; None means one, or those of which torchrun says that this one belongs to them.
     Raises ConfigError, DataError, UsageError and CheckpointError.
     """
     _check_options(resume, from_step, from_run)
     document = load_document(config_path, run=run_dir.resolve().name)
     stop = _listening() if stop is None else stop
     cap_threads()
-    device = choose_device(document.config)
-    if device.type == "cpu":
-        keep_freed_memory()
-    require_means(document.config, device)
-    _refuse_to_train_over(run_dir, resume)
+    argv = ["train", str(config_path), "--run-dir", str(run_dir)]
+    with open_team(document.config, processes, argv) as team:
+        if team.device.type == "cpu":
+            keep_freed_memory()
+        require_means(document.config, team.device)
+        if isinstance(team, Processes) and not team.is_leader:
+            return follow(document, run_dir, team, stop)
+        begin = Beginning(attempt, resume, from_step, from_run, stop_after)
+        return team.end(lead(config_path, run_dir, document, team, stop, begin))
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where an attempt starts and where it ends before its time; as `train` says."""
+
+    attempt: int | None = None
+    resume: bool = False
+    from_step: int | None = None
+    from_run: Path | None = None
+    stop_after: int | None = None
+
+
+def lead(config_path: Path, run_dir: Path, document: Document, team: Team, stop: StopRequest, begin: Beginning) -> int:
+    """Train as the process that decides and writes; the exit code. Raises what `train` raises."""
+    from_step, from_run = begin.from_step, begin.from_run
+    _refuse_to_train_over(run_dir, begin.resume)
     origin = None if from_run is None or from_step is None else find_origin(from_run, from_step, document)
     _claim(config_path, run_dir, document)
     source = open_source(document.config, document.seed)
-    number = _next_attempt(run_dir) if attempt is None else attempt
-    if from_step is not None and resume:
+    number = _next_attempt(run_dir) if begin.attempt is None else begin.attempt
+    if from_step is not None and begin.resume:
         _go_back(run_dir, from_step, number)
     with Telemetry(run_dir / f"attempt-{number}") as telemetry:
-        session = open_session(document, run_dir, source, device, telemetry, Control(run_dir, number), stop)
+        control = Control(run_dir, number)
+        session = open_session(document, run_dir, source, team.device, telemetry, control, stop, team)
         with session.batches:
             announce(session, number)
-            step = _first_step(session, resume, origin)
+            step = _first_step(session, begin.resume, origin)
+            share_beginning(session.learner)
             _start_point(session, step)
-            step = _loop(session, step, stop_after)
+            step = _loop(session, step, begin.stop_after)
             return _end(session, step)
 
 
@@ -232,7 +261,7 @@ def _save(session: Session, step: int) -> None:
     """A complete checkpoint of `step`, unless it has one."""
     if checkpoint.folder(session.run_dir, step).exists():
         return
-    learner, meter = session.learner, session.meter
+    learner, meter = session.learner.whole(), session.meter
     contents = checkpoint.Contents(
         modules=stored_modules(learner),
         optimizer={
@@ -270,7 +299,8 @@ def _light_and_probe(session: Session, step: int) -> dict[str, float]:
 
 def _weights(session: Session) -> dict[str, NanoDiT]:
     """The models as they are now."""
-    return {"raw": session.learner.model, "ema": session.learner.ema.first}
+    learner = session.learner.whole()
+    return {"raw": learner.model, "ema": learner.ema.first}
 
 
 def _is_probe_step(session: Session, step: int) -> bool:

@@ -10,7 +10,7 @@ from runner.spec.command import PLACEHOLDERS, BadPlaceholder, check_argument
 from runner.spec.models import DETECTOR_NAMES
 from runner.spec.notices import address_problem, holds_secret
 from runner.spec.rescue import BadChange, check_change, origin_of, rescued_name
-from runner.spec.schema import ArmBlock, Later, Mistake, nearest
+from runner.spec.schema import ArmBlock, Mistake, nearest
 from runner.spec.yaml12 import Path
 from runner.staging import data
 from runner.staging.secrets import likely_secrets
@@ -32,7 +32,7 @@ _SECRET_NAME = re.compile(r"(.*_)?(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_K
 
 
 def check_rules(block: ArmBlock) -> None:
-    """Raises Mistake (or Later) for the first thing in a valid block that makes no sense or comes later."""
+    """Raises Mistake for the first thing in a valid block that makes no sense."""
     if block.study.lower().startswith(RESERVED_STUDY_PREFIXES):
         raise Mistake(("study",), f"{block.study!r} is a file of the home", allowed="any other name")
     _check_seeds(block)
@@ -67,10 +67,6 @@ def _check_kind(block: ArmBlock) -> None:
                 raise Mistake((key,), "belongs to command arms", allowed="trainer.…", nearest=close)
         if block.resources.gpus == 0 and block.trainer.get("device") == "cuda":
             raise Mistake(("trainer", "device"), "is cuda on a CPU slot (resources.gpus: 0)", allowed=("auto", "cpu"))
-        if block.resources.gpus > 1:
-            raise Later(
-                ("resources", "gpus"), "several GPUs for one trainer run are not in this version", allowed="0, 1"
-            )
 
 
 def _check_command(block: ArmBlock) -> None:

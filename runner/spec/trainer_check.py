@@ -58,7 +58,11 @@ def _ask(python: str, arms: Sequence[ResolvedArm]) -> list[tuple[Question, Mappi
     _require_trainer(python, arms[0])
     asked = [(arm, is_rescued) for arm in arms for is_rescued in (False, True) if arm.rescue_trainer or not is_rescued]
     questions = [
-        {"id": f"{arm.name}#{index}", "config": arm.rescue_trainer if is_rescued else arm.trainer}
+        {
+            "id": f"{arm.name}#{index}",
+            "config": arm.rescue_trainer if is_rescued else arm.trainer,
+            "processes": max(1, arm.resources.gpus),
+        }
         for index, (arm, is_rescued) in enumerate(asked)
     ]
     answer = _run(python, ["-m", "trainer", "check", "--json"], json.dumps(questions), arms[0])

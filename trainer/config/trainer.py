@@ -12,6 +12,7 @@ from trainer.config.base import Block, Count
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.compile import CompileConfig
 from trainer.config.data import DataConfig
+from trainer.config.distributed import DistributedConfig
 from trainer.config.ema import EmaConfig
 from trainer.config.indicators import IndicatorsConfig
 from trainer.config.model import ModelConfig, StreamsConfig
@@ -56,6 +57,7 @@ class TrainerConfig(Block):
     sampler: SamplerConfig = SamplerConfig()
     indicators: IndicatorsConfig = IndicatorsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
     precision: PrecisionConfig = PrecisionConfig()
     compile: CompileConfig = CompileConfig()
     activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainerConfig
+from trainer.distributed.gradients import Alone, Exchange
 from trainer.indicators.blocks import Member, blocks_of
 from trainer.indicators.reading import Reading, Sums
 from trainer.optim.optimizers import Optimizers
@@ -23,7 +24,10 @@ from trainer.precision.scaling import LossScaling
 class Recorder:
     """Begins measurements, and remembers of the last one what the next one needs."""
 
-    def __init__(self, config: TrainerConfig, modules: nn.ModuleDict, optimizer: Optimizers) -> None:
+    def __init__(
+        self, config: TrainerConfig, modules: nn.ModuleDict, optimizer: Optimizers, exchange: Exchange | None = None
+    ) -> None:
+        self.exchange = Alone() if exchange is None else exchange
         self.config = config
         self.optimizer = optimizer
         self.blocks = blocks_of(modules, frozenset(optimizer.groups.muon), config)
@@ -65,18 +69,18 @@ class Measurement:
     def __init__(self, recorder: Recorder, step: int) -> None:
         self._recorder = recorder
         self._step = step
-        self._half = recorder.config.accumulation // 2
+        self._half = recorder.config.accumulation // 2 if recorder.exchange.splits_steps else 0
         self._first_half: dict[nn.Parameter, Tensor] = {}
         self._decayed: dict[nn.Parameter, Tensor] = {}
         self._norms: dict[str, dict[nn.Parameter, Tensor]] = {name: {} for name in Sums._fields}
-        self._ratio_counts: list[int] = []
+        self._surprised: list[list[nn.Parameter]] = []
         self._corrections_before_P: Tensor | None = None
         device = recorder.membership_KP.device
         self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
 
     def micro_batch_done(self, index: int, scaling: LossScaling) -> None:
         """The gradients of micro-batch `index` (from 0) have been added, still multiplied by the scale of the loss."""
-        if index + 1 == self._half:
+        if index < self._half <= index + self._recorder.exchange.size:
             for member in self._members():
                 if member.parameter.grad is not None:
                     self._first_half[member.parameter] = scaling.unscaled(member.parameter.grad)
@@ -86,6 +90,7 @@ class Measurement:
         """All gradients have been added, and none has been clipped."""
         if not self._half:
             return
+        self._first_half = self._recorder.exchange.first_halves(self._first_half)
         for block in self._recorder.blocks:
             grads = {member.parameter: member.parameter.grad for member in block.members}
             whole = {parameter: grad for parameter, grad in grads.items() if grad is not None}
@@ -115,7 +120,7 @@ class Measurement:
     def finish(self) -> Reading:
         """The optimizer has moved the weights."""
         recorder = self._recorder
-        adamw_counts = []
+        with_moments = []
         for block in recorder.blocks:
             self._norm("weight", {member.parameter: member.parameter for member in block.members})
             moved = {
@@ -130,12 +135,12 @@ class Measurement:
             moments = {parameter: found for parameter, found in state.items() if found is not None}
             self._norm("second", {parameter: found["exp_avg_sq"] for parameter, found in moments.items()}, order=1)
             self._norm("first", {parameter: found["exp_avg"] for parameter, found in moments.items()})
-            adamw_counts.append(sum(parameter.numel() for parameter in moments))
-        return self._reading(tuple(adamw_counts))
+            with_moments.append(list(moments))
+        return self._reading(tuple(recorder.exchange.sizes(with_moments)))
 
     def _surprise(self, members: list[Member], floors: dict[nn.Parameter, Tensor]) -> None:
         """Norms of g / sqrt(v + c eps^2), c being the correction of v: with it the square is g^2 / (v^ + eps^2) / c."""
-        self._ratio_counts.append(sum(member.parameter.numel() for member in members))
+        self._surprised.append([member.parameter for member in members])
         if not members:
             return
         second = [self._recorder.optimizer.moments(member.parameter)["exp_avg_sq"] for member in members]
@@ -163,7 +168,7 @@ class Measurement:
             names=tuple(block.name for block in recorder.blocks),
             is_routed=tuple(block.is_routed for block in recorder.blocks),
             sums_9K=sums_9K,
-            ratio_counts=tuple(self._ratio_counts),
+            ratio_counts=tuple(recorder.exchange.sizes(self._surprised)),
             adamw_counts=adamw_counts,
             halves=(self._half * config.batch, (config.accumulation - self._half) * config.batch)
             if self._half
@@ -180,7 +185,8 @@ class Measurement:
     def _row(self, name: str) -> Tensor:
         """The norms of one row in the order of the parameters, 0 where there is none: (P,) float64."""
         found = self._norms[name]
-        return torch.stack([found.get(member.parameter, self._zero) for member in self._members()]).double()
+        here_P = torch.stack([found.get(member.parameter, self._zero) for member in self._members()])
+        return self._shared(here_P.double())
 
     def _corrections(self, of_first: bool = False) -> Tensor:
         """1 - beta^n of the second (or first) moment of every parameter after n updates, 1 - beta before: (P,)."""
@@ -188,7 +194,11 @@ class Measurement:
         beta = optimizer.betas[0 if of_first else 1]
         found = (self._moments(member) for member in self._members())
         updates_P = torch.stack([self._one if moments is None else moments["step"] for moments in found]).double()
-        return 1.0 - beta**updates_P
+        return 1.0 - beta ** self._shared(updates_P)
+
+    def _shared(self, values_P: Tensor) -> Tensor:
+        """The same from all processes, each for the parameters that it updates."""
+        return self._recorder.exchange.shared_P(values_P, [member.parameter for member in self._members()])
 
     def _moments(self, member: Member) -> dict[str, Tensor] | None:
         return self._recorder.optimizer.moments(member.parameter) if member.is_adamw else None

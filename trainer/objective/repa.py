@@ -137,6 +137,18 @@ class Repa:
         if self._schedule.wants_probe(step) and not is_measured:
             self._cosine = (step, gradient_cosine(flow, own, micro.output.hidden_BND))
 
+    def is_observing(self, step: int) -> bool:
+        """Whether the gradients are compared in the update that follows `step` finished steps."""
+        return self._schedule.wants_probe(step)
+
+    def observed(self, step: int) -> float | None:
+        """The gradient cosine, if it was measured in that update."""
+        return self._cosine[1] if self._cosine is not None and self._cosine[0] == step else None
+
+    def take_observation(self, step: int, value: float) -> None:
+        """The gradient cosine that another process measured."""
+        self._cosine = (step, value)
+
     def updated(self, step: int) -> dict[str, float]:
         """The gradient cosine of the step, if it was measured; it may end the alignment."""
         if self._cosine is None or self._cosine[0] != step:

@@ -75,6 +75,7 @@ class Optimizers:
             group = self._group(self.groups.muon, config.weight_decay)
             self._optimizers[matrices.name] = matrices.build(config, [group])
         self._with_moments = self._optimizers[general.name]
+        self.others: list[dict[str, dict[str, Any]]] = []  # state by name of parameter, of parameters updated elsewhere
         self.eps: float = self._with_moments.defaults["eps"]
         self._weight_decays: dict[nn.Parameter, float] = {
             parameter: group["weight_decay"]
@@ -116,7 +117,22 @@ class Optimizers:
 
     def state_dict(self) -> dict[str, Any]:
         """State of all rules by name."""
-        return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+        found = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+        places = {member: (rule, index) for rule, names in self.members.items() for index, member in enumerate(names)}
+        for state in self.others:
+            for member, values in state.items():
+                rule, index = places[member]
+                found[rule]["state"][index] = values
+        return found
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """What its rule remembers of a parameter; empty before the first update."""
+        return next((each.state[parameter] for each in self._optimizers.values() if parameter in each.state), {})
+
+    def forget(self, parameter: nn.Parameter) -> None:
+        """Drop the state of a parameter that another process updates."""
+        for optimizer in self._optimizers.values():
+            optimizer.state.pop(parameter, None)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""

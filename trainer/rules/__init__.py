@@ -11,6 +11,7 @@ from trainer.errors import Issue
 from trainer.rules import (
     checkpoint,
     data,
+    distributed,
     grid,
     model,
     objective,
@@ -49,6 +50,7 @@ _RULES = (
     grid.rules,
     pose.rules,
     checkpoint.rules,
+    distributed.rules,
     precision.rules,
 )
 
