@@ -45,6 +45,13 @@ def test_each_piece_needs_reference_parity(block: dict[str, Any], path: str) -> 
     tiny_config(**block, reference_parity=True)
 
 
+def test_the_published_groups_are_not_divided_among_processes() -> None:
+    block = {"optimizer": {"name": "muon", "groups": "published"}, "reference_parity": True}
+    with pytest.raises(ConfigError, match=r"fsdp and optimizer\.groups"):
+        tiny_config(**block, distributed={"strategy": "fsdp"})
+    tiny_config(**block)
+
+
 def test_the_published_average_is_the_one_of_its_formula() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     ema = Ema(EmaConfig(published=True, half_lives=(0.5,)), model, 1000)
