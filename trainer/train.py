@@ -7,10 +7,8 @@ Step k means "after k optimizer steps". Smallest run on a CPU:
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +21,13 @@ from trainer.distributed.launch import open_team
 from trainer.distributed.team import Processes, Team
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UsageError
-from trainer.model.nanodit import NanoDiT
 from trainer.precision.means import require_means
 from trainer.rescue import Origin, find_origin, take_over
 from trainer.rules import is_validation_step
 from trainer.session import Session, announce, open_session, stored_modules
 from trainer.step import StepResult
 from trainer.telemetry import Telemetry
+from trainer.validate import best_step, is_probe_step, probe, prune, validate, validate_fully, validation_kind
 
 
 def train(
@@ -188,9 +186,9 @@ def _restore(session: Session) -> int:
 def _start_point(session: Session, step: int) -> None:
     """Checkpoint and validation of the step from which this attempt starts, unless an earlier one left them."""
     _save(session, step)
-    scored = step in session.scores and _validation_kind(session, step) is not None
+    scored = step in session.scores and validation_kind(session, step) is not None
     if step < session.config.steps and not scored:
-        _validate(session, step)
+        validate(session, step)
 
 
 def _loop(session: Session, step: int, stop_after: int | None) -> int:
@@ -209,9 +207,9 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
         if is_validation_step(config, step):
             _save(session, step)
             if step < config.steps:
-                _validate(session, step)
-        elif _is_probe_step(session, step):
-            _probe(session, step)
+                validate(session, step)
+        elif is_probe_step(session, step):
+            probe(session, step)
     return step
 
 
@@ -293,109 +291,15 @@ def _save(session: Session, step: int) -> None:
     session.telemetry.event(step, "checkpoint", finite=contents.state["finite"])
 
 
-def _validate(session: Session, step: int) -> None:
-    """Light validation of the current weights, then tidy up; left to the next attempt if a stop was asked for."""
-    if session.stop:
-        return
-    _score(session, step, lambda: _light_and_probe(session, step))
-    _prune(session)
-
-
-def _light_and_probe(session: Session, step: int) -> dict[str, float]:
-    weights = _weights(session)
-    return {**session.validation.light(step, weights).metrics, **session.probe.run(step, weights)}
-
-
-def _weights(session: Session) -> dict[str, NanoDiT]:
-    """The models as they are now."""
-    learner = session.learner.whole()
-    return {"raw": learner.model, "ema": learner.ema.first}
-
-
-def _is_probe_step(session: Session, step: int) -> bool:
-    every = session.probe_every_steps
-    return every is not None and step % every == 0 and not session.stop
-
-
-def _probe(session: Session, step: int) -> None:
-    """A probe of the current weights. It is no validation: `scores` does not hear of it."""
-    started = time.perf_counter()
-    metrics = session.probe.run(step, _weights(session))
-    session.meter.eval_s += time.perf_counter() - started
-    session.telemetry.metrics("val", step, metrics)
-
-
-def _score(session: Session, step: int, run: Callable[[], Mapping[str, float]]) -> None:
-    """Run one validation, count its time, and write down what is new."""
-    started = time.perf_counter()
-    metrics = run()
-    session.meter.eval_s += time.perf_counter() - started
-    session.telemetry.metrics("val", step, session.scores.unknown(step, metrics))
-    session.scores.add(step, metrics)
-
-
-def _prune(session: Session) -> None:
-    """Remove checkpoints that nothing needs any more; the newest one and its scores are on disk by now."""
-    session.telemetry.sync()
-    keep = session.config.checkpoint.keep
-    steps = checkpoint.list_steps(session.run_dir)
-    kept = {*steps[-keep.last :], *keep.milestones}
-    best = _best(session)
-    checkpoint.prune(session.run_dir, kept if best is None else {*kept, best})
-
-
-def _best(session: Session) -> int | None:
-    """The best step among the checkpoints whose weights are finite."""
-    steps = checkpoint.list_steps(session.run_dir)
-    return session.scores.best([step for step in steps if checkpoint.read_state(session.run_dir, step)["finite"]])
-
-
 # ---- end -------------------------------------------------------------------------------------------------------------
 
 
 def _end(session: Session, step: int) -> int:
     """After the last step the full validations; after a stop a checkpoint."""
     _save(session, step)
-    if step < session.config.steps or not _validate_fully(session, step):
+    if step < session.config.steps or not validate_fully(session, step):
         session.telemetry.event(step, "stopped", reason=session.stop.reason)
         return EXIT_STOPPED
-    _prune(session)
-    session.telemetry.event(step, "finished", best_step=_best(session))
+    prune(session)
+    session.telemetry.event(step, "finished", best_step=best_step(session))
     return EXIT_DONE
-
-
-def _validate_fully(session: Session, step: int) -> bool:
-    """Full validation of the last step, then of the best one; False if a stop was asked for before both were done."""
-    if not _full(session, step, lambda: _full_and_probe(session, step)):
-        return False
-    best = _best(session)
-    return best in (None, step) or _full(session, best, lambda: _full_of_kept(session, best))
-
-
-def _full(session: Session, step: int, run: Callable[[], Mapping[str, float]]) -> bool:
-    """Full validation of a step unless it has one; False if a stop was asked for."""
-    if _validation_kind(session, step) == "full":
-        return True
-    if session.stop:
-        return False
-    _score(session, step, run)
-    return True
-
-
-def _full_and_probe(session: Session, step: int) -> dict[str, float]:
-    weights = _weights(session)
-    full = session.validation.full(step, weights, session.config.sampler.native)
-    return {**full.metrics, **session.probe.run(step, weights)}
-
-
-def _full_of_kept(session: Session, step: int) -> dict[str, float]:
-    """Full validation of a kept checkpoint; when its step was trained it had its probe."""
-    device, names = session.learner.device, ("raw", "ema")
-    weights = {name: checkpoint.load_for_evaluation(session.run_dir, step, name, device)[0] for name in names}
-    return session.validation.full(step, weights, session.config.sampler.native).metrics
-
-
-def _validation_kind(session: Session, step: int) -> str | None:
-    """light or full for a complete validation of a step, else None."""
-    meta = session.run_dir / "validation" / f"step_{step:06d}" / "meta.json"
-    return json.loads(meta.read_bytes())["kind"] if meta.exists() else None
