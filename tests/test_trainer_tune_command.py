@@ -229,6 +229,14 @@ def test_noise_has_the_shapes_of_data_that_is_not_here(tmp_path: Path) -> None:
     assert len(measured(tmp_path, config, source, steps=1, warm_up=1)["step_s"]) == 1
 
 
+def test_a_trial_of_a_run_that_begins_with_smaller_images_measures_the_largest(tmp_path: Path) -> None:
+    plain, staged = (tiny_config(resolution=stages) for stages in ([], [{"until": 0.5, "size": 4}]))
+    found = [measured(tmp_path / name, config, open_source(config), steps=1)["losses"] for name, config in
+             (("plain", plain), ("staged", staged))]  # fmt: skip
+    assert found[0] == found[1]
+    measured(tmp_path / "noise", staged, NoiseData(staged), steps=1)
+
+
 def test_losses_of_a_trial_are_those_of_the_configuration_in_any_cut(tmp_path: Path) -> None:
     found = []
     for name, changes in (("a", {"batch": 8}), ("b", {"batch": 2, "accumulation": 4})):

@@ -203,7 +203,8 @@ def _loop(session: Session, step: int, stop_after: int | None) -> int:
             break
         step += 1
         _announce_rejected(session, step)
-        _announce_changes(session, step, result)
+        if step < session.config.steps:
+            _announce_changes(session, step, result)
         if is_validation_step(config, step):
             _save(session, step)
             if step < config.steps:
@@ -251,10 +252,8 @@ def _announce_rejected(session: Session, step: int) -> None:
 
 
 def _announce_changes(session: Session, step: int, result: StepResult) -> None:
-    """Events for techniques that end, and sizes of images that change, with the update just made."""
+    """Events for techniques that end, and sizes of images that change, with the update just made, if more follow."""
     config = session.config
-    if step == config.steps:
-        return
     if step == config.routed_steps:
         session.telemetry.event(step, "routing_off")
     if config.size_at(step) != config.size_at(step - 1):

@@ -71,7 +71,9 @@ def main() -> int:
 
 
 def _measured(request: Request, document: Document, source: Source, device: torch.device) -> dict[str, Any]:
-    """Open a session, make the steps, and say how long they took."""
+    """Open a session, make the steps, and say how long they took, with the largest images of the run from the first."""
+    config = document.config.at_size(document.config.data.size)
+    document = Document(config, document.seed, document.run)
     run_dir = Path(request.run_dir)
     with Telemetry(run_dir / f"attempt-{request.attempt}") as telemetry:
         control = Control(run_dir, request.attempt)
