@@ -88,12 +88,16 @@ def _facts(found: Mapping[str, Any]) -> str:
     averages = found["averages"]
     other = f"half-life {number(_value(averages['ema_alt']))} ({_text(averages['ema_alt_from'])})"
     return (
-        f"{_text(found['metric'])} ({better} is better); guided: {_text(found['guidance'])}; ema: half-life "
-        f"{number(_value(averages['ema']))} of the run, ema_alt: {other}; blamed above "
+        f"{_text(found['metric'])} ({better} is better); guided: {_text(found['guidance'])}; ema: "
+        f"{_average(averages['ema'])}, ema_alt: {other}; blamed above "
         f"{number(_value(found['threshold']))}, 1 % of the best score; {int(found['samples'])} of "
         f"{counted(int(found['samples_available']), 'held-out sample')}, evaluation set {_text(found['eval_set'])}, "
         f"{seconds(float(found['seconds']))}"
     )
+
+
+def _average(name: Any) -> str:
+    return "the published one" if name == "published" else f"half-life {number(_value(name))} of the run"
 
 
 def _share_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:

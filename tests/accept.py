@@ -446,6 +446,7 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "offline": (elsewhere.offline, (*ELSEWHERE, "tests/test_runner_vast_offline.py")),
     "overfit": (trainer.overfit, ("trainer", "tests/overfit.py")),
     "switches": (trainer.switches, ("trainer", "tests/test_trainer_*.py", "tests/data/golden_curves.json")),
+    "shards": (trainer.shards, ("trainer", "tests/test_trainer_distributed.py", "tests/test_trainer_buckets.py")),
     "again": (trainer.again, ("trainer", "tests/test_trainer_evaluate_again.py")),
     "faults": (faults, LIVE),
     "healthy30": (healthy30, LIVE),

@@ -48,3 +48,4 @@ switches = by_tests(
     "tests/test_trainer_sync.py",
 )
 again = by_tests("tests/test_trainer_evaluate_again.py")
+shards = by_tests("tests/test_trainer_distributed.py", "tests/test_trainer_buckets.py")

@@ -162,3 +162,13 @@ def test_every_rule_is_one_of_the_list() -> None:
     found = lint([A, dataclasses.replace(broken)], training_ids_in_eval={"trial/B": 1})
     assert {remark.rule for remark in found} == set(RULES)
     assert [remark.rule for remark in found] == sorted(remark.rule for remark in found)
+
+
+def test_a_technique_of_its_own_is_one_factor_whatever_it_is_made_of() -> None:
+    model = {"width": 64, "adaln": {"kind": "per_block", "rank": 8}}
+    base = trainer_arm({"model": model, "precision": {"compute": "bf16", "fp8": {"enabled": False, "filter": "auto"}}})
+    shared = {"model": {**model, "adaln": {"kind": "shared", "rank": 4}}}
+    fp8 = {"precision": {"compute": "bf16", "fp8": {"enabled": True, "filter": "all"}}}
+    rest = {"model": model, "precision": {"compute": "bf16", "fp8": {"enabled": False, "filter": "auto"}}}
+    assert factors(base, trainer_arm({**rest, **shared})) == ("shared adaLN",)
+    assert factors(base, trainer_arm({**rest, **fp8})) == ("FP8",)

@@ -20,10 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tests.fakes.shards import write_set
 from tests.fakes.team_cases import BLOCK, CASES, MUON, SEED, block, trained
 from tests.fakes.trainer_parts import WeightSum, tiny_config
 from trainer import checkpoint, session, train
 from trainer.control import StopRequest
+from trainer.data.buckets import BUCKETS
 from trainer.distributed.launch import open_team
 from trainer.distributed.membership import Membership, device_of, membership
 from trainer.distributed.peers import LEADER_PID
@@ -63,7 +65,8 @@ class After(StopRequest):
 
 
 class Together(NamedTuple):
-    """What two processes made: the results of every case, and the folders of two runs, one of them stopped meanwhile.
+    """What two processes made: the results of every case, and the folders of two runs with TREAD, Muon and averages on
+    shards of two buckets, one of them stopped meanwhile.
 
     `stopped_at` is what train returned for the second run and the steps of its checkpoints, before it went on.
     """
@@ -105,10 +108,13 @@ def _led(team: Team, folder: Path) -> Together:
         cases[case] = trained(case, team)
         team.order(END, code=0)
     whole, resumed = folder / "whole", folder / "resumed"
-    _lead(team, whole, StopRequest())
-    code = _lead(team, resumed, After(10))
+    shards = write_set(folder / "shards", BUCKETS[:2], lambda index: 9 + index)
+    on_shards = {**SHORT, "data": {"source": "shards", "path": str(shards), "size": 128, "workers": 0}}
+    on_shards["model"] = {**SHORT["model"], "patch": 8}
+    _lead(team, whole, StopRequest(), on_shards)
+    code = _lead(team, resumed, After(10), on_shards)
     stopped_at = code, checkpoint.list_steps(resumed)
-    _lead(team, resumed, StopRequest(), resume=True)
+    _lead(team, resumed, StopRequest(), on_shards, resume=True)
     return Together(cases, whole, resumed, stopped_at)
 
 
@@ -120,8 +126,8 @@ def _order_training(team: Team, folder: Path, trainer: dict[str, Any], seed: int
     return config
 
 
-def _lead(team: Team, folder: Path, stop: StopRequest, resume: bool = False) -> int:
-    config = _order_training(team, folder, SHORT, 7)
+def _lead(team: Team, folder: Path, stop: StopRequest, trainer: dict[str, Any], resume: bool = False) -> int:
+    config = _order_training(team, folder, trainer, 7)
     begin = train.Beginning(resume=resume)
     code = train.lead(config, folder, load_document(config), team, stop, begin)
     team.order(END, code=code)
@@ -253,7 +259,7 @@ def test_a_stop_within_a_step_leaves_what_a_resumed_run_goes_on_from(together: T
 def test_one_process_goes_on_from_the_checkpoint_of_two(
     together: Together, run: Callable[..., tuple[int, Path]]
 ) -> None:
-    _, whole = run("alone", SHORT)
+    _, whole = run("alone", json.loads((together.whole / "config.yaml").read_text())["trainer"])
     checkpoint.set_aside(together.resumed, after=1, attempt=3)
     assert train.train(together.resumed / "config.yaml", together.resumed, stop=StopRequest(), resume=True) == 0
     for name, tensor in _stored(whole, 4).items():

@@ -63,9 +63,9 @@ def list_steps(run_dir: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def ema_name(half_life: float) -> str:
-    """File stem of the average with this half-life."""
-    return f"ema_{half_life:g}"
+def ema_name(average: float | str) -> str:
+    """File stem of the average with this half-life, or with this name."""
+    return f"ema_{average}" if isinstance(average, str) else f"ema_{average:g}"
 
 
 def save(run_dir: Path, step: int, contents: Contents) -> None:
@@ -139,7 +139,7 @@ def load_for_evaluation(
     document = load_document(run_dir / "config.yaml")
     streams = StreamShapes(**read_state(run_dir, chosen)["streams"])
     model = empty_model(document.config, streams)
-    stem = "model" if weights == "raw" else ema_name(document.config.ema.half_lives[0])
+    stem = "model" if weights == "raw" else ema_name(document.config.ema.averages[0])
     _load_module(folder(run_dir, chosen) / f"{stem}.safetensors", model, torch.device("cpu"))
     return model.to(device).requires_grad_(False).eval(), chosen, document
 

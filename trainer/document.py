@@ -111,6 +111,8 @@ def _block(location: tuple[Any, ...]) -> type[BaseModel]:
     """The model class of the block at a dotted place."""
     block: type[BaseModel] = TrainerConfig
     for key in location:
+        if isinstance(key, int):
+            continue  # the place of a block in a list of them
         annotation = block.model_fields[key].annotation
         options = (annotation, *getattr(annotation, "__args__", ()))
         block = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))

@@ -69,13 +69,18 @@ def projector_parameters(config: TrainerConfig, streams: StreamShapes) -> int:
 
 
 def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Training operations per sample, averaged over the routed and dense steps of the run.
+    """Training operations per sample, averaged over the routed and dense steps and the image sizes of the run.
 
     Alignment and perceptual losses are left out: they are no operations of the model.
     """
-    routed_share = config.routed_steps / config.steps
-    routed, dense = (forward_flops(config, streams, is_routed) for is_routed in (True, False))
-    return 3.0 * (routed_share * routed + (1.0 - routed_share) * dense)
+    began, total = 0, 0.0
+    for end, side in (*config.stages, (config.steps, config.data.size)):
+        there = config.at_size(side)
+        routed_steps = min(max(config.routed_steps - began, 0), end - began)
+        routed, dense = (forward_flops(there, streams, is_routed) for is_routed in (True, False))
+        total += routed_steps * routed + (end - began - routed_steps) * dense
+        began = end
+    return 3.0 * total / config.steps
 
 
 def forward_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool = False) -> float:
@@ -97,7 +102,7 @@ def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     in bf16 for the backward pass. What compilation saves is not counted.
     """
     weights = parameters(config, streams)
-    numbers = weights * (2 + len(config.ema.half_lives)) + optimizer_numbers(config, streams)
+    numbers = weights * (2 + len(config.ema.averages)) + optimizer_numbers(config, streams)
     casts = weights * CAST_BYTES if config.precision.compute != "fp32" else 0
     activations = activation_bytes(config, context_tokens(config, streams), config.model.block_count)
     trained = (numbers * BYTES + casts + activations) / MIB
@@ -106,7 +111,7 @@ def memory_mib(config: TrainerConfig, streams: StreamShapes) -> float:
 
 def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
     """Size of one checkpoint on disk in MiB: weights, averages and optimizer state."""
-    copies = 1 + len(config.ema.half_lives)
+    copies = 1 + len(config.ema.averages)
     numbers = parameters(config, streams) * copies + optimizer_numbers(config, streams)
     return numbers * BYTES / MIB
 
@@ -114,7 +119,8 @@ def checkpoint_mib(config: TrainerConfig, streams: StreamShapes) -> float:
 def optimizer_numbers(config: TrainerConfig, streams: StreamShapes) -> int:
     """Numbers that the optimizer remembers: two per parameter, but one for a matrix whose update is made orthogonal.
 
-    NorMuon has one more per row of such a matrix. Counters of updates are left out.
+    NorMuon has one more per row of such a matrix. Counters of updates are left out, and so is
+    what the published groups save beside that.
     """
     numbers = 2 * parameters(config, streams)
     if not config.optimizer.is_orthogonal:
@@ -208,11 +214,18 @@ def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead included."""
+    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead included.
+
+    Drawn images are kept at every size they are trained on.
+    """
     features = streams.text_length * streams.text_width + streams.cls_width + JOINT_VALUES * streams.pose_joints
     features += _patch_tokens(config, streams) * streams.patch_width
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
     if config.data.worker_processes:
         images += (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch
     planes = IMAGE_CHANNELS + (1 if config.segmentation.enabled else 0)
-    return images * (planes * config.data.size**2 + 2 * features) / MIB
+    if config.data.source == "procedural" and config.resolution:
+        smaller = sum(_data_mib(config.at_size(side), streams) for _, side in config.stages)
+    else:
+        smaller = 0.0
+    return smaller + images * (planes * config.data.size**2 + 2 * features) / MIB

@@ -253,12 +253,14 @@ def _announce_rejected(session: Session, step: int) -> None:
 
 
 def _announce_changes(session: Session, step: int, result: StepResult) -> None:
-    """Events for techniques that end with the update just made."""
+    """Events for techniques that end, and sizes of images that change, with the update just made."""
     config = session.config
     if step == config.steps:
         return
     if step == config.routed_steps:
         session.telemetry.event(step, "routing_off")
+    if config.size_at(step) != config.size_at(step - 1):
+        session.telemetry.event(step, "resolution", size=config.size_at(step))
     for auxiliary in session.learner.auxiliaries:
         if result.weights.get(auxiliary.name, 0.0) > 0 and auxiliary.weight(step) == 0:
             session.telemetry.event(step, f"{auxiliary.name}_off")

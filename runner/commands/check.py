@@ -15,8 +15,11 @@ from runner.launching import Options, Prepared, prepare, why_silent
 from runner.screen import printable
 from runner.spec import document
 from runner.spec.lint import blocking
+from runner.spec.models import ResolvedArm
 from runner.spec.yaml12 import dump
 
+_ASSUMED_SHARE = 0.4
+_ASSUMED_FLOPS_PER_S = _ASSUMED_SHARE * 989e12  # dense bf16 of an H100 SXM by its data sheet
 BRIEF_RUNS = 20
 """A launch of more than twice as many names only so many."""
 SHOWN = 4
@@ -115,6 +118,23 @@ def print_plan(prepared: Prepared, *, brief: bool = False) -> None:
         print(printable(line))
 
 
+def sizes(arm: ResolvedArm) -> Iterator[str]:
+    """What the trainer says about the size of a run, and what that comes to on a GPU that everybody knows."""
+    known = arm.check
+    if known is None:
+        return
+    if known.parameters is not None:
+        yield f"{known.parameters:,} parameters"
+    if known.memory_mib is not None:
+        yield f"about {known.memory_mib:.0f} MiB"
+    if known.flops_per_sample is not None:
+        yield f"{known.flops_per_sample / 1e12:.3g} TFLOP per sample"
+        if arm.resources.gpus and known.samples_per_step is not None:
+            hours = known.flops_per_sample * known.samples_per_step * arm.steps / _ASSUMED_FLOPS_PER_S / 3600
+            speed = f"{_ASSUMED_SHARE:.0%} of an H100's bf16"
+            yield f"{hours:.2g} h of training if it ran at {speed} (assumed, not measured)"
+
+
 def _plan_lines(prepared: Prepared, brief: bool) -> Iterator[str]:
     runs = prepared.plan.runs
     shown = runs[:BRIEF_RUNS] if brief and len(runs) > 2 * BRIEF_RUNS else runs
@@ -174,9 +194,8 @@ def _needs(prepared: Prepared) -> Iterator[str]:
     told: set[str] = set()
     for arm in prepared.arms:
         snapshot = prepared.snapshots[arm.name]
-        size = "" if arm.check is None or arm.check.parameters is None else f"{arm.check.parameters:,} parameters, "
-        memory = "" if arm.check is None or arm.check.memory_mib is None else f"about {arm.check.memory_mib:.0f} MiB, "
-        yield f"{arm.name}  {size}{memory}code {snapshot.hash[:12]} ({counted(len(snapshot.files), 'file')})"
+        code = f"code {snapshot.hash[:12]} ({counted(len(snapshot.files), 'file')})"
+        yield f"{arm.name}  {', '.join((*sizes(arm), code))}"
         for note in arm.check.notes if arm.check else ():
             yield f"  {note}"
         for note in snapshot.notes:

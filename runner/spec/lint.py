@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,11 @@ def early_share(half_life: float) -> float:
     return (late - whole) / (1.0 - whole)
 
 
+def published_early_share(steps: int) -> float:
+    """The same of the published average, decay 0.9999 after a linear ramp of 500 steps, in a run of `steps`."""
+    return math.prod(0.9999 * min(step / 500, 1.0) for step in range(steps // 10 + 1, steps + 1))
+
+
 def seed_word(seeds: int) -> str:
     """How strong a claim this many paired seeds can carry."""
     if seeds >= SUPPORTED_SEEDS:
@@ -136,8 +142,9 @@ def _ema_memory(arms: Sequence[ResolvedArm]) -> Iterator[LintView]:
     for arm in arms:
         if arm.kind != TRAINER:
             continue
-        half_life = _config(arm)["ema"]["half_lives"][0]
-        share = early_share(half_life)
+        ema = _config(arm)["ema"]
+        half_life = ema["half_lives"][0]
+        share = published_early_share(arm.steps) if ema.get("published") else early_share(half_life)
         text = f"{arm.arm}: at the last step {share:.1%} of the EMA is from the first 10 % of the run"
         if share > EARLY_EMA_ERROR:
             yield LintView("F06", "E", text)

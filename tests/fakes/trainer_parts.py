@@ -73,7 +73,12 @@ class NoiseSource:
         self.probe_ids = tuple(f"probe-{index}" for index in range(self.probe_images))
         self._size = config.data.size
         self._patches = config.tokens
+        self._config, self._seed = config, seed
         self._has_parts = config.segmentation.enabled
+
+    def at_size(self, size: int) -> NoiseSource:
+        """Other noise under the same ids."""
+        return type(self)(self._config.at_size(size), self._seed)
 
     def load(self, id: str) -> Sample:
         """The same noise for the same id."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from trainer.autopsy.rebuild import LARGEST_DISTANCE, combine
 from trainer.checkpoint import ema_name, list_steps, read_state, read_weights
 from trainer.config import TrainerConfig
+from trainer.config.ema import PUBLISHED
 from trainer.data.sample import StreamShapes
 from trainer.model.nanodit import NanoDiT
 from trainer.objective.prediction import empty_model
@@ -24,9 +25,12 @@ OTHER, ELSE_OTHER = 0.20, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Averages:
-    """The half-lives that "ema" and "ema_alt" stand for, as shares of the run, and whether the second one is stored."""
+    """The half-lives that "ema" and "ema_alt" stand for, as shares of the run, and whether the second one is stored.
 
-    first: float
+    The first may be "published" instead; then the second is stored.
+    """
+
+    first: float | str
     other: float
     stored: bool
 
@@ -51,7 +55,10 @@ class WeightSets:
 
 def averages_of(state: Mapping[str, Any]) -> Averages:
     """What a checkpoint's state.json says about its averages."""
-    first, *more = state["config"]["ema"]["half_lives"]
+    settings = state["config"]["ema"]
+    if settings.get("published"):
+        return Averages(PUBLISHED, settings["half_lives"][0], True)
+    first, *more = settings["half_lives"]
     rebuilt = OTHER if first != OTHER else ELSE_OTHER
     return Averages(first, more[0] if more else rebuilt, bool(more))
 
@@ -89,6 +96,7 @@ def _with_rebuilt(
     counts = sorted(stored)
     if step // every == 0:  # before the first update every average is the initial weights
         return WeightSets({**tensors, "ema_alt": tensors["ema"]}, distance=0.0)
+    assert isinstance(averages.first, float), "beside the published average there is always another one"
     found = combine(counts, decay(averages.first, every, total), decay(averages.other, every, total))
     if found.distance > LARGEST_DISTANCE:
         why_not = (

@@ -19,6 +19,7 @@ from trainer.config.perceptual import DinoLossConfig, LpipsLossConfig, Perceptua
 from trainer.config.pose import PoseConfig
 from trainer.config.precision import Fp8Config, PrecisionConfig
 from trainer.config.repa import RepaConfig, RepaStopConfig
+from trainer.config.resolution import ResolutionStageConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
 from trainer.config.segmentation import SegmentationConfig
 from trainer.config.trainer import TrainerConfig, filled
@@ -53,6 +54,7 @@ __all__ = [
     "PrecisionConfig",
     "RepaConfig",
     "RepaStopConfig",
+    "ResolutionStageConfig",
     "SamplerConfig",
     "SegmentationConfig",
     "StreamsConfig",

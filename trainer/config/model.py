@@ -42,6 +42,7 @@ class ModelConfig(Block):
     `bottleneck`: patches are narrowed to this many numbers on their way in (null = not at all). `mlp: swiglu` has three
     matrices of two thirds of the width that `gelu` has. `condition_norm`, `type_embeddings`: layer norm and a learned
     vector for every stream of conditions. `null_joints`: a learned token per joint stands for one of confidence < 0.05.
+    `initial_weights: published` starts no modulation and no head at zero; it needs reference_parity.
     """
 
     width: Count = 64
@@ -60,6 +61,7 @@ class ModelConfig(Block):
     condition_norm: bool = True
     type_embeddings: bool = True
     null_joints: bool = False
+    initial_weights: Literal["default", "published"] = "default"
     maskdit: MaskDitConfig = MaskDitConfig()
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from trainer.config.base import Block, Count, Finite, Positive, Share
 
@@ -21,7 +23,8 @@ class ObjectiveConfig(Block):
     """Flow matching with t = 1 as noise: t = sigmoid(mean + std n), then t' = shift t / (1 + (shift - 1) t).
 
     A mean above 0 is noisier. With probability `uniform_share` t is uniform instead, before the shift. `asymflow`
-    belongs to that prediction alone.
+    belongs to that prediction alone. Times stay within [`clamp`, 1 - `clamp`], which needs
+    reference_parity unless it is 0.
     """
 
     prediction: Literal["x", "v", "asymflow"] = "x"
@@ -31,3 +34,4 @@ class ObjectiveConfig(Block):
     noise_scale: Positive = 1.0
     shift: Positive = 1.0
     uniform_share: Share = 0.0
+    clamp: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0

@@ -15,7 +15,8 @@ class OptimizerConfig(Block):
     All share one learning rate. `clip` bounds the global gradient norm (null = no clipping); the rate warms up linearly
     over `warmup_steps` and then follows a cosine down to `final_lr_share` of `lr`. `momentum` belongs to Muon and
     NorMuon, the betas to AdamW and StableAdamW. `normuon_beta2` is the share of the old row sizes that NorMuon keeps at
-    every update; its default is that of arXiv 2510.05491.
+    every update; its default is that of arXiv 2510.05491. `groups: published` gives Muon every 2-D parameter and decays
+    everything; it needs reference_parity.
     """
 
     name: Literal["adamw", "stable_adamw", "muon", "normuon"] = "adamw"
@@ -28,6 +29,7 @@ class OptimizerConfig(Block):
     beta2: Decay = 0.95
     momentum: Decay = 0.95
     normuon_beta2: Decay = 0.95
+    groups: Literal["default", "published"] = "default"
 
     @property
     def is_orthogonal(self) -> bool:

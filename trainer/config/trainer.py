@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from trainer.config.activation_checkpointing import ActivationCheckpointingConfig
 from trainer.config.base import Block, Count
@@ -19,6 +21,7 @@ from trainer.config.optimizer import OptimizerConfig
 from trainer.config.perceptual import PerceptualConfig
 from trainer.config.precision import PrecisionConfig
 from trainer.config.repa import RepaConfig
+from trainer.config.resolution import ResolutionStageConfig
 from trainer.config.sampler import SamplerConfig
 from trainer.config.segmentation import SegmentationConfig
 from trainer.config.tread import TreadConfig
@@ -40,6 +43,7 @@ class TrainerConfig(Block):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     reference_parity: bool = False
     data: DataConfig = DataConfig()
+    resolution: Annotated[tuple[ResolutionStageConfig, ...], Field(strict=False)] = ()
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -67,6 +71,19 @@ class TrainerConfig(Block):
     def tokens(self) -> int:
         """Image tokens per sample; of shards, in the square bucket."""
         return (self.data.size // self.model.patch) ** 2
+
+    @property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """The step that each stage of smaller images ends before, and their side in pixels."""
+        return tuple((round(stage.until * self.steps), stage.size) for stage in self.resolution)
+
+    def size_at(self, step: int) -> int:
+        """Side of the square training image, in pixels, in the update that follows `step` finished steps."""
+        return next((size for end, size in self.stages if step < end), self.data.size)
+
+    def at_size(self, size: int) -> TrainerConfig:
+        """The same with images of one other size throughout."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"size": size}), "resolution": ()})
 
     @property
     def routed_blocks(self) -> tuple[int, int]:

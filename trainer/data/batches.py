@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,18 +10,27 @@ from trainer.config import TrainerConfig
 from trainer.data.reader import Reader
 from trainer.data.rejection import refuse_too_many
 from trainer.data.sample import Batch, Source
+from trainer.data.stages import Stage
 from trainer.data.workers import Plan, Workers
 
 
 class Batches:
     """Batches of `batch` samples per optimizer step, all accumulated micro-batches together; see `Order` for the order.
 
+    Up to the ends of `stages` images have other sizes.
+
     `rejected` lists (name, reason) of the training samples that turned out to be broken since this was opened; their
     share of the whole set, those that the source itself rejected included, is at most `allowed_share`.
     """
 
     def __init__(
-        self, source: Source, run_seed: int, batch: int, flip: float = 0.0, allowed_share: float = 1.0
+        self,
+        source: Source,
+        run_seed: int,
+        batch: int,
+        flip: float = 0.0,
+        allowed_share: float = 1.0,
+        stages: Sequence[Stage] = (),
     ) -> None:
         self.source = source
         self.run_seed = run_seed
@@ -29,7 +38,7 @@ class Batches:
         self.rejected: list[tuple[str, str]] = []
         self._told = 0
         self._allowed_share = allowed_share
-        self._reader = Reader(source, run_seed, batch, flip)
+        self._reader = Reader(source, run_seed, batch, flip, stages)
         self._workers: Workers | None = None
 
     def read_ahead(self, plan: Plan, steps: int, workers: int, pin: bool) -> None:
@@ -87,4 +96,4 @@ class Batches:
 def open_batches(config: TrainerConfig, source: Source, run_seed: int) -> Batches:
     """The batches of a run, read when they are asked for."""
     data = config.data
-    return Batches(source, run_seed, config.samples_per_step, data.flip, data.max_rejected_share)
+    return Batches(source, run_seed, config.samples_per_step, data.flip, data.max_rejected_share, config.stages)

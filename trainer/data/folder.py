@@ -7,6 +7,7 @@ upright, made RGB (transparent parts become white), resized to cover the square 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,13 @@ class FolderSource:
             return self._cached(id)
         except _UNREADABLE as error:
             raise DataError(f"{self._files[id]} can no longer be read: {error}") from error
+
+    def at_size(self, size: int) -> FolderSource:
+        """The same images at `size` x `size` pixels, decoded when they are first asked for."""
+        other = copy(self)
+        other._side = size
+        other._cached = SampleCache(other._read)
+        return other
 
     def mirrored(self, id: str) -> Sample:
         """The image `id` mirrored, left and right exchanged in its caption."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from itertools import count, islice
 
 import numpy as np
@@ -39,8 +40,14 @@ class ProceduralSource:
         self.probe_ids = tuple(sorted(islice(probe, PROBE_IMAGES), key=id_hash))
         self.notes: tuple[str, ...] = (LABEL,)
         self.rejected: tuple[tuple[str, str], ...] = ()
-        self._cached = SampleCache(self._draw)
-        self._cached_mirrored = SampleCache(self._draw_mirrored)
+        self._forget()
+
+    def at_size(self, size: int) -> ProceduralSource:
+        """The same portraits at `size` x `size` pixels."""
+        other = copy(self)
+        other._height = other._width = size
+        other._forget()
+        return other
 
     def load(self, id: str) -> Sample:
         """The portrait `id` with the streams that are on."""
@@ -67,6 +74,10 @@ class ProceduralSource:
             pixels_HWC=pixels_HWC,
             region_HW=(pixels_HWC != self.load(id).pixels_HWC).any(axis=2),
         )
+
+    def _forget(self) -> None:
+        self._cached = SampleCache(self._draw)
+        self._cached_mirrored = SampleCache(self._draw_mirrored)
 
     def _draw(self, id: str) -> Sample:
         portrait = portrait_of(id)

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from trainer.data.order import BucketIds, Order
 from trainer.data.rejection import RejectedSample, first_few
 from trainer.data.sample import Batch, Sample, Source, collate
+from trainer.data.stages import Stage, Stages
 from trainer.errors import DataError
 from trainer.randomness import uniform
 
@@ -47,10 +48,15 @@ class Loaded:
 
 
 class Reader:
-    """Reads batches of a source in the order of a run; with probability `flip` an image is mirrored."""
+    """Reads batches of a source in the order of a run; with probability `flip` an image is mirrored.
 
-    def __init__(self, source: Source, run_seed: int, samples_per_step: int, flip: float = 0.0) -> None:
-        self.source = source
+    In the steps of `stages` its images have other sizes.
+    """
+
+    def __init__(
+        self, source: Source, run_seed: int, samples_per_step: int, flip: float = 0.0, stages: Sequence[Stage] = ()
+    ) -> None:
+        self.stages = Stages(source, stages)
         self.order = Order(buckets_of(source), run_seed, samples_per_step)
         self._run_seed = run_seed
         self._flip = flip
@@ -70,12 +76,12 @@ class Reader:
         """One sample. A broken one is replaced by the next of the same bucket, which then comes twice."""
         bucket, number = self.order.number(step, position)
         ids = self.order.buckets[bucket].ids
-        is_mirrored = self._is_mirrored(step, position)
+        source, is_mirrored = self.stages.of(step), self._is_mirrored(step, position)
         faults: list[tuple[str, str]] = []
         for following in range(2 * len(ids)):  # wherever it starts, this comes by every image of the bucket
             id = self.order.id(bucket, number + following)
             try:
-                sample = self.source.mirrored(id) if is_mirrored else self.source.load(id)  # type: ignore[attr-defined]
+                sample = source.mirrored(id) if is_mirrored else source.load(id)  # type: ignore[attr-defined]
             except RejectedSample as fault:
                 faults.append(fault.entry)
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -92,6 +93,12 @@ class ShardSource:
             raise DataError(f"{tar} can no longer be read: {error.strerror or error}") from error
         except (Fault, EOFError) as error:
             raise RejectedSample(self._name(place.tar), id, str(error)) from error
+
+    def at_size(self, size: int) -> ShardSource:
+        """The same samples, every bucket scaled to a square side of `size`."""
+        other = copy(self)
+        other._sizes = tuple(_size(folder, size, self._set.side) for folder in self._set.folders)
+        return other
 
     def mirrored(self, id: str) -> Sample:
         """The image `id` mirrored, or as it is if a word of its caption might become wrong by that.

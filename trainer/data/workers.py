@@ -108,7 +108,8 @@ class Workers:
         """Batches come over in shared memory, of which containers often have 64 MiB; too little would be a crash."""
         if not _SHARED_MEMORY.is_dir():
             return
-        one = _bytes_of(self._reader.read(step, positions[:1]).batch)
+        largest = self._reader.stages.step_of_the_largest(step)
+        one = _bytes_of(self._reader.read(largest, positions[:1]).batch)
         needed, free = one * len(positions) * (self._count * BATCHES_AHEAD + 1), shutil.disk_usage(_SHARED_MEMORY).free
         if needed > free:
             raise DataError(

@@ -216,6 +216,6 @@ def build(
     with torch.device("meta"):
         model = NanoDiT(config, streams, pooled=pooled)
     model.to_empty(device="cpu")
-    initialise(model, run_seed)
+    initialise(model, run_seed, published=config.initial_weights == "published")
     model.prediction = prediction
     return model.to(device)

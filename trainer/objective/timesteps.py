@@ -29,7 +29,8 @@ def shift_timesteps(t: Tensor, shift: float) -> Tensor:
 
 def draw_timesteps(config: ObjectiveConfig, run_seed: int, step: int, positions: Sequence[int]) -> Tensor:
     """Training times (B,) in (0, 1) for the given positions of the effective batch, on the CPU."""
-    return shift_timesteps(torch.cat([_draw(config, run_seed, step, position) for position in positions]), config.shift)
+    t = shift_timesteps(torch.cat([_draw(config, run_seed, step, position) for position in positions]), config.shift)
+    return t.clamp(config.clamp, 1.0 - config.clamp) if config.clamp else t
 
 
 def _draw(config: ObjectiveConfig, run_seed: int, step: int, position: int) -> Tensor:

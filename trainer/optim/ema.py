@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from trainer.config import EmaConfig
+from trainer.config.ema import PUBLISHED
+from trainer.optim.published_ema import published_decay
 
 
 def decay(half_life: float, every: int, steps: int) -> float:
@@ -18,6 +20,8 @@ def decay(half_life: float, every: int, steps: int) -> float:
 class Ema:
     """One averaged copy of the model per half-life, in fp32; `models` maps a half-life to it, the first is "the" EMA.
 
+    The published average comes before them, as "published", if it is asked for.
+
     n-th update: average += (1 - d) / (1 - d^n) (weights - average). The first update copies the weights, and after n
     updates the weights of update i count d^(n - i), normalised: no warm-up is needed. Before the first update the
     copies hold the initial weights.
@@ -26,7 +30,7 @@ class Ema:
     def __init__(self, config: EmaConfig, model: nn.Module, steps: int) -> None:
         self._every = config.every
         self._decays = {half_life: decay(half_life, config.every, steps) for half_life in config.half_lives}
-        self.models: dict[float, nn.Module] = {half_life: _frozen_copy(model) for half_life in config.half_lives}
+        self.models: dict[float | str, nn.Module] = {name: _frozen_copy(model) for name in config.averages}
 
     @property
     def first(self) -> nn.Module:
@@ -39,10 +43,16 @@ class Ema:
         if rest:
             return
         weights = [parameter.detach() for parameter in model.parameters()]
-        for half_life, average in self.models.items():
-            d = self._decays[half_life]
-            alpha = (1.0 - d) / (1.0 - d**updates)
-            torch._foreach_lerp_(list(average.parameters()), weights, alpha)
+        for name, average in self.models.items():
+            torch._foreach_lerp_(list(average.parameters()), weights, self._share(name, updates, step))
+
+    def _share(self, name: float | str, updates: int, step: int) -> float:
+        """What the newest weights count in an average."""
+        if name == PUBLISHED:
+            return 1.0 - published_decay(step)
+        assert isinstance(name, float), "all other averages are named after their half-life"
+        d = self._decays[name]
+        return (1.0 - d) / (1.0 - d**updates)
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

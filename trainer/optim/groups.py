@@ -23,6 +23,13 @@ class ParameterGroups(NamedTuple):
     plain: tuple[str, ...]
 
 
+def published_groups(module: nn.Module, use_muon: bool) -> ParameterGroups:
+    """The published sorting: Muon moves whatever has two dimensions, embeddings too, and everything decays."""
+    shapes = {name: parameter.ndim for name, parameter in module.named_parameters()}
+    muon = tuple(name for name, dimensions in shapes.items() if use_muon and dimensions == 2)
+    return ParameterGroups(muon, tuple(name for name in shapes if name not in muon), ())
+
+
 def parameter_groups(module: nn.Module, use_muon: bool) -> ParameterGroups:
     """Sort the parameters of `module` into groups.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from trainer.config import OptimizerConfig
-from trainer.optim.groups import ParameterGroups, parameter_groups
+from trainer.optim.groups import ParameterGroups, parameter_groups, published_groups
 from trainer.optim.normuon import NorMuon
 from trainer.optim.stable_adamw import StableAdamW
 
@@ -62,7 +62,8 @@ class Optimizers:
 
     def __init__(self, config: OptimizerConfig, module: nn.Module) -> None:
         general, matrices = PARTS[config.name]
-        self.groups: ParameterGroups = parameter_groups(module, use_muon=matrices is not None)
+        sort = published_groups if config.groups == "published" else parameter_groups
+        self.groups: ParameterGroups = sort(module, use_muon=matrices is not None)
         self.betas = (config.beta1, config.beta2)
         self._named = dict(module.named_parameters())
         decayed = self._group(self.groups.decayed, config.weight_decay)

@@ -16,10 +16,12 @@ from trainer.rules import (
     model,
     objective,
     optimizer,
+    parity,
     perceptual,
     pose,
     precision,
     repa,
+    resolution,
     sampler,
     segmentation,
     streams,
@@ -33,7 +35,9 @@ __all__ = ["is_validation_step", "issues", "notes"]
 
 _RULES = (
     model.rules,
+    parity.rules,
     data.rules,
+    resolution.rules,
     streams.rules,
     objective.rules,
     optimizer.rules,
@@ -58,4 +62,4 @@ def issues(config: TrainerConfig) -> list[Issue]:
 
 def notes(config: TrainerConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    return [*remarks(config), *precision.remarks(config)]
+    return [*remarks(config), *precision.remarks(config), *resolution.remarks(config)]

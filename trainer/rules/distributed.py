@@ -21,6 +21,8 @@ def hindrances(config: TrainerConfig) -> Iterator[tuple[str, str]]:
         yield "repa.stop.kind", "gradient_cosine looks at the gradients of one process's images, and all must compute"
     if config.precision.compute == "fp16":
         yield "precision.compute", "whether an fp16 update overflows is not known to the owner of one weight alone"
+    if config.optimizer.groups == "published":
+        yield "optimizer.groups", "published makes matrices orthogonal that lie outside the blocks, too"
     if config.precision.fp8.enabled:
         yield "precision.fp8.enabled", "the scales of FP8 weights are not kept in slices"
 
