@@ -347,3 +347,9 @@ def test_nonsense_on_the_command_line_is_a_usage_error(
         command.main(["config.yaml", *options])
     assert raised.value.code == 2
     assert options[0] in capsys.readouterr().err
+
+
+def test_sizes_that_come_later_count_for_memory() -> None:
+    config = tiny_config(steps=40, resolution=[{"until": 0.5, "size": 4}])
+    assert trial._larger_steps(config, 2) == [39]
+    assert trial._larger_steps(tiny_config(steps=40), 2) == []

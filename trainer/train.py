@@ -220,10 +220,9 @@ def advance(session: Session, step: int) -> StepResult | None:
     result = session.learner.step(session.batches, step, session.stop)
     if result is None:
         return None
-    done = step + 1
     session.meter.add(result, time.perf_counter() - started)
-    if done % session.config.log_every == 0 or done == session.config.steps:
-        session.telemetry.metrics("train", done, session.meter.line() | session.batches.metrics())
+    if (step + 1) % session.config.log_every == 0 or step + 1 == session.config.steps:
+        session.telemetry.metrics("train", step + 1, session.meter.line() | session.batches.metrics())
     return result
 
 

@@ -1,7 +1,8 @@
 """`python -m trainer tune CONFIG`: the fastest way to make the training step of a configuration on this machine.
 
 It measures real optimizer steps of the configuration, cut into other micro-batches, with and without computing
-activations again, compiled and not. The effective batch and every draw stay as they are. No torch in this process.
+activations again, compiled and not. The effective batch and every draw stay as they are. It measures one
+process on one device; runs of several processes share the micro-batches of a step among them. No torch here.
 """
 
 from __future__ import annotations

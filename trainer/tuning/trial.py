@@ -85,7 +85,7 @@ def _measured(request: Request, document: Document, source: Source, device: torc
 
 
 def _steps(request: Request, session: Session) -> dict[str, Any]:
-    """Warm up, time steps, and make one of the dense last steps if there are any, whose memory counts too.
+    """Warm up, time steps, and make one step of each kind that takes more memory, which counts too.
 
     Compiled blocks rehearse the steps that are timed: every shape that comes up in them has been compiled then.
     """
@@ -103,9 +103,17 @@ def _steps(request: Request, session: Session) -> dict[str, Any]:
         step_s.append(seconds)
         losses += [] if is_compiled else [loss]
         data_s += waited_s
-    if 0 < session.config.routed_steps < steps:
-        _step(session, steps - 1)
+    for step in _larger_steps(session.config, first):
+        _step(session, step)
     return {"step_s": step_s, "losses": losses, "data_share": data_s / max(sum(step_s), 1e-9)}
+
+
+def _larger_steps(config: TrainerConfig, first: int) -> list[int]:
+    """Steps that may take more memory than those that are timed: dense ones at the end, and images of other sizes."""
+    last = config.steps - 1
+    ends = [*(end - 1 for end, _ in config.stages), last]
+    others = {end for end in ends if config.size_at(end) != config.size_at(first)}
+    return sorted(others | ({last} if 0 < config.routed_steps < config.steps else set()))
 
 
 def _is_enough(request: Request, step_s: list[float]) -> bool:
