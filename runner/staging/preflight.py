@@ -90,7 +90,8 @@ def one_step(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """A complete trainer block (every default written out) cut down to one step.
 
     Model, data, batch, optimizer and techniques stay, so memory and speed of the step are real; shares of the run that
-    would leave nothing of one step (a warm-up, a dense tail) go, and of the validations one light one remains.
+    would leave nothing of one step (a warm-up, a dense tail, smaller images at first) go, and of the validations one
+    light one remains.
     """
     small = {name: dict(value) if isinstance(value, Mapping) else value for name, value in trainer.items()}
     small.update(steps=1, log_every=1)
@@ -98,5 +99,7 @@ def one_step(trainer: Mapping[str, Any]) -> dict[str, Any]:
     small["validation"].update(every=1, samples=samples, sampler_steps=1, eval_seeds=1)
     small["optimizer"]["warmup_steps"] = 0
     small["tread"]["dense_tail"] = 0.0
+    if small.get("resolution"):
+        small["resolution"] = []  # the images that need the most memory
     small["checkpoint"]["keep"] = {**small["checkpoint"]["keep"], "milestones": []}
     return small
