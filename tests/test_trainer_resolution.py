@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fakes.shards import WIDTH, sample, square_set, write_set
-from tests.fakes.trainer_parts import TINY, NoiseSource, WeightSum, tiny, tiny_config
-from tests.test_trainer_train import StopAt, assert_same_checkpoint, comparable, lines
-from trainer import checkpoint, rules, session, size, train
+from tests.fakes.trainer_parts import TINY, NoiseSource, tiny, tiny_config
+from tests.test_trainer_train import StopAt, assert_same_checkpoint, comparable, lines, training_on_noise
+from trainer import checkpoint, rules, size
 from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data import open_source
@@ -39,17 +38,8 @@ STAGED = tiny(
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
-    """Train in this process on noise, with a validation that only adds up weights."""
-    monkeypatch.setattr(train, "open_source", NoiseSource)
-    monkeypatch.setattr(session, "Validation", WeightSum)
-
-    def start(name: str, block: dict[str, Any], stop: StopRequest | None = None, **options: Any) -> tuple[int, Path]:
-        config = tmp_path / f"{name}.yaml"
-        config.write_text(json.dumps({"seed": 7, "run": name, "trainer": block}))
-        stop = StopRequest() if stop is None else stop
-        return train.train(config, tmp_path / name, stop=stop, **options), tmp_path / name
-
-    return start
+    """Train on noise."""
+    return training_on_noise(tmp_path, monkeypatch)
 
 
 # ---- schedule --------------------------------------------------------------------------------------------------------

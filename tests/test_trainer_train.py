@@ -51,9 +51,8 @@ SWITCHED = tiny(
 )
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
-    """Train in this process on noise, with a validation that only adds up weights."""
+def training_on_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
+    """What trains in this process on noise, with a validation that only adds up weights."""
     monkeypatch.setattr(train, "open_source", NoiseSource)
     monkeypatch.setattr(session, "Validation", WeightSum)
 
@@ -64,6 +63,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
         return train.train(config, tmp_path / name, stop=stop, **options), tmp_path / name
 
     return start
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
+    """Train on noise."""
+    return training_on_noise(tmp_path, monkeypatch)
 
 
 class StopAt(StopRequest):
