@@ -31,9 +31,7 @@ import torch
 from benchmarks.train_step_rig import Cell, Products, Rig, Sizes
 from trainer.config import TrainerConfig
 from trainer.device import keep_freed_memory
-
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.2, "L40S": 362.0}
-"""Dense bf16 with fp32 accumulation, from the data sheets, by a part of the device's name."""
+from trainer.utilization import peak_flops
 
 TURNS = 5
 WARM_UP = 2
@@ -64,7 +62,7 @@ def measure(sizes: Sizes, patches: str, changes: Mapping[str, Any], device: torc
     }
     rigs = {name: Rig(sizes, cell, device) for name, cell in cells.items()}
     seen: dict[str, dict[str, list[float]]] = {name: {} for name in rigs}
-    products = {name: recorded(rig) for name, rig in rigs.items()} if device.type == "cpu" else {}
+    products = {name: recorded(sizes, cell, device) for name, cell in cells.items()} if device.type == "cpu" else {}
     for turn in range(turns + WARM_UP):
         if turn == WARM_UP:
             seen = {name: {} for name in rigs}
@@ -97,8 +95,9 @@ def take_turn(rig: Rig, products: Products | None, seen: dict[str, list[float]])
     seen.setdefault("step", []).append(rig.timed(rig.step))
 
 
-def recorded(rig: Rig) -> Products:
-    """The products of one forward and backward pass."""
+def recorded(sizes: Sizes, cell: Cell, device: torch.device) -> Products:
+    """The products of one forward and backward pass; not compiled, since a compiled one cannot be listened to."""
+    rig = Rig(sizes, Cell(cell.name, {**cell.changes, "compile": {"enabled": False}}), device)
     with Products() as products:
         rig.forward_backward()
     return products
@@ -137,8 +136,7 @@ def summary(
 
 def mfu(sizes: Sizes, rig: Rig, context: int, seconds: float) -> float | None:
     """Share of what the device can do with dense bf16; None for a device whose figure is not known."""
-    name = torch.cuda.get_device_name(rig.device)
-    peak = next((value for part, value in PEAK_TFLOPS.items() if part in name), None)
+    peak = peak_flops(torch.cuda.get_device_name(rig.device))
     if peak is None:
         return None
     first, last = rig.config.routed_blocks
@@ -146,7 +144,7 @@ def mfu(sizes: Sizes, rig: Rig, context: int, seconds: float) -> float | None:
     blocks = routed * block_operations(sizes, rig.config.kept_tokens, context)
     blocks += (sizes.depth - routed) * block_operations(sizes, sizes.tokens, context)
     outer = 2.0 * sizes.width * (2 * sizes.tokens * 3 * sizes.patch**2 + context * sizes.features)
-    return 3.0 * sizes.batch * (blocks + outer) / seconds / (peak * 1e12)
+    return 3.0 * sizes.batch * (blocks + outer) / seconds / peak
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

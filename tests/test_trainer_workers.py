@@ -25,6 +25,7 @@ from trainer.data.batches import Batches, open_batches
 from trainer.data.sample import Batch, StreamShapes
 from trainer.document import Document, parse_config
 from trainer.errors import ConfigError, DataError, UsageError
+from trainer.objective.draws import StepDraws
 from trainer.sample import encode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -222,3 +223,13 @@ def test_words_of_features_in_shards_cannot_be_sampled(shards: Path) -> None:
         encode(config_of(shards), "a portrait", None, None)
     with pytest.raises(DataError, match="no other words can be encoded"):
         open_source(config_of(shards)).encode_caption("a portrait")
+
+
+def test_workers_draw_the_noise_that_the_step_would_draw(ahead: Batches, shards: Path) -> None:
+    config = config_of(shards)
+    batch = ahead.batch(4, [2, 0])
+    height, width = batch.pixels_BCHW.shape[2:]
+    drawn = StepDraws(config, 5, 4).of([2, 0], (height, width))
+    assert batch.noise_BCHW is not None
+    assert torch.equal(batch.noise_BCHW, drawn.noise_BCHW)
+    assert StepDraws(config, 5, 4).of([2, 0], (height, width), batch.noise_BCHW).noise_BCHW is batch.noise_BCHW

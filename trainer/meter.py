@@ -28,8 +28,16 @@ class Meter:
     the attempts of a run; evaluation and checkpoints are in no speed.
     """
 
-    def __init__(self, config: TrainerConfig, device: torch.device, loss_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        device: torch.device,
+        loss_names: Sequence[str],
+        peak_flops: float | None = None,
+    ) -> None:
+        """`peak_flops` is what all devices of the run can do in a second at most; None where that is not known."""
         self._config = config
+        self._peak_flops = peak_flops
         self._names = tuple(loss_names)
         self._device = device
         self.train_s = 0.0
@@ -40,6 +48,7 @@ class Meter:
         """Take in one finished optimizer step that took `seconds`."""
         self.train_s += seconds
         self._seconds += seconds
+        self._flops += result.flops
         self._data_s += result.data_s
         self._steps += 1
         self._timed_steps += 1
@@ -94,8 +103,15 @@ class Meter:
             "sys/data_wait_frac": self._data_s / max(self._seconds, 1e-9),
             "sys/train_s": self.train_s,
             "sys/eval_s": self.eval_s,
+            **self._utilization(),
             **self._memory(),
         }
+
+    def _utilization(self) -> dict[str, float]:
+        """sys/mfu of the steps since the last line, on a device whose peak is known."""
+        if self._peak_flops is None:
+            return {}
+        return {"sys/mfu": self._flops / max(self._seconds, 1e-9) / self._peak_flops}
 
     def _memory(self) -> dict[str, float]:
         if self._device.type == "cuda":
@@ -107,6 +123,6 @@ class Meter:
         self._counts = [0] * len(self._names)
         self._steps = self._timed_steps = 0
         self._extra: dict[str, float] = {}
-        self._seconds = self._data_s = 0.0
+        self._seconds = self._data_s = self._flops = 0.0
         self._reading: Reading | None = None
         self._last: StepResult | None = None

@@ -54,6 +54,11 @@ def normal_rows(shape: Sequence[int], run_seed: int, stream: str, step: int, pos
     return torch.stack([normal(shape, run_seed, stream, step, position) for position in positions])
 
 
+def noise_rows(shape: Sequence[int], run_seed: int, step: int, positions: Sequence[int]) -> Tensor:
+    """The noise of the images at some positions of the effective batch of one step: (len(positions), *shape)."""
+    return normal_rows(shape, run_seed, "noise", step, positions)
+
+
 def uniform_rows(shape: Sequence[int], run_seed: int, stream: str, step: int, positions: Sequence[int]) -> Tensor:
     """One uniform draw in [0, 1) of `shape` per position of the effective batch, stacked: (len(positions), *shape)."""
     return torch.stack([uniform(shape, run_seed, stream, step, position) for position in positions])

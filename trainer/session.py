@@ -26,6 +26,7 @@ from trainer.objective.basis import basis_of_run
 from trainer.scores import Scores
 from trainer.step import Learner
 from trainer.telemetry import Telemetry
+from trainer.utilization import peak_of_run
 
 
 @dataclass
@@ -79,7 +80,7 @@ def open_session(
         validation=Validation(config, source, device, document.run, run_dir),
         probe=Probe(document, source, device, run_dir),
         scores=Scores(run_dir, config),
-        meter=Meter(config, device, learner.loss_names),
+        meter=Meter(config, device, learner.loss_names, peak_of_run(config, device, learner.team.size)),
         telemetry=telemetry,
         control=control,
         stop=stop,

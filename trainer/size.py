@@ -83,15 +83,19 @@ def flops_per_sample(config: TrainerConfig, streams: StreamShapes) -> float:
     return 3.0 * total / config.steps
 
 
-def forward_flops(config: TrainerConfig, streams: StreamShapes, is_routed: bool = False) -> float:
+def forward_flops(
+    config: TrainerConfig, streams: StreamShapes, is_routed: bool = False, context: float | None = None
+) -> float:
     """Operations of one forward pass for a sample with all its conditions; routed as TREAD or MaskDiT has it.
 
-    Products of matrices only. Norms, activations and rotations are left out: they cost memory traffic, not operations.
+    `context` is the number of condition tokens that the blocks see, where it is not that of all conditions. Products of
+    matrices only. Norms, activations and rotations are left out: they cost memory traffic, not operations.
     """
     first, last = config.routed_blocks
     count = last - first + 1 if is_routed else 0
-    routed = _block_flops(config, config.kept_tokens, streams) if count else 0.0
-    dense = _block_flops(config, config.tokens, streams)
+    context = context_tokens(config, streams) if context is None else context
+    routed = _block_flops(config, config.kept_tokens, context) if count else 0.0
+    dense = _block_flops(config, config.tokens, context)
     return count * routed + (config.model.block_count - count) * dense + _outer_flops(config, streams)
 
 
@@ -166,11 +170,17 @@ def _condition_parameters(model: ModelConfig, streams: StreamShapes) -> int:
 
 def context_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
     """Condition tokens of a sample that keeps all streams."""
+    return sum(stream_tokens(config, streams).values())
+
+
+def stream_tokens(config: TrainerConfig, streams: StreamShapes) -> dict[str, int]:
+    """Condition tokens of every stream of a sample that keeps it; 0 where a stream is off."""
     text, joints = (
         min(count, 1) if name in config.streams.pooled else count
         for name, count in (("text", _words(streams)), ("pose", streams.pose_joints))
     )
-    return text + (1 if streams.cls_width else 0) + _context_patches(config, streams) + joints
+    patches = _context_patches(config, streams)
+    return {"text": text, "cls": 1 if streams.cls_width else 0, "patches": patches, "pose": joints}
 
 
 def _words(streams: StreamShapes) -> int:
@@ -187,9 +197,9 @@ def _patch_tokens(config: TrainerConfig, streams: StreamShapes) -> int:
     return patch_tokens(config) if streams.patch_width else 0
 
 
-def _block_flops(config: TrainerConfig, tokens: int, streams: StreamShapes) -> float:
-    """Forward operations of one block on `tokens` image tokens of one sample."""
-    width, context, model = config.model.width, context_tokens(config, streams), config.model
+def _block_flops(config: TrainerConfig, tokens: int, context: float) -> float:
+    """Forward operations of one block on `tokens` image tokens and `context` condition tokens of one sample."""
+    width, model = config.model.width, config.model
     projections = (4 * tokens + 2 * tokens + 2 * context) * width**2
     attention = 2 * tokens * (tokens + context) * width
     modulation = model.adaln_chunks * width**2
@@ -214,18 +224,20 @@ def _outer_flops(config: TrainerConfig, streams: StreamShapes) -> float:
 
 
 def _data_mib(config: TrainerConfig, streams: StreamShapes) -> float:
-    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead included.
+    """Images (uint8) and features (half precision) that the process keeps in memory, those read ahead with their noise
+    (fp32) included.
 
     Drawn images are kept at every size they are trained on.
     """
     features = streams.text_length * streams.text_width + streams.cls_width + JOINT_VALUES * streams.pose_joints
     features += _patch_tokens(config, streams) * streams.patch_width
     images = config.data.samples + config.data.held_out if config.data.source == "procedural" else 0
-    if config.data.worker_processes:
-        images += (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch
+    ahead = (config.data.worker_processes * BATCHES_AHEAD + 1) * config.batch if config.data.worker_processes else 0
+    noise_mib = ahead * BYTES * IMAGE_CHANNELS * config.data.size**2 / MIB
+    images += ahead
     planes = IMAGE_CHANNELS + (1 if config.segmentation.enabled else 0)
     if config.data.source == "procedural" and config.resolution:
         smaller = sum(_data_mib(config.at_size(side), streams) for _, side in config.stages)
     else:
         smaller = 0.0
-    return smaller + images * (planes * config.data.size**2 + 2 * features) / MIB
+    return smaller + noise_mib + images * (planes * config.data.size**2 + 2 * features) / MIB

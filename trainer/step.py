@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from trainer.model.tread import Route
 from trainer.objective.auxiliaries import build_auxiliaries
 from trainer.objective.auxiliary import Auxiliary, MicroBatch
 from trainer.objective.draws import Draws, StepDraws
+from trainer.objective.dropout import kept_streams
 from trainer.objective.flow import Noisy, corrupt, velocity
 from trainer.objective.prediction import build_objective
 from trainer.objective.segmentation import build_pixel_weights
@@ -46,6 +48,7 @@ from trainer.optim.schedule import learning_rate
 from trainer.precision.autocast import computing_in
 from trainer.precision.means import require_means
 from trainer.precision.scaling import LossScaling
+from trainer.utilization import step_flops
 
 
 class StepResult(NamedTuple):
@@ -53,8 +56,8 @@ class StepResult(NamedTuple):
 
     `losses_L` follows `Learner.loss_names`, and `counts` says of each what its mean over steps is a mean of: 1 or 0
     steps, or samples. `weights` holds the weight of every auxiliary loss by name, `extra` metrics by full name.
-    `data_s` is the time spent waiting for data. `reading` holds the indicators if they were due. `grad_norm` is None
-    where loss scaling skipped the update.
+    `data_s` is the time spent waiting for data, `flops` what the model computed, in all processes. `reading` holds the
+    indicators if they were due. `grad_norm` is None where loss scaling skipped the update.
     """
 
     losses_L: Tensor
@@ -66,6 +69,7 @@ class StepResult(NamedTuple):
     active_tokens: float
     data_s: float
     reading: Reading | None
+    flops: float = 0.0
 
 
 class Cover(NamedTuple):
@@ -126,6 +130,7 @@ class Learner:
         self.exchange = exchange_for(self.team, self._parameters)
         self.recorder = Recorder(config, self.modules, self.optimizer, self.exchange)
         self.scaling = LossScaling(config.precision, device, self._parameters)
+        self._flops = cache(partial(step_flops, config, streams, kept_streams()))
 
     def step(self, batches: Batches, step: int, stop: StopRequest) -> StepResult | None:
         """Make the update that follows `step` finished steps. None, and no trace, if a stop was asked for meanwhile."""
@@ -145,7 +150,9 @@ class Learner:
             data_s += time.perf_counter() - before
             height, width = batch.pixels_BCHW.shape[2:]
             tokens = math.prod(self.config.grid_of(height, width))  # all batches of a step have the shape of one bucket
-            losses = self._losses(batch, draws.of(positions, (height, width)), covers, step, positions)
+            losses = self._losses(
+                batch, draws.of(positions, (height, width), batch.noise_BCHW), covers, step, positions
+            )
             if start == starts[-1]:
                 self.exchange.expect_last()
             losses_L += _backward(losses, self.scaling)
@@ -160,7 +167,8 @@ class Learner:
         extra.update(self.scaling.metrics())
         counts = self._counts(covers, draws)
         active = self.active_tokens(step, tokens)
-        return StepResult(losses_L, counts, grad_norm, lr, weights, extra, active, data_s, reading)
+        flops = self._flops(self.config.size_at(step), step < self.config.routed_steps)
+        return StepResult(losses_L, counts, grad_norm, lr, weights, extra, active, data_s, reading, flops)
 
     def plan(self, step: int) -> list[list[int]]:
         """Positions of the micro-batches of a step in the order in which `step` asks for their samples."""
@@ -237,7 +245,7 @@ class Learner:
     def _forward(self, batch: Batch, draws: Draws, covers: list[Cover]) -> MicroBatch:
         x_BCHW = to_unit_range(batch.pixels_BCHW.to(self.device, non_blocking=True))
         conditions = batch.conditions.to(self.device)
-        t_B, noise_BCHW = draws.t_B.to(self.device), draws.noise_BCHW.to(self.device)
+        t_B, noise_BCHW = (draw.to(self.device, non_blocking=True) for draw in (draws.t_B, draws.noise_BCHW))
         scale = self.config.objective.noise_scale
         noisy = Noisy(x_BCHW, noise_BCHW, t_B, corrupt(x_BCHW, noise_BCHW, t_B, scale), scale)
         route = None if draws.keep_BK is None else Route(draws.keep_BK.to(self.device), *self.config.routed_blocks)

@@ -6,7 +6,7 @@ A reader has no state that matters, so one in a worker process reads the same ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from trainer.data.order import BucketIds, Order
@@ -14,7 +14,7 @@ from trainer.data.rejection import RejectedSample, first_few
 from trainer.data.sample import Batch, Sample, Source, collate
 from trainer.data.stages import Stage, Stages
 from trainer.errors import DataError
-from trainer.randomness import uniform
+from trainer.randomness import noise_rows, uniform
 
 
 @runtime_checkable
@@ -71,6 +71,13 @@ class Reader:
         rejected: list[tuple[str, str]] = []
         samples = [self._sample(step, position, rejected) for position in positions]
         return Loaded(step, tuple(positions), collate(samples), tuple(rejected))
+
+    def read_with_noise(self, step: int, positions: Sequence[int]) -> Loaded:
+        """What `read` finds, and the noise for it: at large sizes drawing it takes long, and here nobody waits."""
+        loaded = self.read(step, positions)
+        shape = loaded.batch.pixels_BCHW.shape[1:]
+        noise_BCHW = noise_rows(shape, self._run_seed, step, positions)
+        return replace(loaded, batch=replace(loaded.batch, noise_BCHW=noise_BCHW))
 
     def _sample(self, step: int, position: int, rejected: list[tuple[str, str]]) -> Sample:
         """One sample. A broken one is replaced by the next of the same bucket, which then comes twice."""

@@ -114,24 +114,33 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples as tensors. `pixels_BCHW` is uint8, and so is `parts_BHW` if a loss asks for it."""
+    """Samples as tensors. `pixels_BCHW` is uint8, and so is `parts_BHW` if a loss asks for it.
+
+    `noise_BCHW` is what the training step adds to them, where it was drawn together with reading them.
+    """
 
     ids: tuple[str, ...]
     captions: tuple[str, ...]
     pixels_BCHW: Tensor
     conditions: Conditions
     parts_BHW: Tensor | None = None
+    noise_BCHW: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`: uint8 pixels, float32 features."""
+        parts_BHW, noise_BCHW = (
+            None if part is None else part.to(device, non_blocking=True) for part in (self.parts_BHW, self.noise_BCHW)
+        )
         pixels_BCHW = self.pixels_BCHW.to(device, non_blocking=True)
-        parts_BHW = None if self.parts_BHW is None else self.parts_BHW.to(device, non_blocking=True)
-        return Batch(self.ids, self.captions, pixels_BCHW, self.conditions.to(device), parts_BHW)
+        return Batch(self.ids, self.captions, pixels_BCHW, self.conditions.to(device), parts_BHW, noise_BCHW)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory."""
-        parts_BHW = None if self.parts_BHW is None else self.parts_BHW.pin_memory()
-        return Batch(self.ids, self.captions, self.pixels_BCHW.pin_memory(), self.conditions.pin_memory(), parts_BHW)
+        parts_BHW, noise_BCHW = (
+            None if part is None else part.pin_memory() for part in (self.parts_BHW, self.noise_BCHW)
+        )
+        pixels_BCHW, conditions = self.pixels_BCHW.pin_memory(), self.conditions.pin_memory()
+        return Batch(self.ids, self.captions, pixels_BCHW, conditions, parts_BHW, noise_BCHW)
 
 
 class Source(Protocol):

@@ -49,7 +49,7 @@ class Workers:
         self._processes: list[BaseProcess] = []
 
     def load(self, step: int, positions: Sequence[int]) -> Loaded:
-        """What the reader would read. Raises DataError as it does, and if a process has died."""
+        """What the reader would read, with its noise. Raises DataError as it does, and if a process has died."""
         asked = (step, tuple(positions))
         if self._loaded is None or next(self._expected, None) != asked:
             self._start(*asked)
@@ -109,7 +109,7 @@ class Workers:
         if not _SHARED_MEMORY.is_dir():
             return
         largest = self._reader.stages.step_of_the_largest(step)
-        one = _bytes_of(self._reader.read(largest, positions[:1]).batch)
+        one = _bytes_of(self._reader.read_with_noise(largest, positions[:1]).batch)
         needed, free = one * len(positions) * (self._count * BATCHES_AHEAD + 1), shutil.disk_usage(_SHARED_MEMORY).free
         if needed > free:
             raise DataError(
@@ -142,7 +142,7 @@ class _Requested(Dataset[Any]):
 
     def __getitem__(self, request: tuple[int, tuple[int, ...]]) -> Loaded | DataError:
         try:
-            return self._reader.read(*request)
+            return self._reader.read_with_noise(*request)
         except DataError as error:
             return DataError(str(error))
 
@@ -168,5 +168,5 @@ def _die_with_the_trainer() -> None:
 
 def _bytes_of(batch: Batch) -> int:
     conditions = (getattr(batch.conditions, name) for name in batch.conditions.__slots__)
-    tensors = [batch.pixels_BCHW, *(value for value in conditions if isinstance(value, Tensor))]
-    return sum(tensor.nbytes for tensor in tensors)
+    parts = (batch.pixels_BCHW, batch.parts_BHW, batch.noise_BCHW, *conditions)
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor))

@@ -44,12 +44,17 @@ class StepDraws:
         self.t_E = draw_timesteps(config.objective, run_seed, step, positions)
         self.present = present_streams(draw_categories(run_seed, step, positions))
 
-    def of(self, positions: Sequence[int], size: tuple[int, int]) -> Draws:
-        """The draws of some positions of the effective batch, for images of `size` (height, width)."""
+    def of(self, positions: Sequence[int], size: tuple[int, int], noise_BCHW: Tensor | None = None) -> Draws:
+        """The draws of some positions of the effective batch, for images of `size` (height, width).
+
+        `noise_BCHW` spares the drawing where whoever read the images has done it.
+        """
+        if noise_BCHW is None:
+            noise_BCHW = randomness.noise_rows((IMAGE_CHANNELS, *size), *self._key, positions)
         index_B = torch.as_tensor(positions)
         return Draws(
             t_B=self.t_E[index_B],
-            noise_BCHW=randomness.normal_rows((IMAGE_CHANNELS, *size), self._key[0], "noise", self._key[1], positions),
+            noise_BCHW=noise_BCHW,
             present={name: keeps_E[index_B] for name, keeps_E in self.present.items()},
             keep_BK=self._draw_keep(positions, math.prod(self._config.grid_of(*size))),
         )

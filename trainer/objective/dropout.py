@@ -36,6 +36,14 @@ _BOUNDS = torch.tensor([category.probability for category in CATEGORIES], dtype=
 _KEEPS = torch.tensor([category.keeps for category in CATEGORIES])
 
 
+def kept_streams() -> list[tuple[float, tuple[str, ...]]]:
+    """Probability of every category, and the streams that it keeps."""
+    return [
+        (each.probability, tuple(name for name, keeps in zip(STREAMS, each.keeps, strict=True) if keeps))
+        for each in CATEGORIES
+    ]
+
+
 def draw_categories(run_seed: int, step: int, positions: Sequence[int]) -> Tensor:
     """Index into CATEGORIES for the given positions of the effective batch: (B,) int64 on the CPU."""
     chance_B1 = randomness.uniform_rows((1,), run_seed, "dropout", step, positions)
