@@ -11,14 +11,13 @@ import os
 from collections.abc import Iterator, Sequence
 from copy import copy
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from trainer.config import TrainerConfig
 from trainer.data.mirror import mirror, names_a_side
-from trainer.data.naming import placed, safe_id
+from trainer.data.naming import placed_folder, safe_id
 from trainer.data.order import BucketIds
 from trainer.data.rejection import RejectedSample, first_few, refuse_too_many
 from trainer.data.sample import Sample
@@ -49,7 +48,7 @@ class ShardSource:
     """
 
     def __init__(self, config: TrainerConfig) -> None:
-        self._set = describe_set(_root(config))
+        self._set = describe_set(placed_folder(config.data.path, "shards"))
         self.streams = stream_shapes(config)
         self._streams_on = tuple(name for name in STREAM_MEMBERS if getattr(config.streams, name) != "off")
         features = (one for name in self._streams_on for one in STREAM_MEMBERS[name])
@@ -240,15 +239,6 @@ class ShardSource:
         if not self.probe_ids:
             notes.append(f"{len(self._places)} samples are too few to keep one for probes: no probes")
         return (*notes, *([f"{len(self.rejected)} samples rejected"] if self.rejected else []))
-
-
-def _root(config: TrainerConfig) -> Path:
-    if config.data.path is None:
-        raise DataError("data.path must name the folder of shards")
-    root = placed(config.data.path)
-    if not root.is_dir():
-        raise DataError(f"data.path {root} is not a folder")
-    return root
 
 
 def _size(folder: ShardFolder, size: int, side: int) -> tuple[int, int]:
