@@ -35,7 +35,7 @@ from trainer.model.nanodit import build
 from trainer.model.tread import Route
 from trainer.objective.auxiliaries import build_auxiliaries
 from trainer.objective.auxiliary import Auxiliary, MicroBatch
-from trainer.objective.draws import Draws, StepDraws
+from trainer.objective.draws import Draws, StepDraws, draw_present
 from trainer.objective.flow import Noisy, corrupt, velocity
 from trainer.objective.prediction import build_objective
 from trainer.objective.segmentation import build_pixel_weights
@@ -164,7 +164,7 @@ class Learner:
 
     def plan(self, step: int) -> list[list[int]]:
         """Positions of the micro-batches of a step in the order in which `step` asks for their samples."""
-        return list(self._micro_batches(StepDraws(self.config, self.run_seed, step).present))
+        return list(self._micro_batches(draw_present(self.config, self.run_seed, step)))
 
     def set_parameters(self) -> None:
         """Remember the parameters of `modules`."""
