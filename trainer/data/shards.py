@@ -55,7 +55,8 @@ class ShardSource:
         self._wanted = ("json", "image.npy", *features, *([PARTS_MEMBER] if config.segmentation.enabled else []))
         self._sizes = tuple(_size(folder, config.data.size, self._set.side) for folder in self._set.folders)
         pairs = [(tar, index) for index, folder in enumerate(self._set.folders) for tar in folder.tars]
-        self._tars, self._folder_of = zip(*pairs, strict=True)
+        self._tars = tuple(tar for tar, _ in pairs)
+        self._folder_of = tuple(index for _, index in pairs)
         self._places: dict[str, _Place] = {}
         # (samples, wanted members, offset and size) of every shard: arrays, because workers get a copy of all of it.
         self._spans: list[np.ndarray] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,21 +14,29 @@ from torch.optim import Optimizer
 class ForeachOptimizer(Optimizer, ABC):
     """An optimizer whose rule takes lists of tensors. Nothing in `step` waits for the device."""
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Move every parameter that has a gradient. There is no closure here: it must be None."""
         assert closure is None, "gradients are computed before step()"
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in parameters]
             if parameters:
-                self._update(parameters, [self._state_of(parameter) for parameter in parameters], group)
+                self._update(parameters, gradients, [self._state_of(parameter) for parameter in parameters], group)
+        return None
 
     @abstractmethod
     def _first_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """What the rule remembers of a parameter before its first update, on the device of the parameter."""
 
     @abstractmethod
-    def _update(self, parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    ) -> None:
         """One update of the parameters of one group that have gradients, in place; their states with them."""
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:

@@ -56,9 +56,10 @@ class NorMuon(ForeachOptimizer):
             "row_second_moment": torch.zeros_like(parameter[:, :1]),
         }
 
-    def _update(self, parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    ) -> None:
         momentum, lr = group["momentum"], group["lr"]
-        gradients = [parameter.grad for parameter in parameters]
         buffers, rows = ([state[key] for state in states] for key in ("momentum_buffer", "row_second_moment"))
         torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)

@@ -52,9 +52,10 @@ class StableAdamW(ForeachOptimizer):
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    def _update(self, parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    ) -> None:
         (beta1, beta2), eps, lr = group["betas"], group["eps"], group["lr"]
-        gradients = [parameter.grad for parameter in parameters]
         steps, first, second = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
         torch._foreach_add_(steps, 1)
         torch._foreach_lerp_(first, gradients, 1.0 - beta1)
@@ -74,7 +75,7 @@ class StableAdamW(ForeachOptimizer):
         torch._foreach_add_(parameters, steps_taken)
 
 
-def _rms(gradients: list[Tensor], corrected: list[Tensor], eps: float) -> Tensor:
+def _rms(gradients: list[Tensor], corrected: tuple[Tensor, ...], eps: float) -> Tensor:
     """sqrt(mean(g^2 / max(v^, eps^2))) of every tensor: (P,)."""
     surprise = torch._foreach_clamp_min(corrected, eps**2)
     torch._foreach_sqrt_(surprise)
