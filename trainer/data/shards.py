@@ -11,14 +11,13 @@ import os
 from collections.abc import Iterator, Sequence
 from copy import copy
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from trainer.config import TrainerConfig
 from trainer.data.mirror import mirror, names_a_side
-from trainer.data.naming import placed, safe_id
+from trainer.data.naming import placed_folder, safe_id
 from trainer.data.order import BucketIds
 from trainer.data.rejection import RejectedSample, first_few, refuse_too_many
 from trainer.data.sample import Sample
@@ -49,14 +48,15 @@ class ShardSource:
     """
 
     def __init__(self, config: TrainerConfig) -> None:
-        self._set = describe_set(_root(config))
+        self._set = describe_set(placed_folder(config.data.path, "shards"))
         self.streams = stream_shapes(config)
         self._streams_on = tuple(name for name in STREAM_MEMBERS if getattr(config.streams, name) != "off")
         features = (one for name in self._streams_on for one in STREAM_MEMBERS[name])
         self._wanted = ("json", "image.npy", *features, *([PARTS_MEMBER] if config.segmentation.enabled else []))
         self._sizes = tuple(_size(folder, config.data.size, self._set.side) for folder in self._set.folders)
         pairs = [(tar, index) for index, folder in enumerate(self._set.folders) for tar in folder.tars]
-        self._tars, self._folder_of = zip(*pairs, strict=True)
+        self._tars = tuple(tar for tar, _ in pairs)
+        self._folder_of = tuple(index for _, index in pairs)
         self._places: dict[str, _Place] = {}
         # (samples, wanted members, offset and size) of every shard: arrays, because workers get a copy of all of it.
         self._spans: list[np.ndarray] = []
@@ -240,15 +240,6 @@ class ShardSource:
         if not self.probe_ids:
             notes.append(f"{len(self._places)} samples are too few to keep one for probes: no probes")
         return (*notes, *([f"{len(self.rejected)} samples rejected"] if self.rejected else []))
-
-
-def _root(config: TrainerConfig) -> Path:
-    if config.data.path is None:
-        raise DataError("data.path must name the folder of shards")
-    root = placed(config.data.path)
-    if not root.is_dir():
-        raise DataError(f"data.path {root} is not a folder")
-    return root
 
 
 def _size(folder: ShardFolder, size: int, side: int) -> tuple[int, int]:
