@@ -8,11 +8,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from trainer.config import NativeSamplerConfig
 from trainer.evaluate.cfg_divergence import CfgDivergence
 from trainer.evaluate.dino_swap import DinoSwap
+from trainer.evaluate.findings import Findings
 from trainer.evaluate.pose import PoseJudge
 from trainer.evaluate.protocols import EvalSet
-from trainer.evaluate.scores import Score
+from trainer.evaluate.scores import EMA_COMMON, Score
 from trainer.evaluate.sheet import Row, contact_sheet, enlarged
 from trainer.pose.error import counted
 
@@ -20,6 +22,23 @@ SHEET_ROWS = 6
 
 Part = tuple[EvalSet, Mapping[str, Tensor]]
 """The samples of one shape and images of the first of them by the title of their column."""
+
+
+def sheets_of(found: Sequence[Findings], judge: PoseJudge | None) -> dict[str, Image.Image]:
+    """The contact sheets of a full validation by name; a question that was not asked has none."""
+    sheets = {}
+    own = ("ema_common", 0)
+    if swaps := [(each.inputs, each.swap, each.drawn[own]) for each in found if each.swap is not None]:
+        sheets["dino_swap"] = dino_swap_sheet(swaps)
+    if apart := [(each.inputs, each.divergence, each.drawn[own]) for each in found if each.divergence is not None]:
+        sheets["cfg_divergence"] = cfg_divergence_sheet(apart)
+    if judge is not None:
+        samplers = ("common", "native")
+        parts = [(each.inputs, {f"EMA, {name}": each.drawn[f"ema_{name}", 0] for name in samplers}) for each in found]
+        scores = [score for each in found for score in each.scores]
+        shown = [score for score in scores if score.variant == EMA_COMMON and score.eval_seed == 0]
+        sheets["pose"] = pose_sheet(judge, parts, shown)
+    return sheets
 
 
 def dino_swap_sheet(parts: Sequence[tuple[EvalSet, DinoSwap, Tensor]]) -> Image.Image:
@@ -68,8 +87,10 @@ def cfg_divergence_sheet(parts: Sequence[tuple[EvalSet, CfgDivergence, Tensor]])
     return contact_sheet("What does each condition draw alone? Same noise in a row.", columns, _in_order(rows))
 
 
-def progress_sheet(parts: Sequence[Part], count: int, title: str) -> Image.Image:
-    """The first `count` samples in the order of their id hashes: the real image, and images by the column's title."""
+def progress_sheet(found: Sequence[Findings], count: int, title: str, native: NativeSamplerConfig) -> Image.Image:
+    """The first `count` samples in the order of their id hashes: the real image, and what the validation has drawn."""
+    parts = [(findings.inputs, _progress_of(findings, native)) for findings in found]
+    parts = [(inputs, images) for inputs, images in parts if inputs.among_first(count)]
     rows = [
         (
             (inputs.places[index],),
@@ -82,6 +103,14 @@ def progress_sheet(parts: Sequence[Part], count: int, title: str) -> Image.Image
         for index in range(inputs.among_first(count))
     ]
     return contact_sheet(title, ("real", *parts[0][1]), _in_order(rows))
+
+
+def _progress_of(findings: Findings, native: NativeSamplerConfig) -> dict[str, Tensor]:
+    """The images of a progress sheet by the title of their column."""
+    titles = {"ema_common": "EMA", "raw_common": "raw", "text_only": "EMA, text only"}
+    if native.kind != "dense":
+        titles["ema_native"] = f"EMA, {native.kind.replace('_', ' ')}"
+    return {title: findings.drawn[key, 0] for key, title in titles.items() if (key, 0) in findings.drawn}
 
 
 def pose_sheet(judge: PoseJudge, parts: Sequence[Part], scores: Sequence[Score]) -> Image.Image:

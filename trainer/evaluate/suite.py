@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from trainer.config import NativeSamplerConfig, TrainerConfig
 from trainer.data.sample import Source
@@ -47,7 +45,7 @@ from trainer.evaluate.scores import (
     write_csv,
 )
 from trainer.evaluate.sheet import save_sheet
-from trainer.evaluate.sheets import cfg_divergence_sheet, dino_swap_sheet, pose_sheet, progress_sheet
+from trainer.evaluate.sheets import progress_sheet, sheets_of
 from trainer.evaluate.streams import stream_scores
 from trainer.model.nanodit import NanoDiT
 from trainer.pose.detector import load_detector
@@ -178,41 +176,23 @@ class Validation:
             if drawn is not None:
                 findings.scores += self._pose.scores(findings.inputs, variant, eval_seed, drawn)
 
-    def _sheets(self, found: Sequence[Findings]) -> dict[str, Image.Image]:
-        """Contact sheets of a full validation by name."""
-        sheets = {}
-        own = [(findings, findings.inputs, findings.drawn["ema_common", 0]) for findings in found]
-        if swaps := [(inputs, each.swap, own_BCHW) for each, inputs, own_BCHW in own if each.swap is not None]:
-            sheets["dino_swap"] = dino_swap_sheet(swaps)
-        if apart := [
-            (inputs, each.divergence, own_BCHW) for each, inputs, own_BCHW in own if each.divergence is not None
-        ]:
-            sheets["cfg_divergence"] = cfg_divergence_sheet(apart)
-        if self._pose is not None:
-            parts = [
-                (each.inputs, {f"EMA, {sampler}": each.drawn[f"ema_{sampler}", 0] for sampler in ("common", "native")})
-                for each in found
-            ]
-            scores = [
-                score for each in found for score in each.scores if score.variant == EMA_COMMON and score.eval_seed == 0
-            ]
-            sheets["pose"] = pose_sheet(self._pose, parts, scores)
-        return sheets
-
     def _draw_grid(self, step: int, found: Sequence[Findings], model: NanoDiT, native: NativeSamplerConfig) -> None:
         """The contact sheet of a step that is due for one, from the images that are there, and native guidance."""
         grid = self._config.validation.grid
         if grid.every is None or (step % grid.every and step != self._config.steps):
             return
         count = min(grid.samples, sum(inputs.first_third for inputs in self._sets))
-        parts = [
-            (findings.inputs, _columns(findings, model, native, findings.inputs.among_first(count)))
-            for findings in found
-            if findings.inputs.among_first(count)
-        ]
+        for findings in found:
+            self._draw_native(findings, model, native, findings.inputs.among_first(count))
         title = f"{self._run_id} at step {step} of {self._config.steps} (the noise is the same at every step)"
         path = self._run_dir / "validation" / "grids" / f"step_{step:06d}.png"
-        save_sheet(path, progress_sheet(parts, count, title))
+        save_sheet(path, progress_sheet(found, count, title, native))
+
+    def _draw_native(self, findings: Findings, model: NanoDiT, native: NativeSamplerConfig, count: int) -> None:
+        """The first `count` images under native guidance, if there is any and they are not there."""
+        if count and native.kind != "dense" and ("ema_native", 0) not in findings.drawn:
+            inputs = findings.inputs
+            findings.drawn["ema_native", 0] = inputs.generate(model, inputs.conditions, 0, native, count)
 
     def _write(
         self,
@@ -227,7 +207,7 @@ class Validation:
         folder.mkdir(parents=True, exist_ok=True)
         for findings in found:
             _write_images(folder / "images", findings, shown)
-        for name, sheet in (self._sheets(found) if kind == "full" else {}).items():
+        for name, sheet in (sheets_of(found, self._pose) if kind == "full" else {}).items():
             save_sheet(folder / "sheets" / f"{name}.png", sheet)
         scores = [score for findings in found for score in findings.scores]
         write_csv(folder / "scores.csv", self._run_id, step, scores)
@@ -281,18 +261,6 @@ class Validation:
     @cached_property
     def _lpips(self) -> Lpips:
         return lpips_on(str(self._sets[0].device))
-
-
-def _columns(findings: Findings, model: NanoDiT, native: NativeSamplerConfig, count: int) -> dict[str, Tensor]:
-    """Images of at least the first `count` samples by the title of their column; native ones are drawn if need be."""
-    titles = {"ema_common": "EMA", "raw_common": "raw", "text_only": "EMA, text only"}
-    images = {title: findings.drawn[key, 0] for key, title in titles.items() if (key, 0) in findings.drawn}
-    if native.kind != "dense":
-        inputs, drawn = findings.inputs, findings.drawn.get(("ema_native", 0))
-        images[f"EMA, {native.kind.replace('_', ' ')}"] = (
-            inputs.generate(model, inputs.conditions, 0, native, count) if drawn is None else drawn
-        )
-    return images
 
 
 def _write_images(folder: Path, findings: Findings, shown: Mapping[str, int]) -> None:
