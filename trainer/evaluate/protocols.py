@@ -37,6 +37,8 @@ class EvalSet:
     """Samples of one shape, ready on the device.
 
     `places` says where they stand among the `total` samples of all shapes, ascending; without it these are all.
+    `first_third` and `first_sixth` count how many of them are in the first third and sixth of all shapes, which may be
+    none.
     """
 
     def __init__(
