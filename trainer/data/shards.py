@@ -42,9 +42,8 @@ class _Place(NamedTuple):
 class ShardSource:
     """Images and stored features below `data.path`, bucket by bucket.
 
-    Held-out and probe images are those of one bucket each, the one that has the most of them, because a validation
-    compares pictures of one shape; those of the other buckets are never trained on either. Raises DataError when the
-    set is not in order, lacks a modality that `streams` wants, or has too much that cannot be used.
+    Held-out and probe images come from all buckets. Raises DataError when the set is not in order, lacks a modality
+    that `streams` wants, or has too much that cannot be used.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
@@ -70,11 +69,11 @@ class ShardSource:
         train, held_out, probe = split(tuple(self._places))
         self.train_buckets = self._by_bucket(train)
         self.train_ids = tuple(id for bucket in self.train_buckets for id in bucket.ids)
-        self.held_out_ids, dropped = self._readable(self._largest(held_out), config.validation.samples)
-        self.probe_ids, dropped_probes = self._readable(self._largest(probe), PROBE_IMAGES)
+        self.held_out_ids, dropped = self._readable(held_out, config.validation.samples)
+        self.probe_ids, dropped_probes = self._readable(probe, PROBE_IMAGES)
         self.rejected = (*rejected, *dropped, *dropped_probes)
         self._refuse_too_many(config, self.rejected)
-        self.notes = self._describe(config, held_out, probe)
+        self.notes = self._describe(config)
 
     def load(self, id: str) -> Sample:
         """The image `id`. Raises RejectedSample if its content cannot be used, DataError if its shard is gone."""
@@ -213,23 +212,26 @@ class ShardSource:
             found.setdefault(self._places[id].folder, []).append(id)
         return tuple(BucketIds(self._set.folders[index].bucket.name, tuple(found[index])) for index in sorted(found))
 
-    def _largest(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """The ids of the bucket that has the most of them; the first of those that have equally many."""
-        return max(self._by_bucket(ids), key=lambda bucket: len(bucket.ids), default=BucketIds("", ())).ids
-
     def _name(self, tar: int) -> str:
         return self._tars[tar].relative_to(self._set.root).as_posix()
 
-    def _describe(self, config: TrainerConfig, held_out: Sequence[str], probe: Sequence[str]) -> tuple[str, ...]:
+    def _shares(self, what: str, ids: Sequence[str]) -> str:
+        """How many of `ids` each bucket has; the first ones by id hash need not be of every bucket."""
+        numbers = {bucket.name: len(bucket.ids) for bucket in self._by_bucket(ids)}
+        names = [folder.bucket.name for folder in self._set.folders]
+        return f"{what} images by bucket: {', '.join(f'{name} ({numbers.get(name, 0)})' for name in names)}"
+
+    def _describe(self, config: TrainerConfig) -> tuple[str, ...]:
         """What was decided about the set."""
         stored = self._set.side
         notes = [f"shards: {len(self._places)} samples in {len(self._set.folders)} buckets, stored at {stored}"]
         if config.data.size < stored:
             notes.append(f"stored images of {stored} are reduced to {config.data.size}")
-        for what, ids, all_ids in (("validated", self.held_out_ids, held_out), ("probed", self.probe_ids, probe)):
-            if ids and len(ids) < len(all_ids):
-                name = self._set.folders[self._places[ids[0]].folder].bucket.name
-                notes.append(f"{what} on bucket {name} only: {len(ids)} of {len(all_ids)} images held out for that")
+        if len(self._set.folders) > 1:
+            notes += [
+                self._shares("validated", self.held_out_ids[: config.validation.samples]),
+                *([self._shares("probed", self.probe_ids[:PROBE_IMAGES])] if self.probe_ids else []),
+            ]
         small = [bucket for bucket in self.train_buckets if len(bucket.ids) < config.samples_per_step]
         if small and len(self.train_buckets) > 1:
             listed = ", ".join(f"{bucket.name} ({len(bucket.ids)})" for bucket in small)
