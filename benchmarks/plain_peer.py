@@ -1,7 +1,7 @@
 """The peer of the training step: the same transformer and the same step in plain PyTorch, nothing of ours in it.
 
-Written from the description of the model alone, the way one writes a DiT with `torch.nn`: modules, dense attention masks,
-a `DataLoader`, fused AdamW, `AveragedModel`, and a loop that logs `loss.item()` at every step.
+Written from the description of the model alone, the way one writes a DiT with `torch.nn`: modules, dense attention
+masks, a `DataLoader`, fused AdamW, `AveragedModel`, and a loop that logs `loss.item()` at every step.
 
 Shapes: B samples, N image tokens, K conditions, J joints, P pixels of a patch times colours, D channels, H heads, E
 channels of a head, F features of a stream, S streams, C x Y x X colours, rows and columns.
@@ -39,7 +39,7 @@ DROPOUT = {
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normed queries and keys; keys come from `context_BKD`, or from the tokens themselves."""
+    """Multi-head attention with normed queries and keys; keys are of `context_BKD`, or of the tokens themselves."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Conditions(nn.Module):
 
 
 class PlainDiT(nn.Module):
-    """A pixel-space DiT with cross-attention that predicts the clean image; `keep` tokens for TREAD, None without it."""
+    """A pixel-space DiT with cross-attention that predicts the clean image; `keep` tokens for TREAD, else None."""
 
     def __init__(self, sizes: Sizes, keep: int | None = None) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class PlainDiT(nn.Module):
         return image_BCYX + self.smooth(image_BCYX)
 
     def _through_blocks(self, x_BND: Tensor, time_BD: Tensor, context_BKD: Tensor, mask_B11K: Tensor) -> Tensor:
-        """Through all blocks; in training with TREAD all but the first and the last see `keep` tokens of each sample."""
+        """Through all blocks; in training with TREAD all but first and last see `keep` tokens of a sample."""
         routed = self.keep is not None and self.training
         last = len(self.blocks) - 2
         for number, block in enumerate(self.blocks):
