@@ -21,7 +21,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("launch", "adoption", "ingest", "status", "steady", "detectors", "indicators", "renting", "train_step")
+NAMES = (
+    "launch",
+    "adoption",
+    "ingest",
+    "status",
+    "steady",
+    "detectors",
+    "indicators",
+    "renting",
+    "train_step",
+    "train_peer",
+)
 
 
 def main() -> int:

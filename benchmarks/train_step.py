@@ -172,10 +172,14 @@ def way(name: str) -> dict[str, Any]:
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """The CPU sizes, fp32, as plain JSON values."""
+    """The CPU sizes, fp32, and its blocks compiled unless it must be quick, as plain JSON values."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    return _rows(Sizes(), ("full", "pooled", "off"), ("fp32",), torch.device("cpu"), 2 if quick else TURNS)
+    device = torch.device("cpu")
+    found = _rows(Sizes(), ("full", "pooled", "off"), ("fp32",), device, 2 if quick else TURNS)
+    if not quick:
+        found["rows"] += _rows(Sizes(), ("full",), ("fp32+compile",), device, TURNS)["rows"]
+    return found
 
 
 def _rows(

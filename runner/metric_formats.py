@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 MAX_LINE_BYTES = 64 * 1024
+# Beyond it a step is no exact floating-point number any more, and shares of a budget mean nothing.
 MAX_STEP = 2**53
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NOT_TOLD = object()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from trainer.checkpoint import load_for_evaluation  # noqa: E402
 from trainer.data import open_source  # noqa: E402
 from trainer.evaluate.pictures import to_image  # noqa: E402
-from trainer.evaluate.protocols import EvalSet  # noqa: E402
+from trainer.evaluate.protocols import eval_sets  # noqa: E402
 from trainer.evaluate.reconstruction import rmse  # noqa: E402
 from trainer.train import train  # noqa: E402
 
@@ -61,7 +61,7 @@ def overfit(out: Path, prediction: str) -> dict[str, Any]:
     seconds = time.monotonic() - begun
     model, _, document = load_for_evaluation(run_dir, None, "ema", "cpu")
     source = open_source(document.config, document.seed)
-    inputs = EvalSet(document.config, source, torch.device("cpu"), source.train_ids)
+    [inputs] = eval_sets(document.config, source, torch.device("cpu"), source.train_ids)
     drawn_BCHW = inputs.generate(model, inputs.conditions)
     error, floor = float(rmse(drawn_BCHW, inputs.x_BCHW).mean()), nearest_other(inputs.x_BCHW)
     sheet(inputs.x_BCHW[:SHOWN], drawn_BCHW[:SHOWN]).save(out / f"{prediction}.png")

@@ -176,12 +176,15 @@ def test_micro_batches_change_no_gradient_beyond_rounding(shards: Path) -> None:
 
 def test_training_and_real_validation_end_to_end(run: Callable[..., Path], shards: Path) -> None:
     small = {"workers": 0, "flip": 0.5}
-    done = run("real", everything(shards, steps=2, data=small), fake=False)
+    validation = {**EVERYTHING["validation"], "samples": 6}
+    done = run("real", everything(shards, steps=2, data=small, validation=validation), fake=False)
     scored = {key for line in lines(done, "val") for key in line}
     assert {"val/recon_rmse", "val/recon_lpips", "val/text_rmse", "val/use_patches", "val/loss"} <= scored
     assert all(math.isfinite(value) for line in lines(done, "val") for value in line.values() if type(value) is float)
     [meta] = [json.loads(path.read_text()) for path in done.glob("validation/step_000002/meta.json")]
-    assert any(label.startswith("validated on bucket ") for label in meta["labels"])
+    assert any(label.startswith("validated images by bucket: ") for label in meta["labels"])
+    assert sum(shape["held_out"] for shape in meta["shapes"]) == 6
+    assert len(meta["shapes"]) > 2
     assert meta["train_ids_overlap"] == 0
 
 

@@ -193,7 +193,6 @@ def test_a_batch_depends_on_seed_step_and_position_only() -> None:
     assert [id for step in range(6) for id in Batches(images, 5, 16).ids(step, range(16))] == [
         id for part in sequence for id in part
     ]
-    assert straight.epochs_seen(5) == 2.0
 
 
 def test_micro_batches_are_parts_of_the_effective_batch() -> None:

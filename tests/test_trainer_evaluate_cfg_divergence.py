@@ -93,4 +93,4 @@ def test_an_image_that_is_not_finite_makes_invalid_rows_and_a_sheet_that_says_so
         "cfg_divergence_text_dino",
         "cfg_divergence_dino_both",
     }
-    assert cfg_divergence_sheet(inputs, found, inputs.x_BCHW).height > 3 * 128
+    assert cfg_divergence_sheet([(inputs, found, inputs.x_BCHW)]).height > 3 * 128

@@ -97,4 +97,4 @@ def test_one_image_that_is_not_finite_is_one_invalid_row(inputs: EvalSet, lpips:
     invalid = {score.sample_id for score in swap.scores if score.metric == "dino_swap_lpips" and not score.valid}
     assert invalid == {inputs.ids[0]}
     assert math.isfinite(means(swap.scores)["val/dino_swap_lpips"])
-    assert dino_swap_sheet(inputs, swap, inputs.x_BCHW).width > 5 * 128
+    assert dino_swap_sheet([(inputs, swap, inputs.x_BCHW)]).width > 5 * 128

@@ -109,7 +109,7 @@ ORDER = ["identical", "jittered", "blurred", "other_portrait", "noise"]
 @pytest.mark.parametrize(("size", "samples"), [(32, 48), (16, 12), (64, 12), (128, 6)])
 def test_the_primary_metric_orders_the_floors(lpips: Lpips, size: int, samples: int) -> None:
     inputs = eval_set(size, samples, model={"patch": size // 8})
-    floors = Calibration(inputs.x_BCHW, inputs.noise(0), lpips).levels()
+    floors = Calibration([(inputs.x_BCHW, inputs.noise(0))], lpips).levels()
     values = [floors["recon_rmse"][name] for name in ORDER]
     assert values[0] == 0
     assert values == sorted(set(values))
@@ -119,15 +119,15 @@ def test_the_primary_metric_orders_the_floors(lpips: Lpips, size: int, samples: 
 
 
 def test_a_single_image_has_no_other(lpips: Lpips, inputs: EvalSet) -> None:
-    floors = Calibration(inputs.x_BCHW[:1], inputs.noise(0)[:1], lpips).levels()
+    floors = Calibration([(inputs.x_BCHW[:1], inputs.noise(0)[:1])], lpips).levels()
     assert floors["recon_rmse"]["other_portrait"] is None
     assert floors["recon_rmse"]["noise"] > 0.5
 
 
 def test_other_metrics_have_levels_over_the_samples_they_are_measured_on(lpips: Lpips, inputs: EvalSet) -> None:
-    calibration = Calibration(inputs.x_BCHW, inputs.noise(0), lpips)
+    calibration = Calibration([(inputs.x_BCHW, inputs.noise(0))], lpips)
     metrics = ["text_rmse", "text_lpips", "dino_swap_lpips", "dino_swap_toward", "cfg_divergence_text_dino", "use_text"]
-    found = calibration.levels_of([*metrics, "text_manip_delta", "text_manip_hit", "recon_rmse", "loss"], 8)
+    found = calibration.levels_of([*metrics, "text_manip_delta", "text_manip_hit", "recon_rmse", "loss"], [8])
     assert set(found) == {"text_manip_delta", *metrics[:3], "cfg_divergence_text_dino"}
     other_BCHW = inputs.x_BCHW.roll(1, 0)[:8]
     assert found["text_rmse"]["other_portrait"] == pytest.approx(rmse(other_BCHW, inputs.x_BCHW[:8]).mean().item())

@@ -43,14 +43,14 @@ def inputs() -> EvalSet:
 
 
 def judged(inputs: EvalSet, error: float = 0.02) -> PoseJudge:
-    return PoseJudge(inputs, Recognising(inputs, error))  # type: ignore[arg-type]
+    return PoseJudge([inputs], Recognising(inputs, error))  # type: ignore[arg-type]
 
 
 def test_real_images_score_the_ceiling_and_exchanged_ones_the_floor(inputs: EvalSet) -> None:
     judge = judged(inputs)
     assert set(judge.levels) == {"mpjpe", "pa_mpjpe", "pa_mpjpe_body", "pa_mpjpe_face"}
-    own = means(judge.scores(EMA_COMMON, 0, inputs.x_BCHW))
-    others = means(judge.scores(Variant("raw", "native"), 0, inputs.x_BCHW.roll(1, 0)))
+    own = means(judge.scores(inputs, EMA_COMMON, 0, inputs.x_BCHW))
+    others = means(judge.scores(inputs, Variant("raw", "native"), 0, inputs.x_BCHW.roll(1, 0)))
     for name, (ceiling, floor) in judge.levels.items():
         assert own[f"val/{name}"] == pytest.approx(ceiling)
         assert others[f"val_raw_native/{name}"] == pytest.approx(floor)
@@ -60,7 +60,7 @@ def test_real_images_score_the_ceiling_and_exchanged_ones_the_floor(inputs: Eval
 
 
 def test_the_macro_mean_is_over_the_groups(inputs: EvalSet) -> None:
-    scores = judged(inputs).scores(EMA_COMMON, 0, inputs.x_BCHW)
+    scores = judged(inputs).scores(inputs, EMA_COMMON, 0, inputs.x_BCHW)
     by_name = {name: [s.value for s in scores if s.metric == name] for name in {s.metric for s in scores}}
     groups = np.mean([by_name["pa_mpjpe_body"], by_name["pa_mpjpe_face"]], axis=0)
     assert by_name["pa_mpjpe"] == pytest.approx(groups.tolist())
@@ -70,7 +70,7 @@ def test_a_missed_pose_counts_as_the_floor(inputs: EvalSet) -> None:
     judge = judged(inputs)
     images = inputs.x_BCHW[:4].clone()
     images[2] = inputs.noise(0)[2]
-    scores = judge.scores(EMA_COMMON, 0, images)
+    scores = judge.scores(inputs, EMA_COMMON, 0, images)
     third = {score.metric: score.value for score in scores if score.sample_id == inputs.ids[2]}
     assert third["pose_missed"] == 1.0
     assert {name: third[name] for name in judge.levels} == {name: floor for name, (_, floor) in judge.levels.items()}
@@ -80,27 +80,27 @@ def test_a_missed_pose_counts_as_the_floor(inputs: EvalSet) -> None:
 def test_an_image_that_is_not_finite_is_invalid_and_not_missed(inputs: EvalSet) -> None:
     images = inputs.x_BCHW[:3].clone()
     images[0, 0, 0, 0] = math.nan
-    scores = judged(inputs).scores(EMA_COMMON, 0, images)
+    scores = judged(inputs).scores(inputs, EMA_COMMON, 0, images)
     assert {score.valid for score in scores if score.sample_id == inputs.ids[0]} == {False}
     assert {score.valid for score in scores if score.sample_id != inputs.ids[0]} == {True}
-    assert pose_sheet(inputs, judged(inputs), {"EMA": images}, scores).height > 3 * 128
+    assert pose_sheet(judged(inputs), [(inputs, {"EMA": images})], scores).height > 3 * 128
 
 
 def test_a_detector_that_is_too_weak_is_withheld_metric_by_metric(inputs: EvalSet) -> None:
     weak = judged(inputs, 0.09)
     assert weak.withheld == {"pa_mpjpe", "pa_mpjpe_body", "pa_mpjpe_face"}, "only coarse errors can be told apart"
-    assert set(means(weak.scores(EMA_COMMON, 0, inputs.x_BCHW))) == {"val/pose_missed", "val/mpjpe"}
+    assert set(means(weak.scores(inputs, EMA_COMMON, 0, inputs.x_BCHW))) == {"val/pose_missed", "val/mpjpe"}
     about = weak.about()["levels"]
     assert about["mpjpe"]["withheld"] is False
     assert about["pa_mpjpe"]["withheld"] is True
     useless = judged(inputs, 0.9)
-    assert useless.scores(EMA_COMMON, 0, inputs.x_BCHW) == []
+    assert useless.scores(inputs, EMA_COMMON, 0, inputs.x_BCHW) == []
     assert len(useless.withheld) == 4
 
 
 def test_the_levels_of_distorted_images_are_between_ceiling_and_floor(inputs: EvalSet) -> None:
     judge = judged(inputs)
-    found = judge.calibration(distortions(inputs.x_BCHW, inputs.noise(0)))["mpjpe"]
+    found = judge.calibration([distortions(inputs.x_BCHW, inputs.noise(0))])["mpjpe"]
     assert found["identical"] == pytest.approx(judge.levels["mpjpe"][0])
     assert found["other_portrait"] == found["noise"] == pytest.approx(judge.levels["mpjpe"][1])
 
@@ -109,7 +109,7 @@ def test_a_sample_whose_condition_asks_for_nothing_is_invalid(inputs: EvalSet) -
     joints = inputs.conditions.pose_BJ3.clone()
     joints[0, :, 2] = 0.1
     part = SimpleNamespace(ids=inputs.ids, x_BCHW=inputs.x_BCHW, conditions=SimpleNamespace(pose_BJ3=joints))
-    scores = PoseJudge(part, Recognising(inputs)).scores(EMA_COMMON, 0, inputs.x_BCHW)  # type: ignore[arg-type]
+    scores = PoseJudge([part], Recognising(inputs)).scores(part, EMA_COMMON, 0, inputs.x_BCHW)  # type: ignore[arg-type]
     assert {score.valid for score in scores if score.sample_id == inputs.ids[0]} == {False}
     assert {score.valid for score in scores if score.sample_id == inputs.ids[1]} == {True}
 

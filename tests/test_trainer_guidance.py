@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.fakes.trainer_parts import SHAPES, random_conditions, randomise, tiny_config
+from tests.fakes.trainer_parts import random_conditions, random_model
 from tests.fakes.trainer_runs import metrics_at, trained
 from trainer import randomness, rules
 from trainer.autopsy.passes import plan_passes, told
@@ -35,9 +35,7 @@ def _without_gradients():
 
 @pytest.fixture(scope="module")
 def model() -> NanoDiT:
-    built = NanoDiT(tiny_config().model, SHAPES)
-    randomise(built)
-    return built.eval()
+    return random_model().eval()
 
 
 def noise() -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer.step
-from tests.fakes.trainer_parts import NoiseSource, WeightSum, tiny, tiny_config
-from trainer import checkpoint, session, train
+from tests.fakes.trainer_parts import NoiseSource, tiny, tiny_config
+from tests.fakes.trainer_runs import training_on_noise
+from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
@@ -354,17 +355,9 @@ def test_measuring_never_waits_for_the_device(block: dict[str, Any], monkeypatch
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Train in this process on noise, with a validation that only adds up weights."""
-    monkeypatch.setattr(train, "open_source", NoiseSource)
-    monkeypatch.setattr(session, "Validation", WeightSum)
-
-    def start(name: str, block: dict[str, Any], **options: Any) -> Path:
-        config = tmp_path / f"{name}.yaml"
-        config.write_text(json.dumps({"seed": 7, "run": name, "trainer": block}))
-        train.train(config, tmp_path / name, stop=StopRequest(), **options)
-        return tmp_path / name
-
-    return start
+    """Train on noise; the run directory."""
+    start = training_on_noise(tmp_path, monkeypatch)
+    return lambda *given, **options: start(*given, **options)[1]
 
 
 def lines(run_dir: Path) -> dict[int, dict[str, Any]]:

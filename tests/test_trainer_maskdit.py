@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes.trainer_parts import SHAPES, NoiseSource, random_conditions, randomise, tiny_config
+from tests.fakes.trainer_parts import SHAPES, NoiseSource, random_conditions, random_model, tiny_config
 from trainer import randomness
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
@@ -30,9 +30,7 @@ def config_of(positions: str = "sincos", maskdit: dict[str, Any] = MASKDIT, **ch
 
 
 def model(positions: str = "sincos") -> NanoDiT:
-    built = NanoDiT(config_of(positions).model, SHAPES)
-    randomise(built)
-    return built
+    return random_model(config_of(positions).model)
 
 
 def predict(built: NanoDiT, z_BCHW: torch.Tensor, route: Route | None = None, tap: int | None = None) -> Output:

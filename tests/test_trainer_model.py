@@ -8,24 +8,18 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from tests.fakes.trainer_parts import SHAPES, random_conditions, randomise, tiny_config
+from tests.fakes.trainer_parts import SHAPES, random_conditions, random_model, randomise, tiny_config
 from trainer import randomness
-from trainer.data.sample import Conditions, StreamShapes
+from trainer.data.sample import Conditions
 from trainer.model.attention import Attention, RmsNorm
 from trainer.model.conditioning import STREAMS
-from trainer.model.nanodit import NanoDiT, build
+from trainer.model.nanodit import build
 from trainer.model.patches import from_patches, to_patches
 from trainer.model.positions import positions_2d
 from trainer.model.tread import Route, keep_from_noise
 from trainer.objective.repa import build_projector
 
 T_B = torch.tensor([0.05, 0.3, 0.6, 0.95])
-
-
-def model(shapes: StreamShapes = SHAPES) -> NanoDiT:
-    built = NanoDiT(tiny_config().model, shapes)
-    randomise(built)
-    return built
 
 
 def images(batch: int = 4) -> torch.Tensor:
@@ -80,14 +74,14 @@ def test_seeds_differ_and_matrices_are_xavier() -> None:
 
 
 def test_a_stream_that_is_missing_equals_one_that_every_sample_dropped() -> None:
-    built = model()
+    built = random_model()
     dropped = built(images(), T_B, random_conditions(4), everywhere(False)).x_BCHW
     torch.testing.assert_close(built(images(), T_B, Conditions(), {}).x_BCHW, dropped, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_dropped_stream_does_not_leak_its_content(name: str) -> None:
-    built = model()
+    built = random_model()
     masks = everywhere(True) | {name: torch.tensor([True, False, True, False])}
     one, other = random_conditions(4, seed=0), random_conditions(4, seed=1)
     field = {"text": "text_BTD", "cls": "cls_BD", "patches": "patches_BPD", "pose": "pose_BJ3"}[name]
@@ -98,7 +92,7 @@ def test_a_dropped_stream_does_not_leak_its_content(name: str) -> None:
 
 
 def test_a_dropped_stream_is_one_null_token_whatever_the_length() -> None:
-    built = model()
+    built = random_model()
     conditions = random_conditions(4)
     masks = everywhere(True) | {"text": torch.tensor([True, False, True, True])}
     group = built.conditioning(conditions, masks, (4,)).groups[0]
@@ -108,7 +102,7 @@ def test_a_dropped_stream_is_one_null_token_whatever_the_length() -> None:
 
 
 def test_padding_of_captions_changes_nothing() -> None:
-    built = model()
+    built = random_model()
     conditions = random_conditions(4)
     longer = dataclasses.replace(
         conditions,
@@ -120,7 +114,7 @@ def test_padding_of_captions_changes_nothing() -> None:
 
 
 def test_grouping_by_length_does_not_change_predictions() -> None:
-    built = model()
+    built = random_model()
     conditions = random_conditions(4)
     masks = present(
         text=[True, True, False, True],
@@ -145,7 +139,7 @@ def test_grouping_by_length_does_not_change_predictions() -> None:
 
 
 def test_cls_drives_the_modulation_too() -> None:
-    built = model()
+    built = random_model()
     with torch.no_grad():
         for block in built.blocks:
             block.cross.out.weight.zero_()
@@ -197,7 +191,7 @@ def test_positions_tell_rows_from_columns() -> None:
 
 
 def test_a_gradient_reaches_every_parameter() -> None:
-    built = model()
+    built = random_model()
     masks = present(
         text=[True, False, True, True],
         cls=[True, False, True, True],

@@ -9,11 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.trainer_parts import SHAPES, random_conditions, randomise, tiny_config
+from tests.fakes.trainer_parts import random_conditions, random_model
 from trainer import randomness
 from trainer.data.sample import Conditions
 from trainer.model import packing
-from trainer.model.nanodit import NanoDiT
 from trainer.model.packing import GROUP_OPERATIONS, MOST_RUNS, operations_per_token, partition
 
 LENGTHS = st.lists(st.tuples(*[st.integers(1, 40)] * 3), min_size=1, max_size=9)
@@ -62,17 +61,11 @@ PRESENT = {  # all, words alone, nothing, all, joints alone, nothing
 }
 
 
-def model() -> NanoDiT:
-    built = NanoDiT(tiny_config().model, SHAPES)
-    randomise(built)
-    return built
-
-
 def test_lengths_are_those_of_what_is_there() -> None:
     conditions = random_conditions(6)
     words = conditions.text_mask_BT.sum(dim=1).tolist()
-    found = model().conditioning.lengths(conditions, PRESENT, 6)
-    assert [dict(zip(model().conditioning.embed, each, strict=True)) for each in found] == [
+    found = random_model().conditioning.lengths(conditions, PRESENT, 6)
+    assert [dict(zip(random_model().conditioning.embed, each, strict=True)) for each in found] == [
         {"text": words[0], "cls": 1, "patches": 16, "pose": 9},
         {"text": words[1], "cls": 1, "patches": 1, "pose": 1},
         {"text": 1, "cls": 1, "patches": 1, "pose": 1},
@@ -80,14 +73,14 @@ def test_lengths_are_those_of_what_is_there() -> None:
         {"text": 1, "cls": 1, "patches": 1, "pose": 9},
         {"text": 1, "cls": 1, "patches": 1, "pose": 1},
     ]
-    nothing = model().conditioning.lengths(Conditions(), {}, 2)
+    nothing = random_model().conditioning.lengths(Conditions(), {}, 2)
     assert nothing == [(1, 1, 1, 1)] * 2
 
 
 @pytest.mark.parametrize("price", [0.0, 1e3, 1e12])
 def test_who_shares_a_group_changes_no_prediction(monkeypatch: pytest.MonkeyPatch, price: float) -> None:
     """Everybody alone, groups in between, everybody together, and the two groups of a GPU."""
-    built, conditions = model(), random_conditions(6)
+    built, conditions = random_model(), random_conditions(6)
     z = randomness.normal((6, 3, 8, 8), 0, "noise", 0)
     t_B = torch.linspace(0.1, 0.9, 6)
     built.few_shapes = True
@@ -101,9 +94,9 @@ def test_who_shares_a_group_changes_no_prediction(monkeypatch: pytest.MonkeyPatc
 
 def test_a_group_in_which_all_counts_has_no_mask() -> None:
     conditions = random_conditions(6)
-    alone = model().conditioning(conditions, PRESENT, (1,) * 6)
+    alone = random_model().conditioning(conditions, PRESENT, (1,) * 6)
     assert all(group.mask_G11S is None for group in alone.groups)
     assert [group.tokens_GSD.shape[1] for group in alone.groups] == [
-        sum(each) for each in model().conditioning.lengths(conditions, PRESENT, 6)
+        sum(each) for each in random_model().conditioning.lengths(conditions, PRESENT, 6)
     ]
-    assert model().conditioning(conditions, PRESENT, (6,)).groups[0].mask_G11S is not None
+    assert random_model().conditioning(conditions, PRESENT, (6,)).groups[0].mask_G11S is not None

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.fakes.trainer_parts import SHAPES, NoiseSource, random_conditions, randomise, tiny_config
+from tests.fakes.trainer_parts import SHAPES, NoiseSource, random_conditions, random_model, tiny_config
 from trainer import randomness
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
@@ -22,9 +22,7 @@ POOLABLE = ("text", "patches", "pose")
 
 
 def model(*pooled: str) -> NanoDiT:
-    built = NanoDiT(tiny_config().model, SHAPES, pooled=pooled)
-    randomise(built)
-    return built
+    return random_model(pooled=pooled)
 
 
 def predict(built: NanoDiT, conditions: Conditions) -> torch.Tensor:

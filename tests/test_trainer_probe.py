@@ -21,7 +21,7 @@ from trainer.data.batches import Batches
 from trainer.document import Document
 from trainer.evaluate.perceptual import lpips_on
 from trainer.evaluate.probe import Probe
-from trainer.evaluate.protocols import EvalSet
+from trainer.evaluate.protocols import EvalSet, eval_sets
 from trainer.evaluate.reconstruction import loss_scores, perceptual, rmse
 from trainer.evaluate.scores import COLUMNS
 from trainer.model.nanodit import build
@@ -245,7 +245,7 @@ def learned() -> Learner:
 
 def probe_of(learner: Learner, run_dir: Path) -> tuple[Probe, EvalSet]:
     source = ProbedNoise(learner.config, 0)
-    inputs = EvalSet(learner.config, source, CPU, source.probe_ids)
+    [inputs] = eval_sets(learner.config, source, CPU, source.probe_ids)
     return Probe(Document(learner.config, 5, "arm-s5"), source, CPU, run_dir), inputs
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.fakes.trainer_parts import NoiseSource, WeightSum, tiny, tiny_config
+from tests.fakes.trainer_runs import training_on_noise
 from tests.test_trainer_train import EVERYTHING, assert_same_checkpoint, comparable, lines
-from trainer import checkpoint, session, train
+from trainer import checkpoint, train
 from trainer.__main__ import main
 from trainer.control import StopRequest
 from trainer.errors import CheckpointError, ConfigError, UsageError
@@ -30,16 +31,8 @@ ALIGNED = {"enabled": True, "samples": "all", "stop": {"kind": "gradient_cosine"
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Train in this process on noise, with a validation that only adds up weights."""
-    monkeypatch.setattr(train, "open_source", NoiseSource)
-    monkeypatch.setattr(session, "Validation", WeightSum)
-
-    def start(name: str, block: dict[str, Any], seed: int = 7, **options: Any) -> tuple[int, Path]:
-        config = tmp_path / f"{name}.yaml"
-        config.write_text(json.dumps({"seed": seed, "run": name, "trainer": block}))
-        return train.train(config, tmp_path / name, stop=StopRequest(), **options), tmp_path / name
-
-    return start
+    """Train on noise."""
+    return training_on_noise(tmp_path, monkeypatch)
 
 
 def weights(run_dir: Path, step: int, stem: str = "model") -> dict[str, torch.Tensor]:
@@ -267,7 +260,7 @@ def test_weights_that_are_not_finite_are_no_beginning(run: Train) -> None:
 def test_another_model_is_refused_by_name(run: Train, changes: dict[str, Any], seed: int, keys: str) -> None:
     _, parent = run("parent", tiny(), stop_after=4)
     with pytest.raises(ConfigError, match=keys):
-        run("child", tiny(**changes), seed, from_run=parent, from_step=4)
+        run("child", tiny(**changes), seed=seed, from_run=parent, from_step=4)
 
 
 def test_conditions_of_another_width_are_refused(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:

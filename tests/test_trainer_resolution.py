@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.fakes.shards import WIDTH, sample, square_set, write_set
 from tests.fakes.trainer_parts import TINY, NoiseSource, tiny, tiny_config
-from tests.test_trainer_train import StopAt, assert_same_checkpoint, comparable, lines, training_on_noise
+from tests.fakes.trainer_runs import training_on_noise
+from tests.test_trainer_train import StopAt, assert_same_checkpoint, comparable, lines
 from trainer import checkpoint, rules, size
 from trainer.config import TrainerConfig
 from trainer.control import StopRequest

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.fakes.trainer_parts import SHAPES, random_conditions, randomise, tiny_config
+from tests.fakes.trainer_parts import random_conditions, random_model
 from trainer import randomness
 from trainer.config import NativeSamplerConfig
 from trainer.data.sample import Conditions
@@ -29,9 +29,7 @@ def _without_gradients():
 
 @pytest.fixture(scope="module")
 def model() -> NanoDiT:
-    built = NanoDiT(tiny_config().model, SHAPES)
-    randomise(built)
-    return built.eval()
+    return random_model().eval()
 
 
 def noise(batch: int = 3) -> Tensor:

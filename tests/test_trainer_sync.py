@@ -42,7 +42,7 @@ def on_a_device_without_numbers(**changes: Any) -> tuple[Learner, Batches]:
 def micro_batches(learner: Learner, batches: Batches) -> int:
     """Forward and backward of one step, as `Learner.step` does it; how many micro-batches there were."""
     draws = StepDraws(learner.config, 0, 0)
-    covers = [cover for each in learner.auxiliaries if (cover := _cover(each, 0, draws)).count]
+    covers = [cover for each in learner.auxiliaries if (cover := _cover(each, 0, draws)).covered_count]
     assert len(covers) == len(learner.auxiliaries)
     micro_batches = learner.plan(0)
     for positions in micro_batches:

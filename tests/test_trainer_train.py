@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fakes.trainer_parts import TINY, NoiseSource, WeightSum, tiny, tiny_config
-from trainer import checkpoint, session, train
+from tests.fakes.trainer_runs import training_on_noise
+from trainer import checkpoint, train
 from trainer.check import check
 from trainer.control import StopRequest
 from trainer.data.batches import Batches
@@ -49,20 +50,6 @@ SWITCHED = tiny(
     repa={"enabled": True},
     optimizer={"name": "muon", "lr": 0.01},
 )
-
-
-def training_on_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
-    """What trains in this process on noise, with a validation that only adds up weights."""
-    monkeypatch.setattr(train, "open_source", NoiseSource)
-    monkeypatch.setattr(session, "Validation", WeightSum)
-
-    def start(name: str, block: dict[str, Any], stop: StopRequest | None = None, **options: Any) -> tuple[int, Path]:
-        config = tmp_path / f"{name}.yaml"
-        config.write_text(json.dumps({"seed": 7, "run": name, "trainer": block}))
-        stop = StopRequest() if stop is None else stop
-        return train.train(config, tmp_path / name, stop=stop, **options), tmp_path / name
-
-    return start
 
 
 @pytest.fixture

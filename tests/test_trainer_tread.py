@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.trainer_parts import SHAPES, random_conditions, randomise, tiny_config
+from tests.fakes.trainer_parts import random_conditions, random_model
 from trainer import randomness
 from trainer.model.nanodit import NanoDiT
 from trainer.model.tread import Route, gather_tokens, keep_from_noise, scatter_tokens
@@ -48,25 +48,19 @@ def test_every_sample_has_its_own_mask() -> None:
     assert len({tuple(row) for row in keep_BK.tolist()}) == 8
 
 
-def model() -> NanoDiT:
-    built = NanoDiT(tiny_config().model, SHAPES)
-    randomise(built)
-    return built
-
-
 def predict(built: NanoDiT, route: Route | None, tap: int | None = None) -> tuple:
     z_BCHW = randomness.normal((3, 3, 8, 8), 0, "noise", 0)
     return built(z_BCHW, torch.tensor([0.1, 0.5, 0.9]), random_conditions(3), None, route, tap)
 
 
 def test_keeping_all_tokens_is_the_dense_model() -> None:
-    built = model()
+    built = random_model()
     everything = Route(torch.arange(16).expand(3, 16), 1, 2)
     torch.testing.assert_close(predict(built, everything).x_BCHW, predict(built, None).x_BCHW, rtol=0, atol=0)
 
 
 def test_routing_changes_the_prediction_and_each_mask_matters() -> None:
-    built = model()
+    built = random_model()
     masks = [keep_from_noise(randomness.uniform((3, 16), seed, "route", 0), 8) for seed in (0, 1)]
     one, two = (predict(built, Route(mask, 1, 2)).x_BCHW for mask in masks)
     assert not torch.allclose(one, two)
@@ -74,7 +68,7 @@ def test_routing_changes_the_prediction_and_each_mask_matters() -> None:
 
 
 def test_routed_tokens_skip_the_blocks_and_kept_ones_do_not_see_them() -> None:
-    built = model()
+    built = random_model()
     keep_BK = keep_from_noise(randomness.uniform((3, 16), 0, "route", 0), 8)
     before = predict(built, None, tap=0).hidden_BND
     inside = predict(built, Route(keep_BK, 1, 2), tap=1).hidden_BND
@@ -90,7 +84,7 @@ def test_routed_tokens_skip_the_blocks_and_kept_ones_do_not_see_them() -> None:
 
 
 def test_a_ratio_changes_the_work_and_not_the_parameters() -> None:
-    built = model()
+    built = random_model()
     shapes = []
     built.blocks[1].mlp.fc1.register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape[1]))
     for kept in (4, 12):

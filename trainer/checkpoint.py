@@ -107,12 +107,15 @@ def set_aside(run_dir: Path, after: int, attempt: int) -> None:
 def read_state(run_dir: Path, step: int) -> dict[str, Any]:
     """The JSON state of a checkpoint."""
     try:
-        return json.loads((folder(run_dir, step) / "state.json").read_bytes())
+        state: dict[str, Any] = json.loads((folder(run_dir, step) / "state.json").read_bytes())
+        return state
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder(run_dir, step)} cannot be read: {error}") from error
 
 
-def load(run_dir: Path, step: int, modules: Mapping[str, nn.Module], device: torch.device) -> tuple[dict, dict]:
+def load(
+    run_dir: Path, step: int, modules: Mapping[str, nn.Module], device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fill `modules` from a checkpoint and return its optimizer state and JSON state."""
     source = folder(run_dir, step)
     for stem, module in modules.items():

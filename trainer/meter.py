@@ -28,6 +28,17 @@ class Meter:
     the attempts of a run; evaluation and checkpoints are in no speed.
     """
 
+    _sums_L: Tensor
+    _counts: list[int]
+    _steps: int
+    _timed_steps: int
+    _extra: dict[str, float]
+    _seconds: float
+    _data_s: float
+    _flops: float
+    _reading: Reading | None
+    _last: StepResult | None
+
     def __init__(
         self,
         config: TrainerConfig,
@@ -119,10 +130,10 @@ class Meter:
         return {"memory/rss_gib": psutil.Process().memory_info().rss / _GIB}
 
     def _clear(self) -> None:
-        self._sums_L: Tensor = torch.zeros(len(self._names), dtype=torch.float64, device=self._device)
+        self._sums_L = torch.zeros(len(self._names), dtype=torch.float64, device=self._device)
         self._counts = [0] * len(self._names)
         self._steps = self._timed_steps = 0
-        self._extra: dict[str, float] = {}
+        self._extra = {}
         self._seconds = self._data_s = self._flops = 0.0
-        self._reading: Reading | None = None
-        self._last: StepResult | None = None
+        self._reading = None
+        self._last = None

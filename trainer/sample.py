@@ -24,9 +24,10 @@ from trainer.device import cap_threads, choose_device
 from trainer.document import load_document
 from trainer.errors import EXIT_DONE, UsageError
 from trainer.evaluate.pictures import CAPTION_KEY, to_image
+from trainer.model.conditioning import STREAMS
 from trainer.model.tread import Route, keep_from_noise
 from trainer.objective.dropout import CATEGORIES
-from trainer.sampler import COMMON, STREAMS, euler, predictor, time_grid
+from trainer.sampler import COMMON, euler, predictor, time_grid
 
 
 def main(argv: list[str]) -> int:

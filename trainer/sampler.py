@@ -96,7 +96,8 @@ def nested_cfg(model: NanoDiT, conditions: Conditions, scales: dict[str, float])
     def predict(z_BCHW: Tensor, t: float) -> Tensor:
         times_B = _times(z_BCHW, t)
         current = conditions.keep(())
-        before_BCHW = result_BCHW = model(z_BCHW, times_B, current).x_BCHW
+        result_BCHW: Tensor = model(z_BCHW, times_B, current).x_BCHW
+        before_BCHW = result_BCHW
         for scale, following in steps:
             if following.streams == current.streams:
                 continue
@@ -117,7 +118,8 @@ def dual_cfg(model: NanoDiT, conditions: Conditions, scales: dict[str, float]) -
 
     def predict(z_BCHW: Tensor, t: float) -> Tensor:
         times_B = _times(z_BCHW, t)
-        nothing_BCHW = result_BCHW = model(z_BCHW, times_B, conditions.keep(())).x_BCHW
+        nothing_BCHW: Tensor = model(z_BCHW, times_B, conditions.keep(())).x_BCHW
+        result_BCHW = nothing_BCHW
         for scale, kept in towards:
             if kept.streams:
                 result_BCHW = result_BCHW + scale * (model(z_BCHW, times_B, kept).x_BCHW - nothing_BCHW)

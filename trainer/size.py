@@ -8,11 +8,10 @@ from __future__ import annotations
 from math import ceil, isqrt
 
 from trainer.acceleration.budget import activation_bytes
-from trainer.config import BATCHES_AHEAD, ModelConfig, TrainerConfig
+from trainer.config import BATCHES_AHEAD, IMAGE_CHANNELS, ModelConfig, TrainerConfig
 from trainer.data.shapes import StreamShapes, patch_tokens
 from trainer.frozen.footprint import frozen_mib
 
-IMAGE_CHANNELS = 3
 SINUSOID_WIDTH = 256
 JOINT_VALUES = 3
 MIB = 2**20

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -32,11 +32,11 @@ from trainer.distributed.team import Team
 from trainer.indicators.reading import Reading
 from trainer.indicators.recorder import Measurement, Recorder
 from trainer.model.conditioning import is_long
-from trainer.model.nanodit import build
+from trainer.model.nanodit import Output, build
 from trainer.model.tread import Route
 from trainer.objective.auxiliaries import build_auxiliaries
 from trainer.objective.auxiliary import Auxiliary, MicroBatch
-from trainer.objective.draws import Draws, StepDraws
+from trainer.objective.draws import Draws, StepDraws, draw_present
 from trainer.objective.dropout import kept_streams
 from trainer.objective.flow import Noisy, corrupt, velocity
 from trainer.objective.prediction import build_objective
@@ -78,7 +78,7 @@ class Cover(NamedTuple):
     loss: Auxiliary
     weight: float
     covered_E: Tensor
-    count: int
+    covered_count: int
 
 
 class MicroLosses(NamedTuple):
@@ -113,7 +113,7 @@ class Learner:
         require_means(config, device)
         model = build(config.model, streams, run_seed, device, self.objective, config.streams.pooled)
         self.model = computing_in(model, config.precision)
-        self.network = training_network(self.model, config, streams)
+        self.network: Callable[..., Output] = training_network(self.model, config, streams)
         self.modules = nn.ModuleDict({"model": self.model})
         self.pixel_weights = build_pixel_weights(config, device)
         self.auxiliaries = build_auxiliaries(config, streams, run_seed, device)
@@ -136,7 +136,7 @@ class Learner:
         """Make the update that follows `step` finished steps. None, and no trace, if a stop was asked for meanwhile."""
         self.team.begin_step(step)
         draws = StepDraws(self.config, self.run_seed, step)
-        covers = [cover for each in self.auxiliaries if (cover := _cover(each, step, draws)).count]
+        covers = [cover for each in self.auxiliaries if (cover := _cover(each, step, draws)).covered_count]
         losses_L = torch.zeros(len(self.loss_names), device=self.device)
         data_s, tokens = 0.0, 0
         measurement = self.recorder.begin(step + 1)
@@ -172,7 +172,7 @@ class Learner:
 
     def plan(self, step: int) -> list[list[int]]:
         """Positions of the micro-batches of a step in the order in which `step` asks for their samples."""
-        return list(self._micro_batches(StepDraws(self.config, self.run_seed, step).present))
+        return list(self._micro_batches(draw_present(self.config, self.run_seed, step)))
 
     def set_parameters(self) -> None:
         """Remember the parameters of `modules`."""
@@ -221,8 +221,9 @@ class Learner:
         for cover in covers:
             covered_S = cover.covered_E[positions].nonzero()[:, 0]
             if len(covered_S):
-                by_name[cover.loss.name] = cover.weight, cover.loss.loss(micro, covered_S) / cover.count
-                cover.loss.watch(step, *map(self.scaling.scaled, (flow, by_name[cover.loss.name][1])), micro)
+                own = cover.loss.loss(micro, covered_S) / cover.covered_count
+                by_name[cover.loss.name] = cover.weight, own
+                cover.loss.watch(step, self.scaling.scaled(flow), self.scaling.scaled(own), micro)
         auxiliary = tuple(by_name.get(each.name, (0.0, None)) for each in self.auxiliaries)
         return MicroLosses(flow, auxiliary, self._rest(micro, flow_B.detach()))
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from runner.judge.backtest import Label, RecordedArm
+from runner.metric_formats import MAX_STEP
 from runner.records import DeclaredEvent, Primary, Series
 
 PRIMARY = "val/recon_lpips"
@@ -26,8 +27,6 @@ CHECKPOINT_NAMES = {
     "grad_norm": "train/grad_norm",
 }
 METRIC = "val/metric"
-# Beyond it a step is no exact floating-point number any more, and shares of a budget mean nothing.
-LARGEST_STEP = 2**53
 _KEYS = frozenset(
     {
         "study", "arm", "steps_total", "events", "val_steps", "val_metric", "log_steps", "train_loss", "grad_norm",
@@ -242,8 +241,8 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_finite(value: float) -> bool:
-    return abs(value) < LARGEST_STEP
+    return abs(value) < MAX_STEP
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_STEP
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_STEP

@@ -183,7 +183,7 @@ def _located(mistake: Mistake, origins: Origins, file: str) -> SpecError:
     key = path[1] if path[:1] == ("changes",) and len(path) == 2 else dotted(path)
     place = next((origins[path[:size]] for size in range(len(path), 0, -1) if path[:size] in origins), (file, None))
     command = f"runner check {shlex.quote(file)}"
-    return mistake.error_type(
+    return SpecError(
         Where(*place, str(key)), mistake.problem, allowed=mistake.allowed, nearest=mistake.nearest, next_command=command
     )
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from runner.errors import NotInThisVersion, SpecError
 from runner.spec.notices import DEFAULT_NOTICE_S, DEFAULT_NOTICES, MAX_NOTICE_S, Notice
 from runner.spec.seeds import MAX_SEED
 from runner.spec.yaml12 import Path
@@ -149,9 +148,7 @@ TOP_LEVEL_KEYS = (*ArmBlock.model_fields, "extends", "changes")
 
 
 class Mistake(Exception):
-    """What is wrong at one path of a document, before file and line are known; `error_type` is what it becomes then."""
-
-    error_type: type[SpecError] = SpecError
+    """What is wrong at one path of a document, before file and line are known."""
 
     def __init__(
         self, path: Path, problem: str, *, allowed: Iterable[str] | str = (), nearest: str | None = None
@@ -161,12 +158,6 @@ class Mistake(Exception):
         self.allowed = allowed if isinstance(allowed, str) else tuple(allowed)
         self.nearest = nearest
         super().__init__(problem)
-
-
-class Later(Mistake):
-    """A value that belongs to the format and whose behaviour this version does not have."""
-
-    error_type = NotInThisVersion
 
 
 def validate(values: Mapping[str, Any], block: type[AnyBlock]) -> AnyBlock:

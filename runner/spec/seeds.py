@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from runner.errors import UsageError
+from runner.spec.yaml12 import MAX_INTEGER
 
 MAX_SEEDS = 1000
-MAX_SEED = 2**63 - 1
+MAX_SEED = MAX_INTEGER  # a specification may name every seed that a command line may
 
 _PART = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?")
 

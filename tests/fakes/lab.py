@@ -158,8 +158,13 @@ class Lab:
         lines = (self.home / study / "report" / "data" / "points.csv").read_text().splitlines()
         return [line.rsplit(",", 1)[0] for line in lines[1:]]
 
-    def processes(self) -> list[tuple[int, dict[str, str]]]:
-        """Number and environment of every living process of an attempt of this lab."""
+    @property
+    def runs_below(self) -> Path:
+        """The folder below which every run of this lab lies, wherever it is at work."""
+        return self.folder
+
+    def processes(self) -> list[int]:
+        """The numbers of every living process of an attempt of this lab."""
         found = []
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             try:
@@ -167,8 +172,8 @@ class Lab:
             except OSError:
                 continue
             environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-            if Path(environment.get("RUNNER_RUN_DIR", "/")).is_relative_to(self.folder) and exists(pid):
-                found.append((pid, environment))
+            if Path(environment.get("RUNNER_RUN_DIR", "/")).is_relative_to(self.runs_below) and exists(pid):
+                found.append(pid)
         return found
 
     def clean_up(self) -> None:
@@ -184,7 +189,7 @@ class Lab:
                 (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
             self.until(lambda: self.controller_pid() is None, "the lock to be free")
         for _ in range(2):  # a supervisor may be about to start what was not there at the first look
-            for training, _environment in self.processes():
+            for training in self.processes():
                 with suppress(ProcessLookupError):
                     os.kill(training, signal.SIGKILL)
         self.until(lambda: not self.processes(), "every process to be gone")

@@ -29,7 +29,7 @@ from runner.store.database import reading
 from runner.store.hosts import read_hosts
 from runner.store.opening import driver_of
 from runner.store.session import Session
-from tests.fakes.attempts import exists, until
+from tests.fakes.attempts import until
 from tests.fakes.files_now import files_now
 from tests.fakes.lab import DEADLINE_S, ROOT, Lab
 from tests.fakes.sshd import Sshd
@@ -50,6 +50,11 @@ class SshLab(Lab):
     @property
     def hosts_file(self) -> Path:
         return self.folder / "hosts.yaml"
+
+    @property
+    def runs_below(self) -> Path:
+        """The folder of this lab and of its hosts."""
+        return self.folder.parent
 
     def add_host(self, name: str, *, is_up: bool = True) -> Sshd:
         """One more host, listed from now on."""
@@ -102,19 +107,6 @@ class SshLab(Lab):
         """(run folder, number, phase, sync) of every attempt."""
         return self.rows("SELECT run, attempt, phase, sync FROM attempts ORDER BY run, attempt")
 
-    def processes(self) -> list[tuple[int, dict[str, str]]]:
-        """Number and environment of every living process of an attempt of this lab."""
-        found = []
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            try:
-                pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-            if environment.get("RUNNER_RUN_DIR", "").startswith(str(self.folder.parent)) and exists(pid):
-                found.append((pid, environment))
-        return found
-
     def clean_up(self) -> None:
         """Leave nothing alive, whatever state a test left it in: nothing is asked, everything is killed."""
         pid = self.controller_pid() if self.home.exists() else None
@@ -123,7 +115,7 @@ class SshLab(Lab):
         for sshd in self.hosts.values():
             sshd.stop()
         for _ in range(2):  # a supervisor may be about to start what was not there at the first look
-            for pid, _environment in self.processes():
+            for pid in self.processes():
                 os.kill(pid, signal.SIGKILL)
         until(lambda: not self.processes())
 

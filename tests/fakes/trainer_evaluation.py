@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.data import open_source
 from trainer.data.sample import Conditions
 from trainer.document import parse_config
-from trainer.evaluate.protocols import EvalSet
+from trainer.evaluate.protocols import EvalSet, eval_sets
 from trainer.model.nanodit import Output
 
 
@@ -18,7 +18,8 @@ def eval_set(size: int = 32, samples: int = 24, **blocks: object) -> EvalSet:
     """The first procedural held-out portraits under a small configuration."""
     block = {"steps": 4, "data": {"size": size, "samples": 8, "held_out": samples}}
     config = parse_config({**block, "validation": {"samples": samples, "sampler_steps": 2}, **blocks})
-    return EvalSet(config, open_source(config), torch.device("cpu"))
+    [inputs] = eval_sets(config, open_source(config), torch.device("cpu"))
+    return inputs
 
 
 class Oracle:

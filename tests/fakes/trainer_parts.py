@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.config import TrainerConfig
+from trainer.config import ModelConfig, TrainerConfig
 from trainer.data.sample import Conditions, Sample, StreamShapes
 from trainer.data.shapes import stream_shapes
 from trainer.document import parse_config
+from trainer.model.nanodit import NanoDiT
 
 TINY: dict[str, Any] = {
     "steps": 8,
@@ -57,6 +58,13 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=source))
+
+
+def random_model(config: ModelConfig | None = None, pooled: tuple[str, ...] = ()) -> NanoDiT:
+    """The tiny model, or one of `config`, with noise for weights."""
+    built = NanoDiT(tiny_config().model if config is None else config, SHAPES, pooled=pooled)
+    randomise(built)
+    return built
 
 
 class NoiseSource:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.acceleration.budget import recomputed_blocks
 from trainer.config import CompileConfig, TrainerConfig
 from trainer.data.shapes import StreamShapes
+from trainer.model.nanodit import NanoDiT
 from trainer.precision.fp8 import convert, plan_of
 from trainer.precision.plan import lines
 from trainer.size import context_tokens
@@ -26,8 +27,8 @@ Model = TypeVar("Model", bound=nn.Module)
 RECOMPILE_LIMIT = 64  # two token counts, one or two groups of each length; torch gives up after 8
 
 
-def training_network(model: Model, config: TrainerConfig, streams: StreamShapes) -> Model:
-    """What to call in a training step; `model` itself where nothing asks for a twin. It has `blocks`."""
+def training_network(model: NanoDiT, config: TrainerConfig, streams: StreamShapes) -> NanoDiT:
+    """What to call in a training step; `model` itself where nothing asks for a twin."""
     again = recomputed_blocks(config, context_tokens(config, streams), len(model.blocks))
     fp8 = config.precision.fp8
     if not (fp8.enabled or again or config.compile.enabled):
@@ -49,7 +50,7 @@ def described(modules: nn.ModuleDict, config: TrainerConfig, streams: StreamShap
 
     `modules` holds the model under its name, and what auxiliary losses train beside it.
     """
-    fp8, blocks = config.precision.fp8, len(modules["model"].blocks)
+    fp8, blocks = config.precision.fp8, config.model.block_count
     return {
         "compute": config.precision.compute,
         "fp8_plan": lines(plan_of(modules, fp8)) if fp8.enabled else [],

@@ -27,7 +27,7 @@ from trainer.device import cap_threads, choose_device, gpu_uuids
 from trainer.document import Document, load_document
 from trainer.errors import EXIT_DONE, UsageError
 from trainer.evaluate.perceptual import BACKBONE, Lpips, lpips_on
-from trainer.evaluate.protocols import EvalSet
+from trainer.evaluate.protocols import comparable_hash, eval_sets
 from trainer.evaluate.reconstruction import perceptual, rmse
 from trainer.scores import Scores
 from trainer.telemetry import Telemetry
@@ -114,10 +114,11 @@ def _examine(
     config, device = run.config, str(choose_device(run.config))
     passes, lpips = plan_passes(config), lpips_on(device)
     metric, direction, reason = _metric(config)
-    inputs = EvalSet(config, open_source(config, run.seed), torch.device(device))
+    sets = eval_sets(config, open_source(config, run.seed), torch.device(device))
+    available = sum(len(inputs.ids) for inputs in sets)
     models = _models(run_dir, config, chosen, device)
     left_s = (lambda: None) if wanted.budget_s is None else (lambda: wanted.budget_s - (now() - started))
-    rows = measure(inputs, models, passes.all, _compare(metric, lpips), Budget(left_s), now) if models else []
+    rows = measure(sets, models, passes.all, _compare(metric, lpips), Budget(left_s), now) if models else []
     finding = find(paired(rows, chosen.pair.best, chosen.pair.stop), direction) if models else None
     samples = len({row.sample_id for row in rows})
     examined = Examined(
@@ -131,11 +132,11 @@ def _examine(
         distances={step: sets.distance for step, sets in chosen.sets.items() if sets.distance is not None},
         passes=passes,
         finding=finding,
-        not_measured=_not_measured(chosen, passes, finding, samples, len(inputs.ids), wanted.budget_s),
-        eval_set=inputs.comparable_hash(lpips.hash),
+        not_measured=_not_measured(chosen, passes, finding, samples, available, wanted.budget_s),
+        eval_set=comparable_hash(sets, lpips.hash),
         samples=samples,
-        available=len(inputs.ids),
-        eval_seeds=len(inputs.eval_seeds),
+        available=available,
+        eval_seeds=len(sets[0].eval_seeds),
         seconds=now() - started,
     )
     document = as_document(examined)

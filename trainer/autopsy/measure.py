@@ -60,18 +60,25 @@ class Budget:
 
 
 def measure(
-    inputs: EvalSet, models: Models, passes: Sequence[Pass], compare: Compare, budget: Budget, now: Callable[[], float]
+    sets: Sequence[EvalSet],
+    models: Models,
+    passes: Sequence[Pass],
+    compare: Compare,
+    budget: Budget,
+    now: Callable[[], float],
 ) -> list[Row]:
     """Scores of as many samples as the budget allows, at least the first two; `now` is a clock in seconds.
 
     The models are those of both steps, in the order in which the rows shall stand.
     """
     rows: list[Row] = []
-    done, cost_s = 0, None
-    while count := budget.next_count(done, len(inputs.ids), cost_s):
+    done, cost_s, total = 0, None, sum(len(inputs.ids) for inputs in sets)
+    while count := budget.next_count(done, total, cost_s):
         started = now()
-        for chosen in torch.split(torch.arange(done, done + count, device=inputs.device), inputs.samples_at_once):
-            rows += _scores(inputs, models, passes, compare, chosen)
+        for inputs in sets:
+            next_ones = torch.arange(inputs.among_first(done), inputs.among_first(done + count), device=inputs.device)
+            for chosen in torch.split(next_ones, inputs.samples_at_once) if len(next_ones) else ():
+                rows += _scores(inputs, models, passes, compare, chosen)
         done, cost_s = done + count, (now() - started) / count
     return rows
 

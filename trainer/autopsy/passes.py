@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.config import NATIVE_SCALES, NativeSamplerConfig, TrainerConfig
 from trainer.data.sample import Conditions
-from trainer.model.nanodit import NanoDiT
+from trainer.model.nanodit import NanoDiT, Output
 from trainer.model.tread import Route
 from trainer.sampler import Predict, dense, predictor
 
@@ -110,6 +110,7 @@ def _routed(model: NanoDiT, conditions: Conditions, route: Route) -> Predict:
 
     def predict(z_BCHW: Tensor, t: float) -> Tensor:
         times_B = torch.full((len(z_BCHW),), t, device=z_BCHW.device)
-        return model(z_BCHW, times_B, conditions, route=route).x_BCHW
+        output: Output = model(z_BCHW, times_B, conditions, route=route)
+        return output.x_BCHW
 
     return predict

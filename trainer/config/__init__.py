@@ -22,12 +22,13 @@ from trainer.config.repa import RepaConfig, RepaStopConfig
 from trainer.config.resolution import ResolutionStageConfig
 from trainer.config.sampler import NATIVE_SCALES, NativeSamplerConfig, SamplerConfig
 from trainer.config.segmentation import SegmentationConfig
-from trainer.config.trainer import TrainerConfig, filled
+from trainer.config.trainer import IMAGE_CHANNELS, TrainerConfig, filled
 from trainer.config.tread import TreadConfig
 from trainer.config.validation import ValidationConfig
 
 __all__ = [
     "BATCHES_AHEAD",
+    "IMAGE_CHANNELS",
     "NATIVE_SCALES",
     "ActivationCheckpointingConfig",
     "AdaLnConfig",

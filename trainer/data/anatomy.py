@@ -7,7 +7,9 @@ Lengths are in units of the shorter side of the frame, the origin is its centre,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +26,8 @@ PLACE_OFFSETS = {
 SIDE = {"left": -1.0, "forward": 0.0, "ahead": 0.0, "right": 1.0}
 FACE_JOINTS = 23
 _OCCLUDED = 0.5
+SIDES = (-1, 1)
+Side = TypeVar("Side")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +75,19 @@ def anatomy_of(portrait: Portrait, height: int, width: int) -> Anatomy:
     turn = SIDE[portrait.yaw]
     head = Spot(x, y, 0.215, 0.275)
     face_x = x + 0.075 * turn
-    eyes = tuple(Spot(face_x + side * 0.088, y - 0.015, 0.052 - 0.012 * (side == turn), 0.036) for side in (-1, 1))
+    eyes = _both(lambda side: Spot(face_x + side * 0.088, y - 0.015, 0.052 - 0.012 * (side == turn), 0.036), SIDES)
     look = 0.022 * SIDE[portrait.gaze]
     shoulders_y = y + head.ry + 0.30
     return Anatomy(
         head=head,
         eyes=eyes,
-        irises=tuple(Spot(eye.x + look, eye.y, 0.026, 0.030) for eye in eyes),
-        brows=tuple(Spot(eye.x, eye.y - 0.030, eye.rx * 1.25, 0.052) for eye in eyes),
-        ears=tuple(
-            Spot(x + side * (head.rx + 0.004) - 0.030 * turn, y + 0.02, 0.034 + 0.008 * (side == -turn), 0.058)
-            for side in (-1, 1)
+        irises=_both(lambda eye: Spot(eye.x + look, eye.y, 0.026, 0.030), eyes),
+        brows=_both(lambda eye: Spot(eye.x, eye.y - 0.030, eye.rx * 1.25, 0.052), eyes),
+        ears=_both(
+            lambda side: Spot(
+                x + side * (head.rx + 0.004) - 0.030 * turn, y + 0.02, 0.034 + 0.008 * (side == -turn), 0.058
+            ),
+            SIDES,
         ),
         nose=Spot(face_x + 0.030 * turn, y + 0.075, 0.026, 0.026),
         mouth=_mouth(portrait, face_x + 0.008 * turn, y + 0.152),
@@ -89,6 +95,10 @@ def anatomy_of(portrait: Portrait, height: int, width: int) -> Anatomy:
         shoulders=Spot(x * 0.9, shoulders_y, 0.40, 0.225),
         turn=turn,
     )
+
+
+def _both(make: Callable[[Side], Spot], of: tuple[Side, Side]) -> tuple[Spot, Spot]:
+    return make(of[0]), make(of[1])
 
 
 def _mouth(portrait: Portrait, x: float, y: float) -> Spot:
@@ -125,9 +135,9 @@ def _body(portrait: Portrait, anatomy: Anatomy) -> dict[int, tuple[float, float,
         ear = anatomy.ears[side]
         turned_away = anatomy.turn == (-1.0, 1.0)[side]
         points[index] = (ear.x, ear.y, _OCCLUDED if covered or turned_away else 1.0)
-    for index, side in ((5, 1.0), (6, -1.0)):
+    for index, outwards in ((5, 1.0), (6, -1.0)):
         # Long hair falls in front of the shoulders only near the neck, so their tips stay visible.
-        points[index] = (anatomy.shoulders.x + side * 0.33, anatomy.shoulders.y - 0.09, 1.0)
+        points[index] = (anatomy.shoulders.x + outwards * 0.33, anatomy.shoulders.y - 0.09, 1.0)
     return points
 
 

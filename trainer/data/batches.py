@@ -74,10 +74,6 @@ class Batches:
         new, self._told = self.rejected[self._told :], len(self.rejected)
         return new
 
-    def epochs_seen(self, steps: int) -> float:
-        """How often the training images have been gone through after `steps` optimizer steps, on average."""
-        return steps * self.samples_per_step / len(self.source.train_ids)
-
     def metrics(self) -> dict[str, float]:
         """sys/data_rejected, the number of broken samples, once there are any."""
         return {"sys/data_rejected": float(len(self.rejected))} if self.rejected else {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from trainer.data.sample import Sample
 
 LIMIT_MIB = 1024
@@ -30,6 +32,6 @@ class SampleCache:
         return sample
 
 
-def _arrays(sample: Sample) -> list:
+def _arrays(sample: Sample) -> list[np.ndarray]:
     features = (sample.text_TD, sample.cls_D, sample.patches_PD, sample.pose_J3, sample.parts_HW)
     return [sample.pixels_HWC, *(array for array in features if array is not None)]

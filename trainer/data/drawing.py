@@ -48,7 +48,8 @@ class Drawing(NamedTuple):
     @property
     def parts_HW(self) -> np.ndarray:
         """The part that covers most of every pixel, as an index into PARTS; the first one of equals. uint8."""
-        return self.coverage_HWP.argmax(axis=2).astype(np.uint8)
+        parts_HW: np.ndarray = self.coverage_HWP.argmax(axis=2).astype(np.uint8)
+        return parts_HW
 
 
 def draw(portrait: Portrait, height: int, width: int) -> Drawing:

@@ -37,7 +37,8 @@ def encode_text(text: str, longest: int) -> np.ndarray:
 def encode_cls(portrait: Portrait) -> np.ndarray:
     """All attributes as one vector: the sum of one vector per attribute and word; (64,)."""
     chosen = [_vector(name, getattr(portrait, name), CLS_WIDTH) for name in CHOICES]
-    return (np.sum(chosen, axis=0) / np.sqrt(len(chosen))).astype(np.float16)
+    cls_D: np.ndarray = np.sum(chosen, axis=0) / np.sqrt(len(chosen))
+    return cls_D.astype(np.float16)
 
 
 def encode_patches(portrait: Portrait, coverage_HWS: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
@@ -87,7 +88,8 @@ def _part_colours(portrait: Portrait) -> np.ndarray:
 @cache
 def _projection(inputs: int, outputs: int) -> np.ndarray:
     rows = [_vector("projection", str(index), outputs) for index in range(inputs)]
-    return np.stack(rows) / np.sqrt(inputs)
+    projection_KF: np.ndarray = np.stack(rows) / np.sqrt(inputs)
+    return projection_KF
 
 
 @lru_cache(maxsize=65536)

@@ -19,7 +19,7 @@ from trainer.data.cache import SampleCache
 from trainer.data.captions import words
 from trainer.data.features import encode_text
 from trainer.data.mirror import mirror, mirror_words
-from trainer.data.naming import placed, safe_id
+from trainer.data.naming import placed_folder, safe_id
 from trainer.data.rejection import first_few, refuse_too_many
 from trainer.data.sample import Sample
 from trainer.data.shapes import FOLDER_WORDS, stream_shapes
@@ -37,7 +37,7 @@ class FolderSource:
     """
 
     def __init__(self, config: TrainerConfig) -> None:
-        self._root = _root(config)
+        self._root = placed_folder(config.data.path, "images")
         self._side = config.data.size
         self.streams = stream_shapes(config)
         self._files: dict[str, Path] = {}
@@ -159,15 +159,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     layered = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-
-
-def _root(config: TrainerConfig) -> Path:
-    if config.data.path is None:
-        raise DataError("data.path must name the folder of images")
-    root = placed(config.data.path)
-    if not root.is_dir():
-        raise DataError(f"data.path {root} is not a folder")
-    return root
 
 
 def _visible_files(root: Path) -> list[Path]:

@@ -39,7 +39,7 @@ def mirror_patches(patches_PD: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def mirror_joints(pose_J3: np.ndarray) -> np.ndarray:
     """133 joints: x changes its sign, and what was the left eye, hand or corner of the mouth is the right one now."""
-    swapped_J3 = pose_J3[np.asarray(MIRRORED_JOINTS)]
+    swapped_J3: np.ndarray = pose_J3[np.asarray(MIRRORED_JOINTS)]
     swapped_J3[:, 0] = np.where(swapped_J3[:, 0] == 0, 0, -swapped_J3[:, 0])  # no negative zeros
     return swapped_J3
 

@@ -21,6 +21,19 @@ def placed(path: str) -> Path:
     return Path(_DATA.sub(_place, path))
 
 
+def placed_folder(path: str | None, content: str) -> Path:
+    """The folder that `data.path` names, `placed`; `content` says what it holds, for a person.
+
+    Raises DataError if none is named, if nobody has said where it stands, or if no folder is there.
+    """
+    if path is None:
+        raise DataError(f"data.path must name the folder of {content}")
+    root = placed(path)
+    if not root.is_dir():
+        raise DataError(f"data.path {root} is not a folder")
+    return root
+
+
 def safe_id(name: str) -> str:
     """A file-name-safe id: a name with other characters gets a hash, so ids stay distinct."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)

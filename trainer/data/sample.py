@@ -6,7 +6,7 @@ Pixels are uint8 until `to_unit_range`; features are float16 on the host and flo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,11 +76,21 @@ class Conditions:
 
     def select(self, index: Tensor) -> Conditions:
         """The conditions of some samples: `index` is int64 positions or a bool mask (B,)."""
+        return self.each(lambda tensor: tensor[index.to(tensor.device)])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Conditions:
+        """The conditions with every tensor as `change` makes it."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
         return Conditions(
-            *(
-                value[index.to(value.device)] if isinstance(value, Tensor) else value
-                for value in (getattr(self, name) for name in self.__slots__)
-            )
+            text_BTD=of(self.text_BTD),
+            text_mask_BT=of(self.text_mask_BT),
+            cls_BD=of(self.cls_BD),
+            patches_BPD=of(self.patches_BPD),
+            patch_grid=self.patch_grid,
+            pose_BJ3=of(self.pose_BJ3),
         )
 
     def keep(self, streams: Collection[str]) -> Conditions:
@@ -108,8 +118,7 @@ class Conditions:
 
     def pin_memory(self) -> Conditions:
         """The conditions in page-locked memory."""
-        values = (getattr(self, name) for name in self.__slots__)
-        return Conditions(*(value.pin_memory() if isinstance(value, Tensor) else value for value in values))
+        return self.each(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ import os
 from collections.abc import Iterator, Sequence
 from copy import copy
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from trainer.config import TrainerConfig
 from trainer.data.mirror import mirror, names_a_side
-from trainer.data.naming import placed, safe_id
+from trainer.data.naming import placed_folder, safe_id
 from trainer.data.order import BucketIds
 from trainer.data.rejection import RejectedSample, first_few, refuse_too_many
 from trainer.data.sample import Sample
@@ -43,20 +42,20 @@ class _Place(NamedTuple):
 class ShardSource:
     """Images and stored features below `data.path`, bucket by bucket.
 
-    Held-out and probe images are those of one bucket each, the one that has the most of them, because a validation
-    compares pictures of one shape; those of the other buckets are never trained on either. Raises DataError when the
-    set is not in order, lacks a modality that `streams` wants, or has too much that cannot be used.
+    Held-out and probe images come from all buckets. Raises DataError when the set is not in order, lacks a modality
+    that `streams` wants, or has too much that cannot be used.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
-        self._set = describe_set(_root(config))
+        self._set = describe_set(placed_folder(config.data.path, "shards"))
         self.streams = stream_shapes(config)
         self._streams_on = tuple(name for name in STREAM_MEMBERS if getattr(config.streams, name) != "off")
         features = (one for name in self._streams_on for one in STREAM_MEMBERS[name])
         self._wanted = ("json", "image.npy", *features, *([PARTS_MEMBER] if config.segmentation.enabled else []))
         self._sizes = tuple(_size(folder, config.data.size, self._set.side) for folder in self._set.folders)
         pairs = [(tar, index) for index, folder in enumerate(self._set.folders) for tar in folder.tars]
-        self._tars, self._folder_of = zip(*pairs, strict=True)
+        self._tars = tuple(tar for tar, _ in pairs)
+        self._folder_of = tuple(index for _, index in pairs)
         self._places: dict[str, _Place] = {}
         # (samples, wanted members, offset and size) of every shard: arrays, because workers get a copy of all of it.
         self._spans: list[np.ndarray] = []
@@ -70,11 +69,11 @@ class ShardSource:
         train, held_out, probe = split(tuple(self._places))
         self.train_buckets = self._by_bucket(train)
         self.train_ids = tuple(id for bucket in self.train_buckets for id in bucket.ids)
-        self.held_out_ids, dropped = self._readable(self._largest(held_out), config.validation.samples)
-        self.probe_ids, dropped_probes = self._readable(self._largest(probe), PROBE_IMAGES)
+        self.held_out_ids, dropped = self._readable(held_out, config.validation.samples)
+        self.probe_ids, dropped_probes = self._readable(probe, PROBE_IMAGES)
         self.rejected = (*rejected, *dropped, *dropped_probes)
         self._refuse_too_many(config, self.rejected)
-        self.notes = self._describe(config, held_out, probe)
+        self.notes = self._describe(config)
 
     def load(self, id: str) -> Sample:
         """The image `id`. Raises RejectedSample if its content cannot be used, DataError if its shard is gone."""
@@ -213,23 +212,26 @@ class ShardSource:
             found.setdefault(self._places[id].folder, []).append(id)
         return tuple(BucketIds(self._set.folders[index].bucket.name, tuple(found[index])) for index in sorted(found))
 
-    def _largest(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """The ids of the bucket that has the most of them; the first of those that have equally many."""
-        return max(self._by_bucket(ids), key=lambda bucket: len(bucket.ids), default=BucketIds("", ())).ids
-
     def _name(self, tar: int) -> str:
         return self._tars[tar].relative_to(self._set.root).as_posix()
 
-    def _describe(self, config: TrainerConfig, held_out: Sequence[str], probe: Sequence[str]) -> tuple[str, ...]:
+    def _shares(self, what: str, ids: Sequence[str]) -> str:
+        """How many of `ids` each bucket has; the first ones by id hash need not be of every bucket."""
+        numbers = {bucket.name: len(bucket.ids) for bucket in self._by_bucket(ids)}
+        names = [folder.bucket.name for folder in self._set.folders]
+        return f"{what} images by bucket: {', '.join(f'{name} ({numbers.get(name, 0)})' for name in names)}"
+
+    def _describe(self, config: TrainerConfig) -> tuple[str, ...]:
         """What was decided about the set."""
         stored = self._set.side
         notes = [f"shards: {len(self._places)} samples in {len(self._set.folders)} buckets, stored at {stored}"]
         if config.data.size < stored:
             notes.append(f"stored images of {stored} are reduced to {config.data.size}")
-        for what, ids, all_ids in (("validated", self.held_out_ids, held_out), ("probed", self.probe_ids, probe)):
-            if ids and len(ids) < len(all_ids):
-                name = self._set.folders[self._places[ids[0]].folder].bucket.name
-                notes.append(f"{what} on bucket {name} only: {len(ids)} of {len(all_ids)} images held out for that")
+        if len(self._set.folders) > 1:
+            notes += [
+                self._shares("validated", self.held_out_ids[: config.validation.samples]),
+                *([self._shares("probed", self.probe_ids[:PROBE_IMAGES])] if self.probe_ids else []),
+            ]
         small = [bucket for bucket in self.train_buckets if len(bucket.ids) < config.samples_per_step]
         if small and len(self.train_buckets) > 1:
             listed = ", ".join(f"{bucket.name} ({len(bucket.ids)})" for bucket in small)
@@ -240,15 +242,6 @@ class ShardSource:
         if not self.probe_ids:
             notes.append(f"{len(self._places)} samples are too few to keep one for probes: no probes")
         return (*notes, *([f"{len(self.rejected)} samples rejected"] if self.rejected else []))
-
-
-def _root(config: TrainerConfig) -> Path:
-    if config.data.path is None:
-        raise DataError("data.path must name the folder of shards")
-    root = placed(config.data.path)
-    if not root.is_dir():
-        raise DataError(f"data.path {root} is not a folder")
-    return root
 
 
 def _size(folder: ShardFolder, size: int, side: int) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from trainer.acceleration.network import training_network
 from trainer.distributed.gradients import Alone, Replicas
 from trainer.distributed.sending import receive, send
 from trainer.distributed.team import GATHER, Processes
+from trainer.model.nanodit import NanoDiT
 from trainer.rules.distributed import hindrances
 
 if TYPE_CHECKING:
@@ -133,13 +134,14 @@ class Shards(Alone):
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """From the norm of every tensor, as `get_total_norm` does."""
-        here = [parameter for parameter in parameters if parameter.grad is not None]
-        norms = dict(zip(here, torch._foreach_norm([each.grad for each in here]), strict=True))
+        here = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+        norms = dict(zip(here, torch._foreach_norm(list(here.values())), strict=True))
         zero = torch.zeros((), device=self.team.device)
         some = self.team.any_of([parameter in norms for parameter in parameters])
         anywhere = [parameter for parameter, exists in zip(parameters, some, strict=True) if exists]
         norms_P = torch.stack([norms.get(parameter, zero) for parameter in anywhere])
-        return torch.linalg.vector_norm(self.shared_P(norms_P, anywhere))
+        norm: Tensor = torch.linalg.vector_norm(self.shared_P(norms_P, anywhere))
+        return norm
 
     def shared_P(self, values_P: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Every value from the owner, or from the leader."""
@@ -184,7 +186,7 @@ class Shards(Alone):
         stay on the host: what is no `dict` it leaves alone."""
         return self._network(z, t, conditions, MappingProxyType(dict(present)), *rest)
 
-    def _divided_copy(self, model: nn.Module) -> Any:
+    def _divided_copy(self, model: NanoDiT) -> Any:
         divided = copy.deepcopy(model)
         for name, parameter in model.named_parameters():
             if name not in self._whole:
@@ -239,7 +241,8 @@ class Shards(Alone):
         """Send one flat tensor to each process and get one of the given size from each."""
         arrived = torch.empty(sum(sizes), device=self.team.device)
         dist.all_to_all_single(arrived, torch.cat(list(there)), list(sizes), [len(part) for part in there])
-        return arrived.split(list(sizes))
+        parts: tuple[Tensor, ...] = arrived.split(list(sizes))
+        return parts
 
 
 def _deal(shapes: Mapping[str, torch.Size], size: int) -> list[list[str]]:
@@ -262,8 +265,9 @@ def _rows(shape: torch.Size, rank: int, size: int) -> slice:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, DTensor), "FSDP divides every parameter of a block"
-    local: Tensor = tensor.detach().to_local()
+    detached = tensor.detach()
+    assert isinstance(detached, DTensor), "FSDP divides every parameter of a block"
+    local: Tensor = detached.to_local()
     return local
 
 

@@ -2,13 +2,16 @@
 
 A metric that ranks runs must order them identical < jittered < blurred < other portrait < noise.
 
+The mean image and the other portrait are those of the same shape. Where there are several shapes, an image that is the
+only one of its own has neither, and levels are means over all other images.
+
 Shapes: B samples, C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,26 +30,35 @@ _BETWEEN_IMAGES = frozenset(
 )
 _JITTER_SHARE = 1 / 128  # of the shorter side: a quarter of a pixel at 32 pixels
 _BLUR_SHARE = 1 / 16  # standard deviation: 2 pixels at 32 pixels
-
+_STAND_INS = ("identical", "jittered", "blurred", "mean_image", "other_portrait", "noise")
+_OF_SEVERAL = ("mean_image", "other_portrait")
 
 Levels = dict[str, dict[str, float | None]]
+StandIns = dict[str, Tensor]
 
 
 class Calibration:
-    """What the metrics between two images say of every stand-in for the real images; measured once."""
+    """What the metrics between two images say of every stand-in for the real images; measured once.
+
+    `images` holds the real images and noise of every shape. `stand_ins` are in the same order.
+    """
 
     @torch.no_grad()
-    def __init__(self, real_BCHW: Tensor, noise_BCHW: Tensor, lpips: Lpips) -> None:
-        self.stand_ins = distortions(real_BCHW, noise_BCHW)
-        self._rmse = {name: rmse(image_BCHW, real_BCHW) for name, image_BCHW in self.stand_ins.items()}
-        self._lpips = {name: perceptual(image_BCHW, real_BCHW, lpips) for name, image_BCHW in self.stand_ins.items()}
+    def __init__(self, images: Sequence[tuple[Tensor, Tensor]], lpips: Lpips) -> None:
+        self.stand_ins = [_stand_ins(real_BCHW, noise_BCHW, len(images) > 1) for real_BCHW, noise_BCHW in images]
+        shapes = [(found, real_BCHW) for found, (real_BCHW, _) in zip(self.stand_ins, images, strict=True)]
+        self._rmse = [{name: rmse(x_BCHW, real) for name, x_BCHW in found.items()} for found, real in shapes]
+        self._lpips = [
+            {name: perceptual(x_BCHW, real, lpips) for name, x_BCHW in found.items()} for found, real in shapes
+        ]
 
     def levels(self) -> Levels:
-        """Mean recon_rmse and recon_lpips of every stand-in; None for "other portrait" of a single image."""
-        return {"recon_rmse": _means(self._rmse, None), "recon_lpips": _means(self._lpips, None)}
+        """Mean recon_rmse and recon_lpips of every stand-in; None for "other portrait" of images without another."""
+        all_samples = [None] * len(self.stand_ins)
+        return {"recon_rmse": _means(self._rmse, all_samples), "recon_lpips": _means(self._lpips, all_samples)}
 
-    def levels_of(self, metrics: Iterable[str], first_third: int) -> Levels:
-        """The same over the first third of the samples for those of `metrics` that are measured there.
+    def levels_of(self, metrics: Iterable[str], first_thirds: Sequence[int]) -> Levels:
+        """The same over the first third of the samples, so many of each shape, for `metrics` that are measured there.
 
         text_rmse and text_lpips, and the LPIPS between two generated images: text_manip_*, dino_swap_*,
         cfg_divergence_*. So a distance between two generated images can be read as one between real ones.
@@ -54,20 +66,33 @@ class Calibration:
         found: Levels = {}
         for metric in metrics:
             if metric == "text_rmse":
-                found[metric] = _means(self._rmse, first_third)
+                found[metric] = _means(self._rmse, first_thirds)
             elif metric == "text_lpips" or metric in _BETWEEN_IMAGES or metric.startswith("cfg_divergence_"):
-                found[metric] = _means(self._lpips, first_third)
+                found[metric] = _means(self._lpips, first_thirds)
         return found
 
 
-def _means(values: Mapping[str, Tensor], count: int | None) -> dict[str, float | None]:
-    return {
-        name: None if name == "other_portrait" and len(value_B) < 2 else value_B[:count].mean().item()
-        for name, value_B in values.items()
-    }
+def _stand_ins(real_BCHW: Tensor, noise_BCHW: Tensor, is_one_of_many: bool) -> StandIns:
+    """All stand-ins for the images of one shape, without those that a single one of several shapes does not have."""
+    found = distortions(real_BCHW, noise_BCHW)
+    left_out = _OF_SEVERAL if is_one_of_many and len(real_BCHW) == 1 else ()
+    return {name: image_BCHW for name, image_BCHW in found.items() if name not in left_out}
 
 
-def distortions(real_BCHW: Tensor, noise_BCHW: Tensor) -> dict[str, Tensor]:
+def _means(shapes: Sequence[Mapping[str, Tensor]], counts: Sequence[int | None]) -> dict[str, float | None]:
+    """Mean of every stand-in over the first `counts` samples of the shapes that have it; None where no sample has."""
+    return {name: _mean(name, shapes, counts) for name in _STAND_INS}
+
+
+def _mean(name: str, shapes: Sequence[Mapping[str, Tensor]], counts: Sequence[int | None]) -> float | None:
+    least = 2 if name == "other_portrait" else 1
+    there = [(values[name], count) for values, count in zip(shapes, counts, strict=True) if name in values]
+    chosen = [value_B[:count] for value_B, count in there if len(value_B) >= least]
+    value_B = torch.cat(chosen) if chosen else torch.empty(0)
+    return value_B.mean().item() if len(value_B) else None
+
+
+def distortions(real_BCHW: Tensor, noise_BCHW: Tensor) -> StandIns:
     """Stand-ins for every real image: itself, shifted by a fraction of a pixel, blurred, the mean of all, the next one,
     and pure noise."""
     return {

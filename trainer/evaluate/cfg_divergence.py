@@ -44,14 +44,14 @@ def cfg_divergence(inputs: EvalSet, model: NanoDiT, lpips: Lpips, eval_seed: int
     guidance; absent for an arm without any. 0 means that the two draw the same.
 
     Training never sees CLS and patches together without words, so `dino` is a question outside of it while both are on.
-    None for a run without captions or without image features.
+    None for a run without captions or without image features, and where none of the first third has this shape.
     """
-    if "text" not in inputs.conditions.streams or not set(DINO) & set(inputs.conditions.streams):
+    streams = set(inputs.conditions.streams)
+    if not inputs.first_third or "text" not in streams or not streams & set(DINO):
         return None
     count, variant = inputs.first_third, Variant("ema", "common")
     dino_BCHW, both_BCHW = (
-        inputs.generate(model, inputs.conditions.keep(streams), eval_seed, count=count)
-        for streams in (DINO, ("text", *DINO))
+        inputs.generate(model, inputs.conditions.keep(kept), eval_seed, count=count) for kept in (DINO, ("text", *DINO))
     )
     images = {"text": drawn.text_BCHW[:count], "dino": dino_BCHW, "both": both_BCHW}
     values = {f"{one}_{other}": perceptual(images[one], images[other], lpips) for one, other in combinations(images, 2)}

@@ -34,7 +34,7 @@ class DinoSwap(NamedTuple):
 
 
 def swap_dino(inputs: EvalSet, model: NanoDiT, lpips: Lpips, eval_seed: int, own_BCHW: Tensor) -> DinoSwap | None:
-    """Exchange CLS and patches within pairs of the first third of the samples.
+    """Exchange CLS and patches within pairs of the first third of the samples, and of at least two.
 
     With x the real image, c the conditions, n the noise, j the partner of i, and G drawn by the common sampler:
     lpips = LPIPS(G(c_i, n_i), G(c_i with DINO of j, n_i)): 0 when the features are ignored (the noise is the same);

@@ -31,7 +31,7 @@ class Manipulation(NamedTuple):
 
 
 def manipulate(inputs: EvalSet, model: NanoDiT, lpips: Lpips, eval_seed: int) -> Manipulation | None:
-    """Edit the captions of the first third of the samples; None if the source knows no edits.
+    """Edit the captions of the first third of the samples; None if the source knows no edits or it has no sample here.
 
     With c the caption, c' the edited one, n the noise, and images drawn from text alone:
     delta = LPIPS(G(c, n), G(c', n)), floor = LPIPS(G(c, n), G(paraphrase of c, n)), spread = LPIPS(G(c, n), G(c, n2)),
@@ -39,7 +39,7 @@ def manipulate(inputs: EvalSet, model: NanoDiT, lpips: Lpips, eval_seed: int) ->
     """
     found = [(index, inputs.source.edit(id)) for index, id in enumerate(inputs.ids[: inputs.first_third])]
     edits = [edit for _, edit in found if edit is not None]
-    if len(edits) < len(found) or "text" not in inputs.conditions.streams:
+    if not found or len(edits) < len(found) or "text" not in inputs.conditions.streams:
         return None
     count, other_seed = len(edits), inputs.eval_seeds.stop + eval_seed
     original = inputs.conditions.keep(("text",))

@@ -44,7 +44,8 @@ class Lpips:
     def __call__(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
         """Distance of each pair of images in [-1, 1], enlarged (bilinear) to 64 pixels if smaller: (B,)."""
         with torch.no_grad():
-            return self._net(_enlarged(a_BCHW), _enlarged(b_BCHW)).flatten()
+            distance_B111: Tensor = self._net(_enlarged(a_BCHW), _enlarged(b_BCHW))
+            return distance_B111.flatten()
 
 
 @lru_cache(maxsize=2)

@@ -52,7 +52,10 @@ def loss_scores(inputs: EvalSet, model: NanoDiT, weights: str) -> list[Score]:
     """mean[(v^ - v)^2] with v^ = (z - x^) / t on the first sixth of the samples, per time and as the mean over times.
 
     Dense, all conditions, fixed noise, no auxiliary term. With z = (1 - t) x + t s noise, v^ - v = (x - x^) / t.
+    Empty where none of the first sixth has this shape.
     """
+    if not inputs.first_sixth:
+        return []
     variant, ids = Variant(weights, "common"), inputs.ids[: inputs.first_sixth]
     chosen = torch.arange(len(ids), device=inputs.device)
     x_BCHW, noise_BCHW = inputs.x_BCHW[chosen], inputs.noise(0)[chosen]

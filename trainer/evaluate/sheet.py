@@ -1,5 +1,7 @@
 """Contact sheets: images of a validation side by side, one row a sample, so that one look answers one question.
 
+Rows may hold images of other shapes: a cell has room for the widest and the highest, and each stands in its middle.
+
 Shapes: C channels, H x W pixels.
 """
 
@@ -25,7 +27,7 @@ _PAPER, _INK, _FAINT, _EMPTY = (255, 255, 255), (20, 20, 20), (105, 105, 105), (
 class Row:
     """One sample: an image for every column, and words below them.
 
-    An image is (C, H, W) in [-1, 1], a picture of the size of a cell, or None where there is none.
+    An image is (C, H, W) in [-1, 1], a picture as it shall be shown, or None where there is none.
     """
 
     images: Sequence[Tensor | Image.Image | None]
@@ -84,9 +86,10 @@ def cell_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _cell_of(rows: Sequence[Row]) -> tuple[int, int]:
-    """Width and height of a cell, from the first image there is."""
-    image = next(image for row in rows for image in row.images if image is not None)
-    return image.size if isinstance(image, Image.Image) else cell_size(*image.shape[-2:])
+    """Width and height of a cell in which every image there is has room."""
+    images = [image for row in rows for image in row.images if image is not None]
+    sizes = [image.size if isinstance(image, Image.Image) else cell_size(*image.shape[-2:]) for image in images]
+    return max(width for width, _ in sizes), max(height for _, height in sizes)
 
 
 def _place(
@@ -98,11 +101,10 @@ def _place(
 ) -> None:
     """One cell: the image, or the words that say why there is none."""
     x, y, width, height = box
+    if image is not None and not isinstance(image, Image.Image) and bool(image.isfinite().all()):
+        image = enlarged(image)
     if isinstance(image, Image.Image):
-        sheet.paste(image, (x, y))
-        return
-    if image is not None and bool(image.isfinite().all()):
-        sheet.paste(enlarged(image), (x, y))
+        sheet.paste(image, (x + (width - image.width) // 2, y + (height - image.height) // 2))
         return
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_EMPTY)
     words = "not drawn" if image is None else "not finite"

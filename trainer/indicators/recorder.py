@@ -109,7 +109,9 @@ class Measurement:
         floors = dict(zip(parameters, (self._corrections_before_P * eps_square).unbind(), strict=True))
         for block in self._recorder.blocks:
             live = [member for member in block.members if member.parameter.grad is not None]
-            self._surprise([member for member in live if self._moments(member) is not None], floors)
+            found = {member.parameter: self._moments(member) for member in live}
+            moments = {parameter: each for parameter, each in found.items() if each is not None}
+            self._surprise({parameter: each["exp_avg_sq"] for parameter, each in moments.items()}, floors)
             if live:
                 decay = self._recorder.optimizer.weight_decay
                 factors = [1.0 - lr * decay(member.parameter) for member in live]
@@ -138,20 +140,22 @@ class Measurement:
             with_moments.append(list(moments))
         return self._reading(tuple(recorder.exchange.sizes(with_moments)))
 
-    def _surprise(self, members: list[Member], floors: dict[nn.Parameter, Tensor]) -> None:
-        """Norms of g / sqrt(v + c eps^2), c being the correction of v: with it the square is g^2 / (v^ + eps^2) / c."""
-        self._surprised.append([member.parameter for member in members])
-        if not members:
+    def _surprise(self, second: dict[nn.Parameter, Tensor], floors: dict[nn.Parameter, Tensor]) -> None:
+        """Norms of g / sqrt(v + c eps^2), c being the correction of v: with it the square is g^2 / (v^ + eps^2) / c.
+
+        `second` holds v of parameters that have a gradient g.
+        """
+        self._surprised.append(list(second))
+        if not second:
             return
-        second = [self._recorder.optimizer.moments(member.parameter)["exp_avg_sq"] for member in members]
-        scale = torch._foreach_add(second, [floors[member.parameter] for member in members])
+        scale = torch._foreach_add(list(second.values()), [floors[parameter] for parameter in second])
         torch._foreach_sqrt_(scale)
-        parameters = [member.parameter for member in members]
-        quotient = torch._foreach_div([parameter.grad for parameter in parameters], scale)
-        self._norm("ratio", dict(zip(parameters, quotient, strict=True)))
+        quotient = torch._foreach_div([each.grad for each in second if each.grad is not None], scale)
+        self._norm("ratio", dict(zip(second, quotient, strict=True)))
 
     def _reading(self, adamw_counts: tuple[int, ...]) -> Reading:
         recorder = self._recorder
+        assert self._corrections_before_P is not None, "before_update comes before finish"
         corrections_P = self._corrections()
         first_corrections_P = self._corrections(of_first=True)
         rows = {name: self._row(name) for name in Sums._fields}

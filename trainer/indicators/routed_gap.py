@@ -5,7 +5,9 @@ Shapes: B samples, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,17 +47,34 @@ def losses(inputs: EvalSet, predicted: Mapping[float, Tensor]) -> Tensor:
     return torch.stack(of_times).mean(dim=0)
 
 
-def routed_gap(inputs: EvalSet, dense: Mapping[float, Tensor], routed: Mapping[float, Tensor]) -> dict[str, float]:
-    """|x_dense - x_routed| / |x_dense| over the samples, per time and as the mean over times; and loss minus loss.
+class Predicted(NamedTuple):
+    """Dense and routed predictions for the first samples of one shape by time: (count, C, H, W) each."""
+
+    inputs: EvalSet
+    dense: Mapping[float, Tensor]
+    routed: Mapping[float, Tensor]
+
+
+def routed_gap(shapes: Sequence[Predicted]) -> dict[str, float]:
+    """|x_dense - x_routed| / |x_dense| over the samples of all shapes, per time and as the mean over times; and loss
+    minus loss.
 
     A gap is left out where the dense prediction is exactly 0, as it is before the first step, and so is their mean.
     """
-    pairs = [torch.stack([(x_BCHW - routed[t]).norm(), x_BCHW.norm()]) for t, x_BCHW in dense.items()]
+    norms = [_norms(each) for each in shapes]
     found: dict[str, float] = {}
-    for t, (apart, size) in zip(dense, torch.stack(pairs).tolist(), strict=True):
+    for t, of_shapes in zip(LOSS_TIMES, zip(*norms, strict=True), strict=True):
+        apart, size = (math.hypot(*norms_of_shapes) for norms_of_shapes in zip(*of_shapes, strict=True))
         if size:
             found[f"opt/dense_routed_gap/t{t}"] = apart / size
-    if len(found) == len(pairs):
+    if len(found) == len(LOSS_TIMES):
         found = {"opt/dense_routed_gap": sum(found.values()) / len(found), **found}
-    difference_B = losses(inputs, dense) - losses(inputs, routed)
+    difference_B = torch.cat([losses(each.inputs, each.dense) - losses(each.inputs, each.routed) for each in shapes])
     return {**found, "opt/dense_routed_loss_gap": float(difference_B.mean())}
+
+
+def _norms(predicted: Predicted) -> list[list[float]]:
+    """[|x_dense - x_routed|, |x_dense|] of every time, over all samples together."""
+    pairs = [(predicted.dense[t], predicted.routed[t]) for t in LOSS_TIMES]
+    found: list[list[float]] = torch.stack([torch.stack([(x - other).norm(), x.norm()]) for x, other in pairs]).tolist()
+    return found

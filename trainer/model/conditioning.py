@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -62,9 +63,8 @@ class Conditioning(nn.Module):
         groups, start = [], 0
         for size in sizes:
             rows = slice(start, start + size)
-            groups.append(
-                self._group(_rows(conditions, rows), {name: mask[rows] for name, mask in present.items()}, size)
-            )
+            kept = {name: mask[rows] for name, mask in present.items()}
+            groups.append(self._group(conditions.each(itemgetter(rows)), kept, size))  # views, no copies
             start += size
         return Context(tuple(groups), None if cls_BTD is None else cls_BTD[:, 0])
 
@@ -98,6 +98,7 @@ class Conditioning(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens (G, T, D) of one stream, the null token where it is absent, and which count (G, T; None = all)."""
         embed = self.embed[name]
+        assert isinstance(embed, FeatureEmbedding | PoseEmbedding), "nothing else embeds a stream"
         null_D = embed.null_D
         features_GTF, mask_GT = self._pooled_features(conditions, name)
         present_G = present.get(name)
@@ -135,8 +136,9 @@ def long_first(conditions: Conditions, present: Mapping[str, Tensor]) -> tuple[T
 
     None when one group is enough. Looks only at `present` on the CPU, so that no device has to be waited for.
     """
-    given = {name: present.get(name) for name in LONG_STREAMS if _features(conditions, name)[0] is not None}
-    if not given or any(mask is None or mask.device.type != "cpu" for mask in given.values()):
+    there = [name for name in LONG_STREAMS if _features(conditions, name)[0] is not None]
+    given = {name: present[name] for name in there if name in present}
+    if not there or len(given) < len(there) or any(mask.device.type != "cpu" for mask in given.values()):
         return None
     long_B = is_long(given)
     count = int(long_B.sum())
@@ -165,19 +167,3 @@ def _features(conditions: Conditions, name: str) -> tuple[Tensor | None, Tensor 
     if name == "cls":
         return (None if conditions.cls_BD is None else conditions.cls_BD.unsqueeze(1)), None
     return (conditions.patches_BPD if name == "patches" else conditions.pose_BJ3), None
-
-
-def _rows(conditions: Conditions, rows: slice) -> Conditions:
-    """Consecutive samples as views, without a copy."""
-    return Conditions(
-        text_BTD=_cut(conditions.text_BTD, rows),
-        text_mask_BT=_cut(conditions.text_mask_BT, rows),
-        cls_BD=_cut(conditions.cls_BD, rows),
-        patches_BPD=_cut(conditions.patches_BPD, rows),
-        patch_grid=conditions.patch_grid,
-        pose_BJ3=_cut(conditions.pose_BJ3, rows),
-    )
-
-
-def _cut(features: Tensor | None, rows: slice) -> Tensor | None:
-    return None if features is None else features[rows]

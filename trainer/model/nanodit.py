@@ -24,7 +24,7 @@ from trainer.model.packing import operations_per_token, partition
 from trainer.model.patches import from_patches, patch_embedding, to_patches
 from trainer.model.positions import positions_2d, rotation_2d
 from trainer.model.tread import Route, gather_tokens, scatter_tokens
-from trainer.precision.autocast import full_precision, in_compute_dtype
+from trainer.precision.autocast import ComputingModule, full_precision, in_compute_dtype
 
 
 class Output(NamedTuple):
@@ -54,7 +54,7 @@ class Prediction(Protocol):
         ...
 
 
-class NanoDiT(nn.Module):
+class NanoDiT(ComputingModule):
     """Pixel DiT with cross-attention to text, image CLS, image patches and pose; a stream of width 0 is off.
 
     Without a `prediction` the head gives the clean image itself.
@@ -119,7 +119,8 @@ class NanoDiT(nn.Module):
             sizes,
         )
         back = there.argsort()
-        return Output(*(None if part is None else part[back] for part in output))
+        hidden_BND = None if output.hidden_BND is None else output.hidden_BND[back]
+        return Output(output.x_BCHW[back], hidden_BND, output.head_BCHW[back])
 
     def _sizes_by_work(self, z_BCHW: Tensor, conditions: Conditions, present: Mapping[str, Tensor]) -> tuple[int, ...]:
         """Sizes of groups of consecutive samples for which the blocks have the least to do."""

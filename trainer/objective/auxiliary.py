@@ -33,14 +33,21 @@ class MicroBatch:
 class Auxiliary(Protocol):
     """One auxiliary loss. `name` makes its metric, train/<name>_loss, and its event, <name>_off.
 
-    `projector` is what it trains besides the model, if anything. `tap` is the block whose output it needs, if any.
     `notes` say what a reader should know of it.
     """
 
     name: str
-    projector: nn.Module | None
-    tap: int | None
     notes: tuple[str, ...]
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """What it trains besides the model, if anything."""
+        ...
+
+    @property
+    def tap(self) -> int | None:
+        """The block whose output it needs, if any."""
+        ...
 
     def weight(self, step: int) -> float:
         """Weight in the update that follows `step` finished steps; 0 means that nothing is computed."""

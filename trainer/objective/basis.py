@@ -95,7 +95,8 @@ def read_basis(path: Path, config: TrainerConfig) -> Tensor:
     assert asymflow is not None, "only AsymFlow has a basis"
     try:
         with safe_open(path, framework="pt") as file:
-            basis_FR, said = file.get_tensor("basis"), (file.metadata() or {}).get("hash")
+            basis_FR: Tensor = file.get_tensor("basis")
+            said = (file.metadata() or {}).get("hash")
     except (OSError, SafetensorError) as error:
         raise _unusable(f"{path} cannot be read: {error}") from error
     if said != basis_hash(basis_FR):

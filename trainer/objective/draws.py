@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from trainer import randomness
-from trainer.config import TrainerConfig
+from trainer.config import IMAGE_CHANNELS, TrainerConfig
 from trainer.model.tread import keep_from_noise
 from trainer.objective.dropout import draw_categories, present_streams
 from trainer.objective.timesteps import draw_timesteps
-
-IMAGE_CHANNELS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class StepDraws:
         self._config, self._key = config, (run_seed, step)
         positions = range(config.samples_per_step)
         self.t_E = draw_timesteps(config.objective, run_seed, step, positions)
-        self.present = present_streams(draw_categories(run_seed, step, positions))
+        self.present = draw_present(config, run_seed, step)
 
     def of(self, positions: Sequence[int], size: tuple[int, int], noise_BCHW: Tensor | None = None) -> Draws:
         """The draws of some positions of the effective batch, for images of `size` (height, width).
@@ -66,3 +64,8 @@ class StepDraws:
         stream = "maskdit" if self._config.model.maskdit.enabled else "route"
         noise_BN = randomness.uniform_rows((tokens,), run_seed, stream, step, positions)
         return keep_from_noise(noise_BN, self._config.kept_of(tokens))
+
+
+def draw_present(config: TrainerConfig, run_seed: int, step: int) -> dict[str, Tensor]:
+    """For every stream the samples of the effective batch that keep it in the update after `step`: booleans (E,)."""
+    return present_streams(draw_categories(run_seed, step, range(config.samples_per_step)))

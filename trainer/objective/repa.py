@@ -22,13 +22,13 @@ from trainer.model.initial import initialise
 from trainer.model.tread import gather_tokens
 from trainer.objective.auxiliary import MicroBatch
 from trainer.objective.repa_schedule import RepaSchedule, gradient_cosine
-from trainer.precision.autocast import computing_in, in_compute_dtype
+from trainer.precision.autocast import ComputingModule, computing_in, in_compute_dtype
 
 SPATIAL_NORM_GAMMA = 1.0
 _SMALLEST_STD = 1e-6
 
 
-class Projector(nn.Module):
+class Projector(ComputingModule):
     """Model channels -> teacher features: `linear` without bias, `mlp` of two hidden layers, or a 3x3 `conv`."""
 
     def __init__(self, kind: str, width: int, teacher_width: int) -> None:
@@ -42,9 +42,10 @@ class Projector(nn.Module):
     @in_compute_dtype
     def _project(self, hidden_BND: Tensor, grid: tuple[int, int]) -> Tensor:
         if not isinstance(self.net, nn.Conv2d):
-            return self.net(hidden_BND)
-        image_BDhw = hidden_BND.transpose(1, 2).unflatten(2, grid)
-        return self.net(image_BDhw).flatten(2).transpose(1, 2)
+            projected_BNF: Tensor = self.net(hidden_BND)
+            return projected_BNF
+        projected_BFhw: Tensor = self.net(hidden_BND.transpose(1, 2).unflatten(2, grid))
+        return projected_BFhw.flatten(2).transpose(1, 2)
 
 
 def _mlp(width: int, teacher_width: int) -> nn.Module:
@@ -126,7 +127,10 @@ class Repa:
         chosen = micro.batch.conditions.select(covered_S).to(hidden_BND.device)
         index_S = covered_S.to(hidden_BND.device)
         grid = self._grid_of(*micro.noisy.x_BCHW.shape[2:])
-        patches_SPF = without_common(chosen.patches_BPD) if self._spatial_norm else chosen.patches_BPD
+        patches_SPF = chosen.patches_BPD
+        assert patches_SPF is not None, "the source was not asked for the teacher's features"
+        if self._spatial_norm:
+            patches_SPF = without_common(patches_SPF)
         teacher_SNF = resample_teacher(patches_SPF, chosen.patch_grid, grid)
         keep_SK = None if micro.route is None or not self._is_inside else micro.route.keep_BK[index_S]
         return alignment_loss(self.projector(hidden_BND[index_S], grid), teacher_SNF, keep_SK).sum()
@@ -135,7 +139,9 @@ class Repa:
         """Compare the gradients of the first micro-batch of a step in which that is due."""
         is_measured = self._cosine is not None and self._cosine[0] == step
         if self._schedule.wants_probe(step) and not is_measured:
-            self._cosine = (step, gradient_cosine(flow, own, micro.output.hidden_BND))
+            hidden_BND = micro.output.hidden_BND
+            assert hidden_BND is not None, "the model was not asked for the hidden state"
+            self._cosine = (step, gradient_cosine(flow, own, hidden_BND))
 
     def is_observing(self, step: int) -> bool:
         """Whether the gradients are compared in the update that follows `step` finished steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -11,13 +12,16 @@ from trainer.config import EmaConfig
 from trainer.config.ema import PUBLISHED
 from trainer.optim.published_ema import published_decay
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def decay(half_life: float, every: int, steps: int) -> float:
     """Factor per update for a half-life given as a share of a run of `steps`: 0.5^(every / (half_life steps))."""
-    return 0.5 ** (every / (half_life * steps))
+    factor: float = 0.5 ** (every / (half_life * steps))
+    return factor
 
 
-class Ema:
+class Ema(Generic[Model]):
     """One averaged copy of the model per half-life, in fp32; `models` maps a half-life to it, the first is "the" EMA.
 
     The published average comes before them, as "published", if it is asked for.
@@ -27,13 +31,13 @@ class Ema:
     copies hold the initial weights.
     """
 
-    def __init__(self, config: EmaConfig, model: nn.Module, steps: int) -> None:
+    def __init__(self, config: EmaConfig, model: Model, steps: int) -> None:
         self._every = config.every
         self._decays = {half_life: decay(half_life, config.every, steps) for half_life in config.half_lives}
-        self.models: dict[float | str, nn.Module] = {name: _frozen_copy(model) for name in config.averages}
+        self.models: dict[float | str, Model] = {name: _frozen_copy(model) for name in config.averages}
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Model:
         """The model that validation calls "ema"."""
         return next(iter(self.models.values()))
 
@@ -55,5 +59,5 @@ class Ema:
         return (1.0 - d) / (1.0 - d**updates)
 
 
-def _frozen_copy(model: nn.Module) -> nn.Module:
+def _frozen_copy(model: Model) -> Model:
     return copy.deepcopy(model).requires_grad_(False).eval()

@@ -17,23 +17,24 @@ that the rows are all that distinguishes the two. Newton-Schulz is torch's own, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS, _zeropower_via_newtonschulz
+
+from trainer.optim.foreach_optimizer import ForeachOptimizer
 
 SIZE = 0.2  # root mean square of an update at learning rate 1, that of AdamW in practice (arXiv 2502.16982)
 LEAST = 1e-10  # added to divisors: a row, or a matrix, without gradient stays where it is
 
 
-class NorMuon(Optimizer):
+class NorMuon(ForeachOptimizer):
     """The rule of the module docstring. `params` are matrices or groups of them, each with its own `weight_decay`.
 
     State per parameter, on its device: `momentum_buffer` (M, as large as it) and `row_second_moment` (v, (R, 1)).
-    Nothing in `step` waits for the device. Raises ValueError for a parameter that is no matrix.
+    Raises ValueError for a parameter that is no matrix.
     """
 
     def __init__(
@@ -49,43 +50,32 @@ class NorMuon(Optimizer):
         if wrong := [shape for shape in shapes if len(shape) != 2]:
             raise ValueError(f"NorMuon moves matrices; a parameter of shape {wrong[0]} belongs to AdamW")
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Move every matrix that has a gradient. There is no closure here: it must be None."""
-        assert closure is None, "gradients are computed before step()"
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                _update(parameters, [self._state_of(parameter) for parameter in parameters], group)
+    def _first_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {
+            "momentum_buffer": torch.zeros_like(parameter),
+            "row_second_moment": torch.zeros_like(parameter[:, :1]),
+        }
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-            state["row_second_moment"] = torch.zeros_like(parameter[:, :1])
-        return state
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    ) -> None:
+        momentum, lr = group["momentum"], group["lr"]
+        buffers, rows = ([state[key] for state in states] for key in ("momentum_buffer", "row_second_moment"))
+        torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
+        ahead = torch._foreach_lerp(gradients, buffers, momentum)
+        updates = [orthogonal(matrix).to(matrix.dtype) for matrix in ahead]
 
+        torch._foreach_lerp_(rows, [update.square().mean(1, keepdim=True) for update in updates], 1.0 - group["beta2"])
+        divisors = torch._foreach_sqrt(rows)
+        torch._foreach_add_(divisors, LEAST)
+        torch._foreach_div_(updates, divisors)
 
-def _update(parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
-    """One update of the matrices of one group."""
-    momentum, lr = group["momentum"], group["lr"]
-    gradients = [parameter.grad for parameter in parameters]
-    buffers, rows = ([state[key] for state in states] for key in ("momentum_buffer", "row_second_moment"))
-    torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
-    ahead = torch._foreach_lerp(gradients, buffers, momentum)
-    updates = [orthogonal(matrix).to(matrix.dtype) for matrix in ahead]
-
-    torch._foreach_lerp_(rows, [update.square().mean(1, keepdim=True) for update in updates], 1.0 - group["beta2"])
-    divisors = torch._foreach_sqrt(rows)
-    torch._foreach_add_(divisors, LEAST)
-    torch._foreach_div_(updates, divisors)
-
-    norms = torch._foreach_norm(updates)
-    torch._foreach_add_(norms, LEAST)
-    torch._foreach_div_(updates, norms)
-    torch._foreach_mul_(updates, [-SIZE * lr * math.sqrt(parameter.numel()) for parameter in parameters])
-    torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
-    torch._foreach_add_(parameters, updates)
+        norms = torch._foreach_norm(updates)
+        torch._foreach_add_(norms, LEAST)
+        torch._foreach_div_(updates, norms)
+        torch._foreach_mul_(updates, [-SIZE * lr * math.sqrt(parameter.numel()) for parameter in parameters])
+        torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, updates)
 
 
 def orthogonal(matrix_RC: Tensor) -> Tensor:

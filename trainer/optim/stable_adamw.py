@@ -18,19 +18,19 @@ Shapes: P parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from trainer.optim.foreach_optimizer import ForeachOptimizer
 
 
-class StableAdamW(Optimizer):
+class StableAdamW(ForeachOptimizer):
     """The rule of the module docstring. `params` are parameters or groups of them, each with its own `weight_decay`.
 
-    State per parameter, all on its device: `exp_avg` (m), `exp_avg_sq` (v), `step` (t, a scalar). Nothing in `step`
-    waits for the device.
+    State per parameter, all on its device: `exp_avg` (m), `exp_avg_sq` (v), `step` (t, a scalar).
     """
 
     def __init__(
@@ -45,48 +45,37 @@ class StableAdamW(Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "capturable": True}
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Move every parameter that has a gradient. There is no closure here: it must be None."""
-        assert closure is None, "gradients are computed before step()"
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                _update(parameters, [self._state_of(parameter) for parameter in parameters], group)
+    def _first_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    ) -> None:
+        (beta1, beta2), eps, lr = group["betas"], group["eps"], group["lr"]
+        steps, first, second = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
 
+        updates_P = torch.stack(steps).double()  # 1 - beta^t cancels digits that float32 has not got
+        corrected = torch._foreach_div(second, (1.0 - beta2**updates_P).float().unbind())
+        rms_P = _rms(gradients, corrected, eps)
+        scale_P = lr / (1.0 - beta1**updates_P) / rms_P.clamp(min=1.0)
 
-def _update(parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
-    """One update of the parameters of one group."""
-    (beta1, beta2), eps, lr = group["betas"], group["eps"], group["lr"]
-    gradients = [parameter.grad for parameter in parameters]
-    steps, first, second = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
-    torch._foreach_add_(steps, 1)
-    torch._foreach_lerp_(first, gradients, 1.0 - beta1)
-    torch._foreach_mul_(second, beta2)
-    torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
-
-    updates_P = torch.stack(steps).double()  # 1 - beta^t cancels digits that float32 has not got
-    corrected = torch._foreach_div(second, (1.0 - beta2**updates_P).float().unbind())
-    rms_P = _rms(gradients, corrected, eps)
-    scale_P = lr / (1.0 - beta1**updates_P) / rms_P.clamp(min=1.0)
-
-    torch._foreach_sqrt_(corrected)
-    torch._foreach_add_(corrected, eps)
-    steps_taken = torch._foreach_div(first, corrected)
-    torch._foreach_mul_(steps_taken, (-scale_P).float().unbind())
-    torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
-    torch._foreach_add_(parameters, steps_taken)
+        torch._foreach_sqrt_(corrected)
+        torch._foreach_add_(corrected, eps)
+        steps_taken = torch._foreach_div(first, corrected)
+        torch._foreach_mul_(steps_taken, (-scale_P).float().unbind())
+        torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, steps_taken)
 
 
-def _rms(gradients: list[Tensor], corrected: list[Tensor], eps: float) -> Tensor:
+def _rms(gradients: list[Tensor], corrected: tuple[Tensor, ...], eps: float) -> Tensor:
     """sqrt(mean(g^2 / max(v^, eps^2))) of every tensor: (P,)."""
     surprise = torch._foreach_clamp_min(corrected, eps**2)
     torch._foreach_sqrt_(surprise)

@@ -33,7 +33,7 @@ _HIDDEN = 256
 
 
 class KeypointDetector(nn.Module):
-    """Images in [-1, 1], square, of any size -> joints (x, y in [-1, 1], confidence) of (B, J, 3)."""
+    """Images in [-1, 1], of any size, seen as a square -> joints (x, y in [-1, 1], confidence) of (B, J, 3)."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class KeypointDetector(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Places and confidence logits: (B, J, 3)."""
         x_BCHW = image_BCHW
-        if x_BCHW.shape[-1] != self.side:
-            size = (self.side, self.side)
+        size = (self.side, self.side)
+        if x_BCHW.shape[-2:] != size:
             x_BCHW = interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False, antialias=True)
         for convolution in self.convolutions:
             x_BCHW = relu(convolution(x_BCHW))

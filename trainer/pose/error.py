@@ -19,7 +19,8 @@ _EYES = (1, 2)
 def counted(condition_J3: np.ndarray) -> np.ndarray:
     """Which joints of a condition are asked for: confidence at least 0.3 and in the frame: (J,) bool."""
     inside_J = np.abs(condition_J3[:, :2]).max(axis=1) <= 1.0
-    return inside_J & (condition_J3[:, 2] >= CONFIDENT)
+    counted_J: np.ndarray = inside_J & (condition_J3[:, 2] >= CONFIDENT)
+    return counted_J
 
 
 def interocular(condition_J3: np.ndarray, height: int, width: int) -> float:

@@ -111,7 +111,7 @@ def _in_pieces(x_BCHW: Tensor, order_BU: Tensor) -> Tensor:
 def _loss(net: KeypointDetector, x_BCHW: Tensor, joints_BJ3: Tensor, shows_B: Tensor) -> Tensor:
     """Squared errors of place (mean over the visible joints of a portrait) and of shape (what is left at each joint),
     in units of their usual size, and the cross-entropy of being visible."""
-    found_BJ3 = net(x_BCHW)
+    found_BJ3: Tensor = net(x_BCHW)
     visible_BJ = (joints_BJ3[..., 2] > 0) & shows_B[:, None]
     share_BJ1 = (visible_BJ / visible_BJ.sum(dim=1, keepdim=True).clamp(min=1))[..., None]
     apart_BJ2 = found_BJ3[..., :2] - joints_BJ3[..., :2]

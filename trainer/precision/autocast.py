@@ -19,8 +19,16 @@ from trainer.config import PrecisionConfig
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-Network = TypeVar("Network", bound=nn.Module)
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ComputingModule(nn.Module):
+    """A network that may be told to compute in another format than its weights have; None: in theirs."""
+
+    compute_dtype: torch.dtype | None = None
+
+
+Network = TypeVar("Network", bound=ComputingModule)
 
 
 def computing_in(network: Network, precision: PrecisionConfig) -> Network:
@@ -30,16 +38,16 @@ def computing_in(network: Network, precision: PrecisionConfig) -> Network:
 
 
 def in_compute_dtype(
-    method: Callable[Concatenate[nn.Module, Tensor, Given], Result],
-) -> Callable[Concatenate[nn.Module, Tensor, Given], Result]:
+    method: Callable[Concatenate[Network, Tensor, Given], Result],
+) -> Callable[Concatenate[Network, Tensor, Given], Result]:
     """A method of a network that runs under autocast to the network's format; unchanged for fp32, or if never told.
 
     The first argument is a tensor on the device of the network.
     """
 
     @functools.wraps(method)
-    def run(network: nn.Module, first: Tensor, *rest: Given.args, **named: Given.kwargs) -> Result:
-        dtype = getattr(network, "compute_dtype", None)
+    def run(network: Network, first: Tensor, /, *rest: Given.args, **named: Given.kwargs) -> Result:
+        dtype = network.compute_dtype
         if dtype is None:
             return method(network, first, *rest, **named)
         with torch.autocast(first.device.type, dtype=dtype):

@@ -36,9 +36,11 @@ class PaddedRows(nn.Module):
         x_MK = x.flatten(0, -2)
         missing = -len(x_MK) % MULTIPLE
         if not missing:
-            return self.layer(x)
-        y_MN = self.layer(pad(x_MK, (0, 0, 0, missing)))[: len(x_MK)]
-        return y_MN.unflatten(0, x.shape[:-1])
+            y: Tensor = self.layer(x)
+            return y
+        y_MN: Tensor = self.layer(pad(x_MK, (0, 0, 0, missing)))[: len(x_MK)]
+        y = y_MN.unflatten(0, x.shape[:-1])
+        return y
 
 
 def layers_of(module: nn.Module) -> Iterator[Layer]:

@@ -34,7 +34,7 @@ class LossScaling:
         self.is_on = precision.compute == "fp16"
         self.skipped_steps = 0
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.is_on)
-        self._judged = _Judged(parameters)
+        self._judged: Any = _Judged(parameters)  # torch declares an Optimizer, and uses no more of it than this has
         self._one = torch.ones((), device=device)
         self._scale = 1.0
 
