@@ -120,13 +120,12 @@ def _compute(
             answers = encode(ahead.popleft().result())
             read_more()
             assert len(answers) == len(jobs), "one answer per image"
-            for job, made in zip(jobs, answers, strict=True):
+            for job, answer in zip(jobs, answers, strict=True):
                 if job.state == "done":
                     continue
+                made = checked(work, answer)
                 assert job.inputs is not None, "only images that have what the pass needs are asked for"
-                written.append(
-                    writers.submit(samples.keep, job.entry.id, work.artefact, recipe, job.inputs, checked(work, made))
-                )
+                written.append(writers.submit(samples.keep, job.entry.id, work.artefact, recipe, job.inputs, made))
                 _count(outcome, job, made)
                 advance(1)
             while len(written) > 2 * work.batch * WRITERS:
