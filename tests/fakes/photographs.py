@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def put(folder: Path, **files: bytes) -> None:
-    """Write files; `a__b_png` becomes a/b.png."""
+def put(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their paths below a folder."""
     for name, content in files.items():
-        path = folder / ".".join(name.replace("__", "/").rsplit("_", 1))
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
@@ -64,7 +65,9 @@ def icc_profile(space: str, gamma: float, primaries: tuple[tuple[float, float, f
         directory += name + struct.pack(">II", begin + len(body), len(content))
         body += content + bytes(-len(content) % 4)
     header = bytearray(128)
-    struct.pack_into(">I4sI4s4s4s", header, 0, begin + len(body), b"lcms", 0x02100000, b"mntr", space.ljust(4).encode(), b"XYZ ")
+    struct.pack_into(
+        ">I4sI4s4s4s", header, 0, begin + len(body), b"lcms", 0x02100000, b"mntr", space.ljust(4).encode(), b"XYZ "
+    )
     struct.pack_into(">6H4s", header, 24, 2020, 1, 1, 0, 0, 0, b"acsp")
     struct.pack_into(">3i", header, 68, *(round(value * 65536) for value in white))
     return bytes(header) + directory + body
