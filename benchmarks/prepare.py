@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.train_step import spread
-from tests.fakes.photographs import write_portrait
+from tests.fakes.picture_folder import write_portrait
 from trainer.prepare.ingest import ingest
 from trainer.prepare.ingest.crop import make_crop
 from trainer.prepare.manifest import Part

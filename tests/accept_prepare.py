@@ -36,7 +36,7 @@ TRAINING: dict[str, Any] = {
 def prepared(bench: Bench) -> None:
     """Photographs, shards, verify, training with every stream, a new prompt; killed ten times, the same bytes."""
     photos, whole, killed = (bench.home(name) for name in ("photos", "whole", "killed"))
-    bench.run(".venv/bin/python", "-m", "tests.fakes.photographs", str(photos), "--portraits", str(PORTRAITS))
+    bench.run(".venv/bin/python", "-m", "tests.fakes.picture_folder", str(photos), "--portraits", str(PORTRAITS))
     begun = time.monotonic()
     bench.run(*_prepare(photos, whole))
     bench.notes["prepare_s"] = round(time.monotonic() - begun, 1)
