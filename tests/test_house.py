@@ -241,10 +241,18 @@ def test_declared_dependencies_are_used_and_used_ones_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [
         *project["dependencies"],
-        *(name for extra in ("trainer", "encoders") for name in project["optional-dependencies"][extra]),
+        *(name for extra in ("trainer", "encoders", "prepare") for name in project["optional-dependencies"][extra]),
     ]
     names = {re.split(r"[<>=\[;~! ]", line)[0].lower() for line in declared}
-    modules = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml", "pillow": "PIL", "protobuf": "google"}
+    modules = {
+        "nvidia-ml-py": "pynvml",
+        "pyyaml": "yaml",
+        "pillow": "PIL",
+        "protobuf": "google",
+        "huggingface-hub": "huggingface_hub",
+    }
+    extras = project["optional-dependencies"]
+    assert [line.replace("-gpu", "") for line in extras["prepare-gpu"]] == extras["prepare"], "they differ in one wheel"
     used = {name.split(".")[0] for path in sources(*PACKAGES) for name in imported(path)}
     assert {modules.get(name, name) for name in names} == {
         name
