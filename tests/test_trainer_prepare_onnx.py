@@ -13,6 +13,7 @@ import pytest
 from trainer.errors import DataError, UsageError
 from trainer.prepare.onnx_session import CPU, CUDA, OnnxFile, opened, revision
 from trainer.prepare.tiny.onnx_graph import OnnxGraph
+from trainer.prepare.tiny.onnx_models import pose_folder
 
 REMEDY = "download small.onnx from somewhere"
 
@@ -155,3 +156,18 @@ def test_a_missing_package_is_named_with_its_extras(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf"package {package}: pip install 'armature\[prepare\]'.*prepare-gpu"):
         revision(file)
+
+
+def test_stand_ins_that_cannot_be_built_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnx", None)
+        with pytest.raises(UsageError, match="package onnx: pip install"):
+            pose_folder()
+    (tmp_path / "armature").touch()
+    with pytest.raises(DataError, match="tiny-dwpose-1 cannot be made"):
+        pose_folder()
+    (tmp_path / "armature").unlink()
+    folder = pose_folder()
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
+    assert pose_folder() == folder

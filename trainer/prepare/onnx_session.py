@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,7 @@ def opened(file: OnnxFile, device: str) -> Iterator[OnnxModel]:
     One thread, or as many as OMP_NUM_THREADS says. Raises DataError if the file is missing or broken, is another
     network, or if cuda is asked for and not to be had; UsageError if a package is missing.
     """
-    onnxruntime = _package("onnxruntime")
+    onnxruntime = needed_package("onnxruntime")
     _refuse_missing(file)
     chosen = _providers(onnxruntime, device)
     settings = onnxruntime.SessionOptions()
@@ -124,8 +125,8 @@ def revision(file: OnnxFile) -> str:
 
     Raises DataError if one of them is missing or it is no network, UsageError if a package is missing.
     """
-    _package("onnxruntime")  # what will be needed is missed now, before anything is made
-    onnx = _package("onnx")
+    needed_package("onnxruntime")  # what will be needed is missed now, before anything is made
+    onnx = needed_package("onnx")
     from google.protobuf.message import DecodeError
 
     _refuse_missing(file)
@@ -146,9 +147,8 @@ def revision(file: OnnxFile) -> str:
     return digest.hexdigest()
 
 
-def _package(name: str) -> ModuleType:
-    import importlib
-
+def needed_package(name: str) -> ModuleType:
+    """A package of the extras. Raises UsageError with what to install."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -17,6 +17,7 @@ from trainer.data.parts import SAPIENS_CLASSES
 from trainer.data.shapes import POSE_JOINTS
 from trainer.errors import DataError
 from trainer.prepare.cache import cache_folder
+from trainer.prepare.onnx_session import needed_package
 from trainer.prepare.tiny.onnx_graph import OnnxGraph
 
 LABEL = "random stand-in (seed 0): says nothing about poses"
@@ -28,12 +29,12 @@ _SIDE, _FEATURES, _COARSEST, _LAST_CELL = 640, 85, 32, 19
 
 
 def pose_folder() -> Path:
-    """The folder with a detector and a network of joints, built if it is not there. Raises DataError."""
+    """The folder with a detector and a network of joints, built if it is not there. Raises DataError or UsageError."""
     return _built("dwpose", {DETECTOR: write_detector, POSE_MODEL: write_pose_model})
 
 
 def segmentation_folder() -> Path:
-    """The folder with a network of part maps, built if it is not there. Raises DataError."""
+    """The folder with a network of part maps, built if it is not there. Raises DataError or UsageError."""
     return _built("segmentation", {SEGMENTATION: write_segmentation})
 
 
@@ -103,6 +104,7 @@ def _built(name: str, files: dict[str, Callable[[Path], None]]) -> Path:
     folder = cache_folder() / f"tiny-{name}-{VERSION}"
     if folder.is_dir():
         return folder
+    needed_package("onnx")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
