@@ -21,6 +21,7 @@ from trainer.prepare.sizes import check_side
 from trainer.prepare.table import OPTIONAL, PASSES, chosen_passes
 
 PACK = "pack"
+_SERVER = CaptionServer("", "")  # its defaults
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,6 +61,7 @@ def _run(work: Pass, samples: Samples, manifest: Manifest) -> Outcome:
     outcome = run_pass(work, samples, manifest)
     print(f"{work.artefact}: {outcome.made:,} made, {outcome.done:,} were there", end="")
     print(f", {len(outcome.failed):,} failed" if outcome.failed else "", end="")
+    print(f", {outcome.undetected:,} show nobody" if outcome.undetected else "", end="")
     print(f", {len(outcome.waiting):,} wait for {' and '.join(work.needs)}" if outcome.waiting else "", flush=True)
     return outcome
 
@@ -163,10 +165,10 @@ def _parser() -> argparse.ArgumentParser:
     captions = parser.add_argument_group("captions (default: a .txt file beside each photograph)")
     captions.add_argument("--caption-url", metavar="URL", help="a vision model behind Ollama or an OpenAI-like server")
     captions.add_argument("--caption-model", metavar="NAME", help="its name there")
-    captions.add_argument("--caption-timeout-s", type=float, default=CaptionServer.timeout_s, metavar="S")
-    captions.add_argument("--caption-tries", type=_positive, default=CaptionServer.tries, metavar="N")
-    captions.add_argument("--caption-requests", type=_positive, default=CaptionServer.requests, metavar="N")
-    captions.add_argument("--caption-tokens", type=_positive, default=CaptionServer.most_tokens, metavar="N")
+    captions.add_argument("--caption-timeout-s", type=float, default=_SERVER.timeout_s, metavar="S")
+    captions.add_argument("--caption-tries", type=_positive, default=_SERVER.tries, metavar="N")
+    captions.add_argument("--caption-requests", type=_positive, default=_SERVER.requests, metavar="N")
+    captions.add_argument("--caption-tokens", type=_positive, default=_SERVER.most_tokens, metavar="N")
     return parser
 
 

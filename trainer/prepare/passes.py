@@ -63,10 +63,25 @@ class Pass(Protocol):
     made from: `image` and `caption` reach it through `Inputs`. `batch` is the most images it is asked for at once.
     """
 
-    artefact: str
-    files: tuple[str, ...]
-    needs: tuple[str, ...]
-    batch: int
+    @property
+    def artefact(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What it consists of."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it is made from."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """The most images of one call, at least 1."""
+        ...
 
     @property
     def recipe(self) -> Recipe:

@@ -32,13 +32,14 @@ IMAGE_FILE, CAPTION_FILE = "image.npy", "caption.txt"
 @dataclass(slots=True)
 class Outcome:
     """What a pass did: images that were `done` before, `made` now, `failed` (id, reason), and ids still `waiting` for
-    an artefact that the pass needs."""
+    an artefact that the pass needs. Of those made now, `undetected` show nothing of what the pass looks for."""
 
     artefact: str
     done: int = 0
     made: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
+    undetected: int = 0
 
     @property
     def total(self) -> int:
@@ -157,6 +158,7 @@ def _count(outcome: Outcome, job: Job, made: Made | Failed) -> None:
         outcome.failed.append((job.entry.id, made.reason))
     else:
         outcome.made += 1
+        outcome.undetected += made.facts.get("detected") is False
 
 
 def _read(samples: Samples, manifest: Manifest, work: Pass, jobs: Sequence[Job]) -> list[Inputs]:

@@ -1,1 +1,1 @@
-"""Small random encoders with the shapes of the real ones, for where there are no weights and no network."""
+"""Small random stand-ins for the encoders, with the real shapes of inputs and outputs."""
