@@ -224,6 +224,7 @@ class ShardSource:
         """What was decided about the set."""
         stored = self._set.side
         notes = [f"shards: {len(self._places)} samples in {len(self._set.folders)} buckets, stored at {stored}"]
+        notes += self._set.labels
         if config.data.size < stored:
             notes.append(f"stored images of {stored} are reduced to {config.data.size}")
         for what, ids, all_ids in (("validated", self.held_out_ids, held_out), ("probed", self.probe_ids, probe)):
