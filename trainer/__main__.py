@@ -19,6 +19,7 @@ _USAGE = """usage: python -m trainer COMMAND …
   evaluate RUN_DIR …                                                     full validation of a checkpoint
   autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
+  prepare PHOTOS --out DATA …                                            a folder of photographs as training shards
   tune CONFIG [--out F] …                                                the fastest way to make the same step
   fit-basis CONFIG --out F                                               the subspace of AsymFlow, from training images
   fit-pose CONFIG --out F                                                fit the detector that scores poses
@@ -100,6 +101,12 @@ def _sample(argv: list[str]) -> int:
     return sample(argv)
 
 
+def _prepare(argv: list[str]) -> int:
+    from trainer.prepare.command import main as prepare
+
+    return prepare(argv)
+
+
 def _tune(argv: list[str]) -> int:
     from trainer.tuning.command import main as tune
 
@@ -136,6 +143,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "autopsy": _autopsy,
     "sample": _sample,
+    "prepare": _prepare,
     "tune": _tune,
     "fit-basis": _fit_basis,
     "fit-pose": _fit_pose,
