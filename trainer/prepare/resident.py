@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from trainer.errors import DataError
 from trainer.evaluate.perceptual import ensure_torchvision
 from trainer.prepare.passes import Encode, Failed, Inputs, Made
 from trainer.prepare.pretrained import Kind, Source, content_hash
+
+_TALKATIVE = ("torchao", "torch.utils._pytree")
+"""Loggers that warn, when transformers is imported, of extensions that nobody here uses."""
 
 
 def choose_device(asked: str) -> torch.device:
@@ -87,6 +91,8 @@ def load_model(class_name: str, source: Source, kind: Kind, dtype: torch.dtype, 
 def import_transformers() -> Any:
     """The package, without its progress bars and its remarks on weights that this model does not use."""
     ensure_torchvision()  # transformers fails to import beside a torchvision that cannot load its operators
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
