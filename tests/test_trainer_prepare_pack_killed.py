@@ -60,35 +60,59 @@ def can_be_trained_on(root: Path) -> bool:
     return True
 
 
-def points(whole: Prepared, data: Path, manifest: Manifest) -> list[int]:
-    """Where to kill: the first and the last steps, and others that a seed draws."""
-    total = steps_of(data, lambda: pack(data, manifest, 1))
-    assert total > 30, "there is much to be interrupted"
-    return sorted({1, 2, 3, total - 1, total, *random.Random(4).sample(range(4, total - 1), POINTS)})
+def points(total: int) -> list[int]:
+    """The first and the last steps, and others that a seed draws."""
+    return sorted({1, 2, total - 1, total, *random.Random(4).sample(range(3, total - 1), POINTS)})
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-def test_killed_anywhere_it_ends_with_the_same_bytes(whole: Prepared, tmp_path: Path, is_first: bool) -> None:
-    """From nothing, and from shards of another seed and of an image and a bucket more."""
-    fewer = whole.without(*(entry.id for entry in whole.manifest.images if entry.bucket == BUCKETS[3].name))
-    manifest = whole.manifest if is_first else Manifest(fewer.photos, fewer.images[1:])
-    fresh, old = beside(whole, tmp_path / "fresh"), None
-    pack(fresh, manifest, 1)
+def killed_while_packing(whole: Prepared, data: Path, old: Path | None, manifest: Manifest, step: int) -> Path:
+    """A set in which packing with seed 1 was killed when it touched a file below shards/ for the `step`-th time."""
+    beside(whole, data, old)
+    assert killed_at(step, data / "shards", lambda: pack(data, manifest, 1))
+    return data
+
+
+def shards_of(root: Path) -> dict[str, bytes]:
+    """What lies there, what is half-written aside."""
+    return {name: content for name, content in tree(root).items() if not name.endswith(".part")}
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(whole: Prepared, tmp_path: Path) -> None:
+    fresh = beside(whole, tmp_path / "fresh")
+    pack(fresh, whole.manifest, 1)
     expected = tree(fresh / "shards")
-    if not is_first:
-        old = beside(whole, tmp_path / "old") / "shards"
-        pack(old.parent, whole.manifest, 0)
-    for step in points(whole, beside(whole, tmp_path / "counted", old), manifest):
-        data = beside(whole, tmp_path / f"killed-{step}", old)
-        assert killed_at(step, data, lambda data=data: pack(data, manifest, 1))
-        left = tree(data / "shards")
-        unfinished = {name for name in left if name.endswith(".part")}
-        seen = {name: content for name, content in left.items() if name not in unfinished}
-        assert not can_be_trained_on(data / "shards") or seen in (expected, old and tree(old)), f"step {step}"
-        sweep(data / "shards")
-        pack(data, manifest, 1)
+    counted = beside(whole, tmp_path / "counted")
+    total = steps_of(counted, lambda: pack(counted, whole.manifest, 1))
+    for step in points(total):
+        data = beside(whole, tmp_path / f"killed-{step}")
+        assert killed_at(step, data, lambda data=data: pack(data, whole.manifest, 1))
+        assert not can_be_trained_on(data / "shards") or shards_of(data / "shards") == expected, f"step {step}"
+        sweep(data)
+        pack(data, whole.manifest, 1)
         assert tree(data / "shards") == expected, f"step {step}"
         shutil.rmtree(data)
+
+
+def test_killed_while_shards_are_replaced_it_goes_on_or_back(whole: Prepared, tmp_path: Path) -> None:
+    """At every step: from shards of another seed, of an image and of a bucket more."""
+    square = [entry for entry in whole.manifest.images if entry.bucket == BUCKETS[0].name]
+    fewer = Manifest(whole.manifest.photos, tuple(square[1:]))
+    fresh, old = beside(whole, tmp_path / "fresh"), beside(whole, tmp_path / "old") / "shards"
+    pack(fresh, fewer, 1)
+    pack(old.parent, whole.manifest, 0)
+    expected, before = tree(fresh / "shards"), tree(old)
+    counted = beside(whole, tmp_path / "counted", old)
+    total = steps_of(counted / "shards", lambda: pack(counted, fewer, 1))
+    assert total > 20, "there is much to be interrupted"
+    for step in range(1, total + 1):
+        data = killed_while_packing(whole, tmp_path / f"killed-{step}", old, fewer, step)
+        assert not can_be_trained_on(data / "shards") or shards_of(data / "shards") in (expected, before), f"{step}"
+        sweep(data / "shards")
+        back = beside(whole, tmp_path / f"back-{step}", data / "shards")
+        for one, manifest, seed, wanted in ((data, fewer, 1, expected), (back, whole.manifest, 0, before)):
+            pack(one, manifest, seed)
+            assert tree(one / "shards") == wanted, f"step {step}, seed {seed}"
+            shutil.rmtree(one)
 
 
 def test_killed_again_and_again_it_comes_to_an_end(whole: Prepared, tmp_path: Path) -> None:

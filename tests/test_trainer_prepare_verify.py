@@ -114,9 +114,9 @@ def _forget_file(data: bytes) -> bytes:
     return json.dumps(record).encode()
 
 
-def _joint(x: float) -> np.ndarray:
-    joints_J3 = np.full((133, 3), 0.5, np.float32)
-    joints_J3[7, 0] = x
+def _joint(x: float, confidence: float = 0.5) -> np.ndarray:
+    joints_J3 = np.full((133, 3), 0.5, np.float16)
+    joints_J3[7, ::2] = x, confidence
     return joints_J3
 
 
@@ -151,10 +151,13 @@ DAMAGE: dict[str, tuple[str, str, Plant, str]] = {
     "empty feature": ("wrong shape", "dinov3", _made("dinov3", dinov3__npy=np.ones(0, np.float16)), "not empty"),
     "patch missing": ("wrong grid", "dinov3", _made("dinov3", dinov3_patches__npy=_text(255)), "255 .* 16 x 16"),
     "not a number": ("not finite", "pose", _made("pose", pose__npy=_joint(np.nan)), "1 values"),
-    "beyond half precision": (
-        "not finite", "dinov3", _made("dinov3", dinov3__npy=np.full(WIDTH, 1e5, np.float32)), f"{WIDTH} values"
+    "more than half precision holds": (
+        "not finite", "dinov3", _made("dinov3", dinov3__npy=np.full(WIDTH, np.inf, np.float16)), f"{WIDTH} values"
     ),
     "joints in pixels": ("out of range", "pose", _made("pose", pose__npy=_joint(200.0)), "a joint at 200"),
+    "out of the image": ("out of range", "pose", _made("pose", pose__npy=_joint(-1.1)), "a joint at 1.09"),
+    "a raw score": ("out of range", "pose", _made("pose", pose__npy=_joint(0, 1.5)), "confidences from 0.5 to 1.5"),
+    "a joint nobody saw": ("out of range", "pose", _made("pose", pose__npy=_joint(0.5, 0)), "lies somewhere"),
     "class 28": ("out of range", "seg", _made("seg", seg__npy=np.full((256, 256), 28, np.uint8)), "the class 28"),
     "padded text": ("text mask", "t5", _made("t5", t5h__npy=_text(9), t5m__npy=np.eye(9, dtype=np.uint8)[0]), "1 ones"),
     "mask of another length": ("text mask", "t5", _made("t5", t5h__npy=_text(9), t5m__npy=_ones(8)), r"\(8,\)"),
@@ -356,16 +359,27 @@ def test_what_does_not_belong_is_named_and_never_removed(
         "notes.txt",
         f"samples/{prepared.ids[0][:2]}/{prepared.ids[0]}/depth.npy",
         "shards/bucket_256x256/shard-000007.tar",
+        "samples/list.txt",
+        f"samples/{prepared.ids[0][:2]}/portrait.jpg",
     ]
     for name in strangers:
         (prepared.data / name).write_bytes(b"mine")
-    write_manifest(prepared.data, prepared.without(prepared.ids[-1]), Part())  # a photograph that is gone
-    strangers.append(f"samples/{prepared.ids[-1][:2]}/{prepared.ids[-1]}")
     assert main(["verify", str(prepared.data), "--fix", "--json"]) == 65
     answer = json.loads(capsys.readouterr().out)
     assert {one["path"] for one in answer["findings"] if one["kind"] == "unknown file"} == {*strangers}
     assert answer["mended"] == {"artefacts": 0, "shards": 0}
     assert all((prepared.data / name).exists() for name in strangers)
+
+
+def test_photographs_that_are_gone_are_counted_and_no_damage(
+    prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = prepared.without(prepared.ids[-1])
+    write_manifest(prepared.data, fewer, Part())
+    assert kinds(prepared) == {"other sample"}, "until it is packed again"
+    pack(prepared.data, fewer, 0)
+    assert main(["verify", str(prepared.data)]) == 0
+    assert "1 folders below samples/ are of photographs that are gone" in capsys.readouterr().out
 
 
 def test_what_to_run_is_said(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,19 +14,19 @@ import numpy as np
 
 from trainer.data.npy import parse_npy
 from trainer.data.parts import SAPIENS_CLASSES
-from trainer.data.shapes import FARTHEST_JOINT, POSE_JOINTS, SHARD_TOKENS
+from trainer.data.shapes import POSE_JOINTS, SHARD_TOKENS
 from trainer.data.shard_set import FEATURE_CELL
 from trainer.prepare.artefacts import CAPTION_FILE
 from trainer.prepare.finding import Wrong
 
 Check = Callable[[Mapping[str, bytes], tuple[int, int]], None]
 """(content by name of the file, (height, width) of the image in pixels) -> None, or raises Wrong."""
-_PIXELS, _FLOATS = ("uint8",), ("float16", "float32")
+_BYTES, _HALVES = "uint8", "float16"
 
 
 def check_image(files: Mapping[str, bytes], size: tuple[int, int]) -> None:
     """uint8 (3, H, W)."""
-    image_CHW = _array(files, "image.npy", _PIXELS)
+    image_CHW = _array(files, "image.npy", _BYTES)
     _shaped("image.npy", image_CHW, (3, *size))
 
 
@@ -43,7 +43,7 @@ def check_caption(files: Mapping[str, bytes], _size: tuple[int, int]) -> None:
 def check_text(files: Mapping[str, bytes], _size: tuple[int, int]) -> None:
     """Features (T, D) of the tokens that count, T at most 512, and a mask of T ones."""
     hidden_TD = _features(files, "t5h.npy", 2)
-    mask_T = _array(files, "t5m.npy", _PIXELS)
+    mask_T = _array(files, "t5m.npy", _BYTES)
     tokens = len(hidden_TD)
     if tokens > SHARD_TOKENS:
         raise Wrong("text mask", "t5h.npy", f"{tokens} tokens", f"at most {SHARD_TOKENS}")
@@ -64,18 +64,23 @@ def check_dinov3(files: Mapping[str, bytes], size: tuple[int, int]) -> None:
 
 
 def check_pose(files: Mapping[str, bytes], _size: tuple[int, int]) -> None:
-    """(133, 3): x and y where [-1, 1] is the frame, and a score; a joint without a score may lie anywhere."""
-    joints_J3 = _finite("pose.npy", _array(files, "pose.npy", _FLOATS))
+    """(133, 3): x and y in [-1, 1] over the image, confidence in [0, 1]; a joint without one lies at (0, 0)."""
+    joints_J3 = _finite("pose.npy", _array(files, "pose.npy", _HALVES))
     _shaped("pose.npy", joints_J3, (POSE_JOINTS, 3))
-    seen_J2 = joints_J3[joints_J3[:, 2] > 0, :2]
-    farthest = float(np.abs(seen_J2).max(initial=0.0))
-    if farthest > FARTHEST_JOINT:
-        raise Wrong("out of range", "pose.npy", f"a joint at {farthest:g}", f"at most {FARTHEST_JOINT:g}: no pixels")
+    place_J2, confidence_J = joints_J3[:, :2], joints_J3[:, 2]
+    farthest = float(np.abs(place_J2).max())
+    if farthest > 1.0:
+        raise Wrong("out of range", "pose.npy", f"a joint at {farthest:g}", "[-1, 1], the image")
+    lowest, highest = float(confidence_J.min()), float(confidence_J.max())
+    if lowest < 0.0 or highest > 1.0:
+        raise Wrong("out of range", "pose.npy", f"confidences from {lowest:g} to {highest:g}", "[0, 1]")
+    if place_J2[confidence_J == 0.0].any():
+        raise Wrong("out of range", "pose.npy", "a joint of confidence 0 that lies somewhere", "(0, 0)")
 
 
 def check_seg(files: Mapping[str, bytes], size: tuple[int, int]) -> None:
     """uint8 (H, W), the classes of Sapiens."""
-    parts_HW = _array(files, "seg.npy", _PIXELS)
+    parts_HW = _array(files, "seg.npy", _BYTES)
     _shaped("seg.npy", parts_HW, size)
     highest = int(parts_HW.max())
     if highest >= len(SAPIENS_CLASSES):
@@ -94,8 +99,8 @@ CHECKS: Mapping[str, Check] = {
 
 
 def _features(files: Mapping[str, bytes], name: str, dimensions: int) -> np.ndarray:
-    """Floats that half precision can hold, no axis empty."""
-    features = _array(files, name, _FLOATS)
+    """Half precision, finite, no axis empty."""
+    features = _array(files, name, _HALVES)
     if features.ndim != dimensions or not features.size:
         wanted = "(D,)" if dimensions == 1 else "(N, D)"
         raise Wrong("wrong shape", name, str(features.shape), f"{wanted}, not empty")
@@ -103,10 +108,9 @@ def _features(files: Mapping[str, bytes], name: str, dimensions: int) -> np.ndar
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        wrong = int(np.count_nonzero(~np.isfinite(array.astype(np.float16))))
+    wrong = int(np.count_nonzero(~np.isfinite(array)))
     if wrong:
-        raise Wrong("not finite", name, f"{wrong} values that half precision cannot hold", "none")
+        raise Wrong("not finite", name, f"{wrong} values that are not finite", "none")
     return array
 
 
@@ -115,11 +119,11 @@ def _shaped(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         raise Wrong("wrong shape", name, str(array.shape), str(shape))
 
 
-def _array(files: Mapping[str, bytes], name: str, types: tuple[str, ...]) -> np.ndarray:
+def _array(files: Mapping[str, bytes], name: str, type: str) -> np.ndarray:
     try:
         array = parse_npy(files[name])
     except ValueError as error:
         raise Wrong("no array", name, str(error), "a whole .npy file") from None
-    if array.dtype.name not in types:
-        raise Wrong("wrong type", name, array.dtype.name, " or ".join(types))
+    if array.dtype.name != type:
+        raise Wrong("wrong type", name, array.dtype.name, type)
     return array

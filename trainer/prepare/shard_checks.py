@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 from trainer.data.split import split
 from trainer.data.tar_index import Entry, index_tar
 from trainer.errors import DataError
-from trainer.prepare.artefacts import CAPTION_FILE, JSON_MEMBER, array_members
+from trainer.prepare.artefacts import CAPTION_FILE, JSON_MEMBER
 from trainer.prepare.finding import Finding, Kind
 from trainer.prepare.image_checks import is_unfinished
 from trainer.prepare.recipe import Recipe
@@ -139,8 +139,3 @@ def _differences(own: Mapping[str, str], members: tuple[str, ...], files: Mappin
     other = [name for name in members if own[name] != files.get(name)]
     more = sorted(own.keys() - {JSON_MEMBER, *members})
     return f"another {other[0]}" if other else f"{more[0]}, which no recipe has" if more else ""
-
-
-def members_of(index: ShardIndex) -> tuple[str, ...]:
-    """What every sample of a packed set has beside `json`."""
-    return array_members(index.recipes)

@@ -11,37 +11,44 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import EXIT_DATA, EXIT_DONE, DataError, UsageError
+from trainer.prepare.artefacts import array_members
 from trainer.prepare.finding import Finding
 from trainer.prepare.image_checks import check_artefacts, is_unfinished, unknown_files
 from trainer.prepare.lock import only_here
-from trainer.prepare.manifest import ImageEntry, Manifest, whole_manifest
+from trainer.prepare.manifest import ImageEntry, whole_manifest
 from trainer.prepare.pack import SHARDS
 from trainer.prepare.progress import bar
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.recipes import FILE, read_recipes
 from trainer.prepare.records import Samples, cannot_write
-from trainer.prepare.shard_checks import Checked, check_index, check_shard, members_of, unknown_shard_files
+from trainer.prepare.shard_checks import check_index, check_shard, unknown_shard_files
 from trainer.prepare.shard_index import INDEX, ShardIndex, read_index
 from trainer.prepare.shard_tar import plan_file
-from trainer.prepare.states import look_up
+from trainer.prepare.states import ImageState, look_up
 
 _MOST_THREADS = 16
 _OWN = re.compile(rf"manifest(-\d+-of-\d+)?\.json|{re.escape(FILE)}|card\.(md|png)|\.lock(-\d+-of-\d+)?|samples|shards")
+_ID = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """How much was read, and everything that was found: images in the order of the manifest, then shards."""
+    """How much was read, and everything that was found: images in the order of the manifest, then shards.
+
+    `gone` folders hold what was made for photographs that the set no longer has; nothing reads them, and they are right
+    again when the photographs are back.
+    """
 
     images: int
     shards: int
+    gone: int
     findings: tuple[Finding, ...]
 
 
@@ -50,34 +57,31 @@ def verify(data: Path) -> Verified:
 
     Raises DataError if it is no prepared set.
     """
-    manifest, recipes = whole_manifest(data), read_recipes(data)
+    images, recipes = whole_manifest(data).images, read_recipes(data)
     index, findings = _read_index(data)
     shards = list(index.shards) if index is not None else []
-    checked: list[Checked] = []
     with (
         ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "verify") as readers,
-        bar("verify", len(manifest.images) + len(shards)) as advance,
+        bar("verify", len(images) + len(shards)) as advance,
     ):
-        files: dict[str, Mapping[str, str]] = {}
-
-        def check_image(entry: ImageEntry) -> tuple[str, dict[str, str], list[Finding]]:
-            samples = Samples(data)
-            state = look_up(samples, entry, recipes)
-            found = [*check_artefacts(samples, state, recipes), *unknown_files(samples, entry)]
-            return entry.id, state.files if state.is_done else {}, found
-
-        for id, hashes, found in readers.map(check_image, manifest.images):
+        whole: dict[str, Mapping[str, str]] = {}
+        for state, found in readers.map(lambda entry: _check_image(data, entry, recipes), images):
             findings += found
-            if hashes:
-                files[id] = hashes
+            if state.is_done:
+                whole[state.entry.id] = state.files
             advance(1)
-        members = members_of(index) if index is not None else ()
-        for one in readers.map(lambda shard: check_shard(data / SHARDS, *shard, members, files), shards):
+        members = array_members(index.recipes) if index is not None else ()
+        checked = []
+        for one in readers.map(lambda shard: check_shard(data / SHARDS, *shard, members, whole), shards):
             checked.append(one)
+            findings += one.findings
             advance(1)
-    findings += [finding for one in checked for finding in one.findings]
-    findings += _check_set(data, manifest, recipes, index, checked)
-    return Verified(len(manifest.images), len(shards), tuple(findings))
+    if index is not None:
+        if all(one.ids for one in checked):
+            findings += check_index(index, tuple(id for one in checked for id in one.ids), recipes)
+        findings += unknown_shard_files(data / SHARDS, index)
+    gone, unknown = _strangers(data, {entry.id for entry in images})
+    return Verified(len(images), len(shards), gone, (*findings, *unknown))
 
 
 def mend(data: Path, findings: Sequence[Finding]) -> tuple[int, int]:
@@ -115,6 +119,12 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DATA if verified.findings else EXIT_DONE
 
 
+def _check_image(data: Path, entry: ImageEntry, recipes: Mapping[str, Recipe]) -> tuple[ImageState, list[Finding]]:
+    samples = Samples(data)
+    state = look_up(samples, entry, recipes)
+    return state, [*check_artefacts(samples, state, recipes), *unknown_files(samples, entry)]
+
+
 def _read_index(data: Path) -> tuple[ShardIndex | None, list[Finding]]:
     path = f"{SHARDS}/{INDEX}"
     try:
@@ -125,26 +135,20 @@ def _read_index(data: Path) -> tuple[ShardIndex | None, list[Finding]]:
     return index, [] if is_packed else [Finding("broken index", path, "no file", "the index of the shards beside it")]
 
 
-def _check_set(
-    data: Path,
-    manifest: Manifest,
-    recipes: Mapping[str, Recipe],
-    index: ShardIndex | None,
-    checked: Sequence[Checked],
-) -> Iterator[Finding]:
-    """What is wrong with the set as a whole, and what lies in it that is not its own."""
-    if index is not None:
-        if all(one.ids for one in checked):
-            yield from check_index(index, tuple(id for one in checked for id in one.ids), recipes)
-        yield from unknown_shard_files(data / SHARDS, index)
-    for path in sorted(data.iterdir()):
-        if not _OWN.fullmatch(path.name) and not is_unfinished(path):
-            yield Finding("unknown file", path.name, "a file or folder", "nothing")
-    folders = {Samples(data).folder(entry.id) for entry in manifest.images}
-    for path in sorted((data / "samples").glob("*/*")):
-        if path not in folders:
-            relative = path.relative_to(data).as_posix()
-            yield Finding("unknown file", relative, "what was made for an image that is gone", "nothing")
+def _strangers(data: Path, ids: Collection[str]) -> tuple[int, list[Finding]]:
+    """How many images are gone whose artefacts are still there, and what in the set is not its own."""
+    gone, unknown = 0, [path for path in data.iterdir() if not _OWN.fullmatch(path.name)]
+    for folder in (data / "samples").glob("*"):
+        if not folder.is_dir():
+            unknown.append(folder)
+            continue
+        for path in folder.iterdir():
+            if path.is_dir() and _ID.fullmatch(path.name) and path.name.startswith(folder.name):
+                gone += path.name not in ids
+            else:
+                unknown.append(path)
+    named = sorted(path.relative_to(data).as_posix() for path in unknown if not is_unfinished(path))
+    return gone, [Finding("unknown file", name, "a file or folder", "nothing") for name in named]
 
 
 def _advice(data: Path, findings: Sequence[Finding], mended: tuple[int, int] | None) -> str:
@@ -168,6 +172,7 @@ def _as_json(verified: Verified, mended: tuple[int, int] | None, advice: str) ->
     return {
         "images": verified.images,
         "shards": verified.shards,
+        "gone": verified.gone,
         "findings": [finding.as_json() for finding in verified.findings],
         "mended": None if mended is None else {"artefacts": mended[0], "shards": mended[1]},
         "next": advice,
@@ -179,6 +184,8 @@ def _tell(verified: Verified, advice: str) -> None:
         print(finding)
     found = f"{len(verified.findings):,} findings" if verified.findings else "nothing is wrong"
     print(f"{verified.images:,} images and {verified.shards:,} shards were read: {found}")
+    if verified.gone:
+        print(f"{verified.gone:,} folders below samples/ are of photographs that are gone: nothing reads them")
     if advice:
         print(advice, file=sys.stderr)
 
