@@ -139,6 +139,28 @@ def test_interrupted_anywhere_it_ends_in_the_same_bytes(
     assert tree(broken / "samples") == tree(whole / "samples")
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_batches_that_are_computed_at_once_are_the_same_batches(tmp_path: Path, threads: int) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    run_pass(MeanColour(), Samples(one), small_set(one, 23))
+    work, manifest = MeanColour(threads=threads), small_set(several, 23)
+    assert run_pass(work, Samples(several), manifest).made == 23
+    assert tree(one / "samples") == tree(several / "samples")
+    in_order = [[entry.id for entry in batch] for batch in batches_of(work, manifest.images)]
+    assert sorted(work.batches) == sorted(in_order)
+
+
+def test_an_error_in_one_of_several_batches_keeps_what_came_before(tmp_path: Path) -> None:
+    manifest, samples = small_set(tmp_path, 23), Samples(tmp_path)
+    work = MeanColour(threads=3, stop_at=4, interrupt=DataError)
+    with pytest.raises(DataError):
+        run_pass(work, samples, manifest)
+    assert not work.is_open
+    made = sum(samples.digests(entry.id, ("colour",)) is not None for entry in manifest.images)
+    assert made % work.batch in (0, 2), "whole batches, of which the last of a bucket has two"
+    assert run_pass(MeanColour(), samples, manifest).done == made
+
+
 def test_only_what_is_missing_is_written_but_computed_in_its_own_batch(tmp_path: Path) -> None:
     manifest, samples = small_set(tmp_path, 9, ("1024x1024",)), Samples(tmp_path)
     run_pass(MeanColour(), samples, manifest)

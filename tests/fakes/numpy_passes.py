@@ -26,6 +26,7 @@ class MeanColour:
     files: tuple[str, ...] = ("colour.npy",)
     needs: tuple[str, ...] = ("image",)
     batch: int = 3
+    threads: int = 1
     revision: str = "1"
     fails: frozenset[str] = frozenset()
     stop_at: int | None = None
@@ -40,8 +41,10 @@ class MeanColour:
     @contextmanager
     def open(self) -> Iterator[Encode]:
         self.is_open = True
-        yield self._encode
-        self.is_open = False
+        try:
+            yield self._encode
+        finally:
+            self.is_open = False
 
     def _encode(self, inputs: Sequence[Inputs]) -> list[Made | Failed]:
         if len(self.batches) == self.stop_at:

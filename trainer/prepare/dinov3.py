@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from trainer.data.shard_set import FEATURE_CELL
+from trainer.device import cap_threads
 from trainer.errors import DataError
 from trainer.prepare.colours import Colours, read_colours
 from trainer.prepare.options import Options
 from trainer.prepare.passes import Encode, Inputs, Made, Pass
+from trainer.prepare.pipeline import threads_of_machine
 from trainer.prepare.pretrained import CONFIG, Kind, Source, locate
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.resident import choose_device, load_model, resident
@@ -56,6 +58,11 @@ class DinoV3Pass:
         """Model and revision, which covers the colours."""
         _ = self._device  # one that is not there is known before anything is written
         return Recipe(model=self._source.name, revision=self._source.revision, label=LABEL if self.is_tiny else "")
+
+    @property
+    def threads(self) -> int:
+        """One batch at a time on a GPU, one for each core on a CPU."""
+        return 1 if self._device.type == "cuda" else threads_of_machine()
 
     def open(self) -> AbstractContextManager[Encode]:
         """Load the model."""
@@ -109,6 +116,7 @@ class ImageEncoder:
     @torch.inference_mode()
     def __call__(self, inputs: Sequence[Inputs]) -> list[Made]:
         """The features of each image, in their order; all have one shape, in whole cells of 16 pixels."""
+        cap_threads()  # of each thread that calls
         images_BCHW = torch.from_numpy(np.stack([one.image_CHW for one in inputs])).to(self._model.device)
         image_BD, patches_BND = self._features(images_BCHW)
         return [

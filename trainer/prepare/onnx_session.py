@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError, UsageError
+from trainer.prepare.pipeline import threads_of_machine
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -167,6 +168,12 @@ def _providers(onnxruntime: ModuleType, device: str) -> list[Any]:
     onnxruntime.preload_dlls()  # CUDA's libraries lie in packages of their own, where no loader looks
     # An exhaustive search may choose another algorithm every time, TF32 rounds: the same image would get other bytes.
     return [(CUDA, {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}), CPU]
+
+
+def runs_at_once(device: str) -> int:
+    """How many batches are worth running at once: one on a GPU, one for each core on the CPU."""
+    available = needed_package("onnxruntime").get_available_providers()
+    return threads_of_machine() if device == "cpu" or CUDA not in available else 1
 
 
 def _no_cuda(found: str) -> str:

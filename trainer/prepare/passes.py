@@ -104,6 +104,16 @@ class LooksBeside(Protocol):
 
 
 @runtime_checkable
+class Concurrent(Protocol):
+    """A pass whose Encode may be called by several threads at once, such as one with a model on the CPU."""
+
+    @property
+    def threads(self) -> int:
+        """How many batches are worth computing at once, at least 1."""
+        ...
+
+
+@runtime_checkable
 class EachAlone(Protocol):
     """A pass whose answer for an image does not depend on the others of its batch: what is done is not asked again."""
 

@@ -11,19 +11,21 @@ import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 
 from trainer.errors import DataError
 from trainer.prepare.manifest import ImageEntry, Manifest
-from trainer.prepare.passes import EachAlone, Failed, Inputs, LooksBeside, Made, Pass
+from trainer.prepare.passes import Concurrent, EachAlone, Failed, Inputs, LooksBeside, Made, Pass
+from trainer.prepare.pipeline import answers_in_order
 from trainer.prepare.progress import Advance, bar
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.records import Samples, State
 
-BATCHES_AHEAD = 2
 WRITERS = 2
 IMAGE, CAPTION = "image", "caption"
 IMAGE_FILE, CAPTION_FILE = "image.npy", "caption.txt"
@@ -103,25 +105,15 @@ def _compute(
 ) -> None:
     """Read the next batches and write the last ones while the model computes."""
     recipe = work.recipe
+    threads = work.threads if isinstance(work, Concurrent) else 1
+    read = partial(_read, samples, manifest, work)
     with (
-        ThreadPoolExecutor(1, "read") as reader,
         ThreadPoolExecutor(WRITERS, "write") as writers,
         work.open() as encode,
+        closing(answers_in_order(todo, read, encode, threads)) as answered,  # and so ends before the model does
     ):
-        ahead: deque[Future[list[Inputs]]] = deque()
-        following = iter(todo)
         written: deque[Future[object]] = deque()
-
-        def read_more() -> None:
-            for jobs in following:
-                ahead.append(reader.submit(_read, samples, manifest, work, jobs))
-                return
-
-        for _ in range(BATCHES_AHEAD):
-            read_more()
-        for jobs in todo:
-            answers = encode(ahead.popleft().result())
-            read_more()
+        for jobs, answers in answered:
             assert len(answers) == len(jobs), "one answer per image"
             for job, answer in zip(jobs, answers, strict=True):
                 if job.state == "done":

@@ -17,7 +17,7 @@ import numpy as np
 
 from trainer.data.parts import SAPIENS_CLASSES
 from trainer.errors import UsageError
-from trainer.prepare.onnx_session import OnnxFile, OnnxModel, opened, revision
+from trainer.prepare.onnx_session import OnnxFile, OnnxModel, opened, revision, runs_at_once
 from trainer.prepare.options import Options
 from trainer.prepare.passes import Encode, Failed, Inputs, Made, Pass
 from trainer.prepare.placement import Placement, letterbox
@@ -70,6 +70,11 @@ class SegmentationPass:
         from trainer.prepare.tiny.onnx_models import PARTS_LABEL
 
         return Recipe(model="tiny-segmentation", revision=revision(self._network), label=PARTS_LABEL)
+
+    @property
+    def threads(self) -> int:
+        """How many batches are worth computing at once."""
+        return runs_at_once(self._options.device)
 
     @contextmanager
     def open(self) -> Iterator[Encode]:

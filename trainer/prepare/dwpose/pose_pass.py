@@ -16,7 +16,7 @@ from trainer.prepare.dwpose.crop import person_crop, pose_input
 from trainer.prepare.dwpose.model_files import Networks, networks
 from trainer.prepare.dwpose.simcc import pose_of_image
 from trainer.prepare.dwpose.yolox import SIDE, People, detector_input, people
-from trainer.prepare.onnx_session import OnnxModel, opened, revision
+from trainer.prepare.onnx_session import OnnxModel, opened, revision, runs_at_once
 from trainer.prepare.options import Options
 from trainer.prepare.passes import Encode, Failed, Inputs, Made, Pass
 from trainer.prepare.placement import Placement, letterbox
@@ -60,6 +60,11 @@ class PosePass:
             options={"detector": revision(self._networks.detector), "person": "largest box"},
             label=self._networks.label,
         )
+
+    @property
+    def threads(self) -> int:
+        """How many batches are worth computing at once."""
+        return runs_at_once(self._options.device)
 
     @contextmanager
     def open(self) -> Iterator[Encode]:
