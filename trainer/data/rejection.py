@@ -29,11 +29,16 @@ def first_few(rejected: Sequence[tuple[str, str]]) -> str:
 
 
 def refuse_too_many(
-    what: str, total: int, rejected: Sequence[tuple[str, str]], allowed_share: float, kind: str = "files"
+    what: str,
+    total: int,
+    rejected: Sequence[tuple[str, str]],
+    allowed_share: float,
+    kind: str = "files",
+    setting: str = "data.max_rejected_share",
 ) -> None:
-    """Raise DataError if more than `allowed_share` of `total` had to be rejected."""
+    """Raise DataError if more than `allowed_share` of `total` had to be rejected; `setting` is where that is said."""
     if len(rejected) / max(1, total) > allowed_share:
         raise DataError(
             f"{what}: {len(rejected)} of {total} {kind} cannot be used, more than "
-            f"data.max_rejected_share {allowed_share:g} allows: {first_few(rejected)}"
+            f"{setting} {allowed_share:g} allows: {first_few(rejected)}"
         )

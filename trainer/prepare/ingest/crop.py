@@ -1,0 +1,109 @@
+"""The artefact `image`: one crop in the shape of a bucket, covered as tightly as the shape allows.
+
+Shapes: C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+from PIL import Image
+
+from trainer.data.buckets import BUCKETS, Bucket
+from trainer.prepare.ingest.decode import opened, upright
+from trainer.prepare.ingest.unusable import Unusable
+from trainer.prepare.passes import Made
+from trainer.prepare.recipe import Recipe
+
+FILE = "image.npy"
+MOST_ENLARGEMENT = 2.0
+"""An image that had to grow by more to cover its bucket is rejected: it has no detail to learn from."""
+_LARGE_PX = 32_000_000
+_one_large_image = threading.Lock()
+
+
+class Cover(NamedTuple):
+    """The centre of an image that has the shape of a bucket.
+
+    `box` is (left, top, right, bottom) in pixels of the image, with fractions; `scale` is bucket pixels per image pixel
+    along each side.
+    """
+
+    scale: float
+    box: tuple[float, float, float, float]
+
+
+def image_recipe(side: int) -> Recipe:
+    """What crops are made with; `side` is that of the square bucket in pixels."""
+    return Recipe(
+        preprocessing=1,
+        options={
+            "side": side,
+            "buckets": " ".join(bucket.name for bucket in BUCKETS),
+            "filter": "lanczos",
+            "colours": "sRGB",
+            "background": "white",
+            "most_enlargement": MOST_ENLARGEMENT,
+            "perceptual_hash": "phash 8x8",
+        },
+    )
+
+
+def nearest_bucket(width: int, height: int) -> Bucket:
+    """The bucket whose shape is nearest to that of an image by the logarithm of width / height, the first of equals.
+
+    By the logarithm a wide image and the same one on its side are equally far from their buckets.
+    """
+    ratio = math.log(width / height)
+    return min(BUCKETS, key=lambda bucket: abs(math.log(bucket.width / bucket.height) - ratio))
+
+
+def cover(width: int, height: int, size: tuple[int, int]) -> Cover:
+    """How an image covers `size` (height, width): one of its sides is used whole, the other is cut on both ends."""
+    size_height, size_width = size
+    if width * size_height >= height * size_width:
+        used = height * size_width / size_height
+        left = (width - used) / 2.0
+        return Cover(size_height / height, (left, 0.0, left + used, float(height)))
+    used = width * size_height / size_width
+    top = (height - used) / 2.0
+    return Cover(size_width / width, (0.0, top, float(width), top + used))
+
+
+def make_crop(content: bytes, side: int) -> Made:
+    """The crop of an image file, and what was done to get it. Raises Unusable.
+
+    Large images are decoded one at a time, whatever the number of threads: each takes a gigabyte and more.
+    """
+    image = opened(content)
+    with _one_large_image if image.width * image.height > _LARGE_PX else nullcontext():
+        whole = upright(image)
+        width, height = whole.image.size
+        bucket = nearest_bucket(width, height)
+        size = bucket.scaled(side)
+        assert size is not None, f"{side} is no side of a set"
+        scale, box = cover(width, height, size)
+        if scale > MOST_ENLARGEMENT:
+            raise Unusable(
+                f"it is too small: {width} x {height} pixels had to grow {scale:.2f} times to cover {size[1]} x "
+                f"{size[0]}; allowed: up to {MOST_ENLARGEMENT:g} times"
+            )
+        crop = whole.image.resize(size[::-1], Image.Resampling.LANCZOS, box=box)
+    facts = {
+        "width": width,
+        "height": height,
+        "bucket": bucket.name,
+        "scale": scale,
+        "mode": whole.mode,
+        "orientation": whole.orientation,
+        "profile": whole.profile,
+        "profile_converted": whole.is_converted,
+        "flaws": "; ".join(whole.flaws),
+        "perceptual_hash": str(imagehash.phash(crop)),
+    }
+    return Made({FILE: np.asarray(crop).transpose(2, 0, 1)}, facts)

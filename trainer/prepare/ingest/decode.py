@@ -1,0 +1,101 @@
+"""From the bytes of a file to an upright sRGB image."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import NamedTuple
+
+from PIL import ExifTags, Image
+
+from trainer.prepare.ingest.colours import to_srgb
+from trainer.prepare.ingest.unusable import Unusable
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""What a file may hold, whatever its suffix says. No other decoder ever sees a stranger's bytes."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by EXIF orientation; 1 is upright."""
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+"""What decoders raise about broken files."""
+
+
+class Upright(NamedTuple):
+    """An RGB image as a person would see it.
+
+    `mode` is what the file held, `orientation` its EXIF orientation (1 to 8), `profile` the name of its colour profile
+    ('': none), `flaws` what is wrong with it although it can be used.
+    """
+
+    image: Image.Image
+    mode: str
+    orientation: int
+    profile: str
+    is_converted: bool
+    flaws: tuple[str, ...]
+
+
+def opened(content: bytes) -> Image.Image:
+    """The image with its header read and no pixel decoded. Raises Unusable."""
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise Unusable(f"it is too large: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise Unusable(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
+    except _BROKEN as error:
+        raise Unusable(f"it is broken: {_told(error)}") from error
+
+
+def upright(image: Image.Image) -> Upright:
+    """Decode an image, turn it as EXIF says, bring its colours to sRGB. Raises Unusable.
+
+    EXIF that cannot be understood is a flaw: the image is then used as it is stored.
+    """
+    try:
+        orientation, flaw = _orientation(image)
+        image.load()
+        colours = to_srgb(image)
+        left, _ = _orientation(image)  # Pillow turns TIFF images by itself as it loads them
+        turned = colours.image.transpose(_TURNS[left]) if left in _TURNS else colours.image
+    except Unusable:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Unusable(f"it is too large: {error}") from error
+    except _BROKEN as error:
+        raise Unusable(f"it is broken: {_told(error)}") from error
+    flaws = tuple(text for text in (flaw, colours.flaw) if text)
+    return Upright(turned, image.mode, orientation, colours.profile, colours.is_converted, flaws)
+
+
+def _orientation(image: Image.Image) -> tuple[int, str]:
+    """1 to 8, and what is wrong with EXIF ('': nothing)."""
+    try:
+        given = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, struct.error, ValueError, LookupError, TypeError) as error:
+        return 1, f"its EXIF is broken: {_told(error)}"
+    if given in (1, *_TURNS):
+        return int(given), ""
+    return 1, "" if given == 0 else f"its EXIF orientation is {given!r}, which is none of 1 to 8"
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
