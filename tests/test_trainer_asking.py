@@ -49,7 +49,7 @@ def train(run_dir: Path, shards: Path, **changes: Any) -> Path:
             **{
                 "steps": 2,
                 "batch": 2,
-                "data": {"source": "shards", "path": str(shards), "size": SIDE},
+                "data": {"source": "shards", "path": str(shards), "size": SIDE, "workers": 0},
                 "validation": {"every": 2, "samples": 1, "sampler_steps": 2},
                 "checkpoint": {"keep": {"last": 1, "best": None}},
                 "sampler": {"native": {"kind": "nested_cfg", "text": 2.0}},
@@ -126,13 +126,24 @@ def test_new_words_draw_another_image_and_the_encoder_is_named(
     assert not np.array_equal(draw(run, tmp_path / "d.png", "--seed", "1"), first)
 
 
-def test_a_run_directory_is_all_that_is_needed(shards: Path, tmp_path: Path) -> None:
-    shards = Path(shutil.copytree(shards, tmp_path / "shards"))
-    alone = train(tmp_path / "runs" / "alone", shards)
-    before = draw(alone, tmp_path / "a.png", "--bucket", "1216x832")
-    shutil.rmtree(shards)
-    moved = alone.rename(tmp_path / "moved")
-    assert np.array_equal(draw(moved, tmp_path / "b.png", "--bucket", "1216x832"), before)
+def test_a_prompt_that_is_too_long_is_cut_and_that_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "a cat " * 7
+    whole = draw(run, tmp_path / "a.png", prompt=long)
+    assert "note: the prompt is too long: its last 2 tokens are not used" in capsys.readouterr().out
+    assert np.array_equal(draw(run, tmp_path / "b.png", prompt="a cat " * 6), whole)
+    assert "too long" not in capsys.readouterr().out
+
+
+def test_a_run_directory_is_all_that_is_needed(run: Path, shards: Path, tmp_path: Path) -> None:
+    before = draw(run, tmp_path / "a.png", "--bucket", "1216x832")
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    shards.rename(tmp_path / "away")
+    try:
+        assert np.array_equal(draw(moved, tmp_path / "b.png", "--bucket", "1216x832"), before)
+    finally:
+        (tmp_path / "away").rename(shards)
 
 
 def test_one_model_at_a_time_and_none_beside_the_transformer(
@@ -218,7 +229,7 @@ def test_recipes_that_are_not_understood_are_refused(
     other = rewritten(run, tmp_path / "b", dinov3=None, t5={"preprocessing": None})
     assert "recipe of t5 in the shards of this run cannot be understood" in refused(other, capsys, code=65)
     other = rewritten(run, tmp_path / "c", dinov3=None)
-    assert "say nothing of how dinov3 was made; they name: image, pose, t5" in refused(
+    assert "say nothing of how dinov3 was made; they name: image, t5, pose" in refused(
         other, capsys, "--reference", coffee, code=65
     )
     assert draw(other, tmp_path / "c.png").any(), "words need no image encoder"

@@ -78,7 +78,7 @@ class WordPass(SmallPass):
         for place, word in enumerate(words[:TOKENS]):
             hidden_TD[place] = _vector(word)
         mask_T = (np.arange(TOKENS) < len(words)).astype(np.uint8)
-        return Made({"t5h.npy": hidden_TD, "t5m.npy": mask_T}, {"truncated": len(words) > TOKENS})
+        return Made({"t5h.npy": hidden_TD, "t5m.npy": mask_T}, {"truncated": max(0, len(words) - TOKENS)})
 
 
 class ColourPass(SmallPass):

@@ -64,7 +64,9 @@ def icc_profile(space: str, gamma: float, primaries: tuple[tuple[float, float, f
         directory += name + struct.pack(">II", begin + len(body), len(content))
         body += content + bytes(-len(content) % 4)
     header = bytearray(128)
-    struct.pack_into(">I4sI4s4s4s", header, 0, begin + len(body), b"lcms", 0x02100000, b"mntr", space.ljust(4).encode(), b"XYZ ")
+    struct.pack_into(
+        ">I4sI4s4s4s", header, 0, begin + len(body), b"lcms", 0x02100000, b"mntr", space.ljust(4).encode(), b"XYZ "
+    )
     struct.pack_into(">6H4s", header, 24, 2020, 1, 1, 0, 0, 0, b"acsp")
     struct.pack_into(">3i", header, 68, *(round(value * 65536) for value in white))
     return bytes(header) + directory + body

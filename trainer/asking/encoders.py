@@ -116,8 +116,8 @@ def _refuse_places(artefact: str, wanted: Recipe, places: ModelPlaces) -> None:
         )
     if given is None and artefact != "pose" and not is_tiny and len(wanted.revision) == _SHA256_DIGITS:
         raise UsageError(
-            f"{artefact} of this run was made by a model in a folder {wanted.model!r}, revision {wanted.revision}: name "
-            f"that folder with {FOLDERS[artefact]}"
+            f"{artefact} of this run was made by a model in a folder {wanted.model!r}, revision {wanted.revision}: "
+            f"name that folder with {FOLDERS[artefact]}"
         )
 
 
