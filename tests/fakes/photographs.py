@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def put(folder: Path, **files: bytes) -> None:
-    """Write files; `a__b_png` becomes a/b.png."""
+def put(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their paths below a folder."""
     for name, content in files.items():
-        path = folder / ".".join(name.replace("__", "/").rsplit("_", 1))
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 

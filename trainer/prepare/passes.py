@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -76,3 +76,20 @@ class Pass(Protocol):
     def open(self) -> AbstractContextManager[Encode]:
         """Load the model; it is freed when the context ends. Raises DataError with what to do if that fails."""
         ...
+
+
+@runtime_checkable
+class LooksBeside(Protocol):
+    """A pass that also reads files of the person beside the photograph, such as a caption in a .txt file."""
+
+    def beside(self, source: Path) -> Mapping[str, str]:
+        """SHA-256 in hex of each such file by what it is ('' if it cannot be read): where one has changed since, the
+        artefact is stale. No key is a path."""
+        ...
+
+
+@runtime_checkable
+class EachAlone(Protocol):
+    """A pass whose answer for an image does not depend on the others of its batch: what is done is not asked again."""
+
+    each_alone: Literal[True]

@@ -32,7 +32,8 @@ class Record:
     """What is known of one artefact of one image.
 
     `files` maps names to SHA-256 in hex, `inputs` names of files of other artefacts to theirs. `reason` says why it
-    failed, '' if it did not; a failed artefact has no files.
+    failed, '' if it did not; a failed artefact has no files. `beside` maps what was read beside the photograph to its
+    SHA-256, as `LooksBeside` gives it.
     """
 
     recipe: Recipe
@@ -40,6 +41,7 @@ class Record:
     files: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
     reason: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 class BrokenRecord(DataError):
@@ -69,14 +71,25 @@ class Samples:
                 files=dict(content["files"]),
                 facts=dict(content["facts"]),
                 reason=str(content["reason"]),
+                beside=dict(content["beside"]),
             )
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise BrokenRecord(f"{path} is no record of an artefact: {error}") from error
 
-    def state(self, id: str, artefact: str, recipe: Recipe, inputs: Mapping[str, str]) -> State:
-        """Whether an artefact is what `recipe` makes of `inputs`. A record of another format is stale."""
+    def state(
+        self,
+        id: str,
+        artefact: str,
+        recipe: Recipe,
+        inputs: Mapping[str, str],
+        beside: Mapping[str, str] | None = None,
+    ) -> State:
+        """Whether an artefact is what `recipe` makes of `inputs`. A record of another format is stale.
+
+        `beside` None does not ask after the files beside the photograph, which need not be at hand.
+        """
         try:
             record = self.record(id, artefact)
         except BrokenRecord:
@@ -84,6 +97,8 @@ class Samples:
         if record is None:
             return "missing"
         if record.recipe.as_json() != recipe.as_json() or dict(record.inputs) != dict(inputs):
+            return "stale"
+        if beside is not None and dict(record.beside) != dict(beside):
             return "stale"
         return "failed" if record.reason else "done"
 
@@ -100,16 +115,24 @@ class Samples:
             found |= record.files
         return found
 
-    def keep(self, id: str, artefact: str, recipe: Recipe, inputs: Mapping[str, str], made: Made | Failed) -> Record:
+    def keep(
+        self,
+        id: str,
+        artefact: str,
+        recipe: Recipe,
+        inputs: Mapping[str, str],
+        made: Made | Failed,
+        beside: Mapping[str, str] | None = None,
+    ) -> Record:
         """Write what was made, record last; of a failure the record alone. Raises DataError if the disk is full."""
         folder = self.folder(id)
         path = self._record_path(id, artefact)
         if isinstance(made, Failed):
-            record = Record(recipe, dict(inputs), reason=made.reason)
+            record = Record(recipe, dict(inputs), reason=made.reason, beside=dict(beside or {}))
         else:
             contents = {name: encoded(content) for name, content in made.files.items()}
             hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-            record = Record(recipe, dict(inputs), hashes, dict(made.facts))
+            record = Record(recipe, dict(inputs), hashes, dict(made.facts), beside=dict(beside or {}))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)  # whoever is killed from here on leaves files that nobody believes
@@ -175,6 +198,7 @@ def as_json(record: Record) -> bytes:
         "files": dict(sorted(record.files.items())),
         "facts": dict(sorted(record.facts.items())),
         "reason": record.reason,
+        "beside": dict(sorted(record.beside.items())),
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 

@@ -2,14 +2,14 @@
 
 Batches follow from the manifest alone. A batch of which anything is missing is computed as a whole and only what was
 missing is written: a product's last bits depend on the size of the batch, so a run that was interrupted must compute in
-the very batches of one that was not.
+the very batches of one that was not. A pass that answers for each image alone is asked only for what is missing.
 """
 
 from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer.errors import DataError
 from trainer.prepare.manifest import ImageEntry, Manifest
-from trainer.prepare.passes import Failed, Inputs, Made, Pass
+from trainer.prepare.passes import EachAlone, Failed, Inputs, LooksBeside, Made, Pass
 from trainer.prepare.progress import Advance, bar
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.records import Samples, State
@@ -48,11 +48,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image of a batch: hashes of what it is made from (None: not there yet), and the state of the artefact."""
+    """One image of a batch: hashes of what it is made from (`inputs` None: not there yet), and the artefact's state."""
 
     entry: ImageEntry
     inputs: dict[str, str] | None
     state: State
+    beside: Mapping[str, str]
 
 
 def run_pass(work: Pass, samples: Samples, manifest: Manifest) -> Outcome:
@@ -60,12 +61,12 @@ def run_pass(work: Pass, samples: Samples, manifest: Manifest) -> Outcome:
     recipe, outcome = work.recipe, Outcome(work.artefact)
     todo = []
     for batch in batches_of(work, manifest.images):
-        jobs = [_job(samples, entry, work, recipe) for entry in batch]
+        jobs = [_job(samples, manifest, entry, work, recipe) for entry in batch]
         ready = [job for job in jobs if job.inputs is not None]
         outcome.waiting += [job.entry.id for job in jobs if job.inputs is None]
         outcome.done += sum(job.state == "done" for job in ready)
         if any(job.state != "done" for job in ready):
-            todo.append(ready)
+            todo.append([job for job in ready if job.state != "done"] if isinstance(work, EachAlone) else ready)
     if todo:
         with bar(work.artefact, len(manifest.images), outcome.done) as advance:
             _compute(work, samples, manifest, todo, outcome, advance)
@@ -84,10 +85,11 @@ def batches_of(work: Pass, images: Sequence[ImageEntry]) -> Iterator[list[ImageE
             yield group[start : start + work.batch]
 
 
-def _job(samples: Samples, entry: ImageEntry, work: Pass, recipe: Recipe) -> Job:
+def _job(samples: Samples, manifest: Manifest, entry: ImageEntry, work: Pass, recipe: Recipe) -> Job:
     inputs = samples.digests(entry.id, work.needs)
-    state = samples.state(entry.id, work.artefact, recipe, inputs or {})
-    return Job(entry, inputs, state)
+    beside = work.beside(manifest.source_root / entry.path) if isinstance(work, LooksBeside) else {}
+    state = samples.state(entry.id, work.artefact, recipe, inputs or {}, beside)
+    return Job(entry, inputs, state, beside)
 
 
 def _compute(
@@ -124,8 +126,11 @@ def _compute(
                 if job.state == "done":
                     continue
                 assert job.inputs is not None, "only images that have what the pass needs are asked for"
+                kept = checked(work, made)
                 written.append(
-                    writers.submit(samples.keep, job.entry.id, work.artefact, recipe, job.inputs, checked(work, made))
+                    writers.submit(
+                        samples.keep, job.entry.id, work.artefact, recipe, job.inputs, kept, beside=job.beside
+                    )
                 )
                 _count(outcome, job, made)
                 advance(1)

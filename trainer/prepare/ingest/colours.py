@@ -21,7 +21,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 class Colours(NamedTuple):
-    """An RGB image, the name of its embedded profile ('': none), whether that was converted, and what is wrong."""
+    """An sRGB image, the name of the profile that it had ('': none), whether that was converted, and what is wrong."""
 
     image: Image.Image
     profile: str = ""
@@ -29,19 +29,48 @@ class Colours(NamedTuple):
     flaw: str = ""
 
 
-def to_srgb(image: Image.Image) -> Colours:
-    """Deep greys scaled, profile converted, transparency laid over white. Raises Unusable for colours we do not know.
+def flattened(image: Image.Image) -> Image.Image:
+    """The image over white in L, RGB or CMYK, with 8 bits. Raises Unusable for colours we do not know.
 
-    A profile describes colours and no opacity, so it is converted before the image is laid over white.
+    White is white in every profile, so that this can go first, and the profile be converted for the crop alone.
     """
-    profile = image.info.get("icc_profile")
     plain, alpha = _split(_as_bytes(image))
-    colours = _convert(plain, profile) if profile else Colours(plain.convert("RGB"))
     if alpha is None or alpha.getextrema() == (255, 255):
-        return colours
-    page = Image.new("RGB", image.size, "white")
-    page.paste(colours.image, mask=alpha)
-    return colours._replace(image=page)
+        return plain
+    page = Image.new(plain.mode, plain.size, "white")
+    page.paste(plain, mask=alpha)
+    return page
+
+
+def to_srgb(image: Image.Image, content: bytes | None) -> Colours:
+    """An image in L, RGB or CMYK, brought to sRGB by the content of its profile (None: it is taken for sRGB)."""
+    as_it_is = Colours(image.convert("RGB"), profile="?" if content else "")
+    if not content:
+        return as_it_is
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        name = _name(profile)
+    except (OSError, TypeError, ValueError, ImageCms.PyCMSError) as error:
+        return as_it_is._replace(flaw=f"its colour profile is broken: {error}")
+    space = profile.profile.xcolor_space.strip()
+    if image.mode == "L" and space == "RGB":  # grey photographs often carry the profile of the camera
+        image = image.convert("RGB")
+    if space != _SPACES[image.mode]:
+        flaw = f"its colour profile is for {space}, the image is {image.mode}"
+        return as_it_is._replace(profile=name, flaw=flaw)
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            profile,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except ImageCms.PyCMSError as error:
+        return as_it_is._replace(profile=name, flaw=f"its colour profile cannot be converted: {error}")
+    assert converted is not None, "a new image, as it is not converted in place"
+    return Colours(converted, name, is_converted=True)
 
 
 def _as_bytes(image: Image.Image) -> Image.Image:
@@ -79,34 +108,6 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if image.mode not in _COLOURED:
         raise Unusable(f"its colours are {image.mode}, which cannot be brought to sRGB")
     return image.convert("RGB"), None
-
-
-def _convert(image: Image.Image, content: bytes) -> Colours:
-    as_it_is = Colours(image.convert("RGB"), profile="?")
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-        name = _name(profile)
-    except (OSError, TypeError, ValueError, ImageCms.PyCMSError) as error:
-        return as_it_is._replace(flaw=f"its colour profile is broken: {error}")
-    space = profile.profile.xcolor_space.strip()
-    if image.mode == "L" and space == "RGB":  # grey photographs often carry the profile of the camera
-        image = image.convert("RGB")
-    if space != _SPACES[image.mode]:
-        flaw = f"its colour profile is for {space}, the image is {image.mode}"
-        return as_it_is._replace(profile=name, flaw=flaw)
-    try:
-        converted = ImageCms.profileToProfile(
-            image,
-            profile,
-            ImageCms.createProfile("sRGB"),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except ImageCms.PyCMSError as error:
-        return as_it_is._replace(profile=name, flaw=f"its colour profile cannot be converted: {error}")
-    assert converted is not None, "a new image, as it is not converted in place"
-    return Colours(converted, name, is_converted=True)
 
 
 def _name(profile: ImageCms.ImageCmsProfile) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.buckets import BUCKETS, Bucket
+from trainer.prepare.ingest.colours import to_srgb
 from trainer.prepare.ingest.decode import opened, upright
 from trainer.prepare.ingest.unusable import Unusable
 from trainer.prepare.passes import Made
@@ -95,6 +96,7 @@ def make_crop(content: bytes, side: int, allowed: Sequence[Bucket] = BUCKETS) ->
                 f"{size[0]}; allowed: up to {MOST_ENLARGEMENT:g} times"
             )
         crop = whole.image.resize(size[::-1], Image.Resampling.LANCZOS, box=box)
+    colours = to_srgb(crop, whole.profile)
     facts = {
         "width": width,
         "height": height,
@@ -102,9 +104,9 @@ def make_crop(content: bytes, side: int, allowed: Sequence[Bucket] = BUCKETS) ->
         "scale": scale,
         "mode": whole.mode,
         "orientation": whole.orientation,
-        "profile": whole.profile,
-        "profile_converted": whole.is_converted,
-        "flaws": "; ".join(whole.flaws),
-        "perceptual_hash": str(imagehash.phash(crop)),
+        "profile": colours.profile,
+        "profile_converted": colours.is_converted,
+        "flaws": "; ".join(flaw for flaw in (whole.flaw, colours.flaw) if flaw),
+        "perceptual_hash": str(imagehash.phash(colours.image)),
     }
-    return Made({FILE: np.asarray(crop).transpose(2, 0, 1)}, facts)
+    return Made({FILE: np.asarray(colours.image).transpose(2, 0, 1)}, facts)

@@ -1,4 +1,4 @@
-"""From the bytes of a file to an upright sRGB image."""
+"""From the bytes of a file to an upright image without transparency, in colours of its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,30 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from trainer.prepare.ingest.colours import to_srgb
+from trainer.prepare.ingest.colours import flattened
 from trainer.prepare.ingest.unusable import Unusable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Loaded here and not at the first file, as Pillow would: a decoder that cannot be loaded is no fault of that file.
+_DECODERS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    BmpImagePlugin.BmpImageFile,
+    TiffImagePlugin.TiffImageFile,
+    GifImagePlugin.GifImageFile,
+)
+FORMATS = tuple(decoder.format for decoder in _DECODERS)
 """What a file may hold, whatever its suffix says. No other decoder ever sees a stranger's bytes."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,18 +57,17 @@ _BROKEN = (
 
 
 class Upright(NamedTuple):
-    """An RGB image as a person would see it.
+    """An image as a person would see it, in L, RGB or CMYK.
 
-    `mode` is what the file held, `orientation` its EXIF orientation (1 to 8), `profile` the name of its colour profile
-    ('': none), `flaws` what is wrong with it although it can be used.
+    `mode` is what the file held, `orientation` its EXIF orientation (1 to 8), `profile` the content of its colour
+    profile (None if it has none), `flaw` what is wrong with its EXIF ('' if nothing).
     """
 
     image: Image.Image
     mode: str
     orientation: int
-    profile: str
-    is_converted: bool
-    flaws: tuple[str, ...]
+    profile: bytes | None
+    flaw: str
 
 
 def opened(content: bytes) -> Image.Image:
@@ -66,24 +83,23 @@ def opened(content: bytes) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Upright:
-    """Decode an image, turn it as EXIF says, bring its colours to sRGB. Raises Unusable.
+    """Decode an image, lay it over white, turn it as EXIF says. Raises Unusable.
 
     EXIF that cannot be understood is a flaw: the image is then used as it is stored.
     """
     try:
         orientation, flaw = _orientation(image)
         image.load()
-        colours = to_srgb(image)
+        plain = flattened(image)
         left, _ = _orientation(image)  # Pillow turns TIFF images by itself as it loads them
-        turned = colours.image.transpose(_TURNS[left]) if left in _TURNS else colours.image
+        turned = plain.transpose(_TURNS[left]) if left in _TURNS else plain
     except Unusable:
         raise
     except Image.DecompressionBombError as error:
         raise Unusable(f"it is too large: {error}") from error
     except _BROKEN as error:
         raise Unusable(f"it is broken: {_told(error)}") from error
-    flaws = tuple(text for text in (flaw, colours.flaw) if text)
-    return Upright(turned, image.mode, orientation, colours.profile, colours.is_converted, flaws)
+    return Upright(turned, image.mode, orientation, image.info.get("icc_profile"), flaw)
 
 
 def _orientation(image: Image.Image) -> tuple[int, str]:

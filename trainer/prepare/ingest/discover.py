@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from trainer.errors import DataError
+from trainer.prepare.manifest import Part
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """In any case. Of a GIF, the first frame is used."""
@@ -36,6 +37,11 @@ def discover(photos: Path) -> list[Found]:
             "capitals or not; names that begin with a dot are left alone"
         )
     return found
+
+
+def part_of(found: Sequence[Found], part: Part) -> list[Found]:
+    """Every `part.count`-th of them: all parts together have each of them once."""
+    return list(found[part.number - 1 :: part.count])
 
 
 def _walk(photos: Path) -> Iterator[Found]:

@@ -23,7 +23,7 @@ from PIL import Image
 from trainer.data.rejection import refuse_too_many
 from trainer.errors import DataError
 from trainer.prepare.ingest.crop import image_recipe, make_crop
-from trainer.prepare.ingest.discover import Found, discover
+from trainer.prepare.ingest.discover import Found, discover, part_of
 from trainer.prepare.ingest.duplicates import near_duplicates
 from trainer.prepare.ingest.source import Stamp, id_of, read_content, stamp_of
 from trainer.prepare.ingest.unusable import Unusable
@@ -61,7 +61,7 @@ def ingest(photos: Path, data: Path, part: Part, side: int, allowed_share: float
     if there is no photograph or more than `allowed_share` of the files cannot be used: the manifest then stays what it
     was, and crops that were made are kept.
     """
-    chosen = discover(photos)[part.number - 1 :: part.count]
+    chosen = part_of(discover(photos), part)
     crops = _Crops(photos, data, side, read_manifest(data, part))
     with warnings.catch_warnings(), bar(IMAGE, len(chosen)) as advance:
         # Pillow warns of odd metadata without a name, and of large images: those that are too large are errors.
