@@ -13,16 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.fakes.asked_sets import LABEL, RESIDENT, photograph, photograph_shards, recipes, small_passes
+from tests.fakes.asked_sets import LABEL, RESIDENT, WordPass, photograph, photograph_shards, recipes, small_passes
 from tests.fakes.trainer_runs import trained
 from trainer.__main__ import main
 from trainer.asking import answer
 from trainer.asking.answer import conditions_of
+from trainer.asking.encoders import ModelPlaces, pass_of
 from trainer.asking.question import Question
 from trainer.asking.trained_run import trained_run
 from trainer.data import open_source
 from trainer.data.sample import collate
+from trainer.errors import DataError
 from trainer.prepare import table
+from trainer.prepare.options import Options
+from trainer.prepare.passes import Pass
 
 SIDE = 64
 WIDE = (52, 76)
@@ -219,11 +223,64 @@ def test_another_encoder_is_refused_with_both_revisions(
     assert "(version 1) than this version does it (version 2)" in refused(run, capsys, code=65)
 
 
+def test_another_precision_is_avoided_or_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = trained_run(run).record
+    assert record is not None
+    half_on_gpu = {"t5": lambda options: WordPass(precision="float32" if options.device == "cpu" else "bfloat16")}
+    monkeypatch.setattr(table, "PASSES", half_on_gpu)
+    work, notes = pass_of(record, "t5", ModelPlaces(), "auto")
+    assert work.recipe.options["precision"] == "float32"
+    assert len(notes) == 1
+    monkeypatch.setattr(table, "PASSES", small_passes(precision="bfloat16"))
+    work, notes = pass_of(record, "t5", ModelPlaces(), "auto")
+    assert notes[1] == "t5 of this run was computed in float32, what you ask is in bfloat16: features differ slightly"
+
+
+def test_a_model_in_a_folder_must_be_named_and_a_stand_in_cannot_be(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = rewritten(run, tmp_path / "a", t5={"model": "my-t5", "revision": "5e" * 32})
+    told = refused(folder, capsys)
+    assert f"made by a model in a folder 'my-t5', revision {'5e' * 32}: name that folder with --t5 FOLDER" in told
+    assert "here is small-t5, revision 1a2b: get the first one and name it with --t5 FOLDER\n" in refused(
+        folder, capsys, "--t5", "somewhere", code=65
+    )
+    hub = rewritten(run, tmp_path / "b", t5={"model": "org/t5", "revision": "5e" * 20})
+    assert "a commit of the hub: name its id there" in refused(hub, capsys, "--t5", "somewhere", code=65)
+    tiny = rewritten(run, tmp_path / "c", t5={"model": "tiny-t5"})
+    assert "leave --t5 FOLDER out" in refused(tiny, capsys, "--t5", "somewhere")
+
+
+def test_a_model_that_is_not_here_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(options: Options) -> Pass:
+        raise DataError(f"{options.t5} is not here and cannot be fetched")
+
+    monkeypatch.setattr(table, "PASSES", {"t5": missing})
+    told = refused(run, capsys, code=65)
+    assert "small-t5 is not here and cannot be fetched\nThis run needs t5 by small-t5, revision 1a2b" in told
+    assert "elsewhere is not here" in refused(run, capsys, "--t5", "elsewhere", code=65)
+
+
+def test_a_run_without_encoders_needs_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = trained(tmp_path / "drawn", steps=1, validation={"every": 1, "samples": 1, "sampler_steps": 1})
+    assert "uses no encoder: leave --t5" in refused(drawn, capsys, "--t5", "somewhere")
+    assert "images of the data source procedural are square" in refused(drawn, capsys, "--bucket", "1024x1024")
+    words = tmp_path / "words.txt"
+    words.write_text("smiling, blue background")
+    assert main(["evaluate", str(drawn), "--prompts", str(words), "--out", str(tmp_path / "out"), "--seeds", "1"]) == 0
+    alone = draw(drawn, tmp_path / "a.png", "--sampler", "native", prompt="smiling, blue background")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "0001_seed0.png")), alone)
+
+
 def test_recipes_that_are_not_understood_are_refused(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coffee = str(photograph(root / "mine", "coffee"))
-    other = rewritten(run, tmp_path / "a", t5={"options": {"width": 9}}, image={"preprocessing": 0})
+    other = rewritten(
+        run, tmp_path / "a", t5={"options": {"width": 9, "precision": "float32"}}, image={"preprocessing": 0}
+    )
     assert "made with other options than it would be now: width was 9, is 8" in refused(other, capsys, code=65)
     assert "were cut in another way" in refused(other, capsys, "--reference", coffee, code=65)
     other = rewritten(run, tmp_path / "b", dinov3=None, t5={"preprocessing": None})

@@ -49,8 +49,9 @@ class SmallPass:
     artefact: str
     batch = 4
 
-    def __init__(self, revision: str = "1a2b", preprocessing: int = 1) -> None:
-        self.recipe = Recipe(f"small-{self.artefact}", revision, preprocessing, {"width": WIDTH}, LABEL)
+    def __init__(self, revision: str = "1a2b", preprocessing: int = 1, precision: str = "float32") -> None:
+        options = {"width": WIDTH, "precision": precision}
+        self.recipe = Recipe(f"small-{self.artefact}", revision, preprocessing, options, LABEL)
 
     @contextmanager
     def open(self) -> Iterator[Encode]:
@@ -119,7 +120,7 @@ SMALL_PASSES: dict[str, type[SmallPass]] = {"t5": WordPass, "dinov3": ColourPass
 
 
 def small_passes(**changes: Any) -> dict[str, Any]:
-    """Entries for the table of passes; `changes` are another revision or version."""
+    """Entries for the table of passes; `changes` are another revision, version or precision."""
     return {name: lambda options, kind=kind: kind(**changes) for name, kind in SMALL_PASSES.items()}
 
 

@@ -18,7 +18,7 @@ TINY = "tiny-"
 """What the model names of random stand-ins begin with."""
 PRECISION = "precision"
 """The one option of a recipe that may differ: what computes at this moment need not be what prepared the set."""
-_SHA256_DIGITS = 64
+_SHA256_DIGITS, _COMMIT_DIGITS = 64, 40
 FOLDERS = {"t5": "--t5 FOLDER", "dinov3": "--dinov3 FOLDER", "pose": "--detector FILE and --pose-model FILE"}
 
 
@@ -153,7 +153,7 @@ def _refuse_other(artefact: str, wanted: Recipe, found: Recipe) -> None:
 
 
 def _of_a_hub(wanted: Recipe) -> str:
-    if len(wanted.revision) == _SHA256_DIGITS:
+    if len(wanted.revision) != _COMMIT_DIGITS:
         return ""
     return " (a commit of the hub: name its id there, not a folder, whose revision is a hash of its files)"
 
