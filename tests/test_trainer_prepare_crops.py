@@ -166,6 +166,7 @@ def test_a_grey_photograph_has_a_profile_of_greys_or_of_the_camera() -> None:
     ("profile", "said"),
     [
         (b"no profile at all", "its colour profile is broken"),
+        (icc_profile("RGB", 2.2, ADOBE_RGB).replace(b"RGB ", b"RGB\xc6", 1), "its colour profile is broken"),
         (icc_profile("GRAY", 2.2), "its colour profile is for GRAY, the image is RGB"),
         (icc_profile("RGB", 2.2), "its colour profile cannot be converted"),
     ],

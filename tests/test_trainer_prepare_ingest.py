@@ -77,6 +77,14 @@ def test_a_copy_is_listed_and_used_once(photos: Path, capsys: pytest.CaptureFixt
     assert [image.path for image in prepared(photos).images] == ["b.png", "sub/a.png", "sub/deep/c.PNG"]
 
 
+def test_copies_side_by_side_are_decoded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path / "photos", {f"{number:02}.png": PICTURES[0] for number in range(24)})
+    manifest = prepared(tmp_path / "photos")
+    assert [image.path for image in manifest.images] == ["00.png"]
+    assert len(manifest.copies) == 23
+    assert "image: 1 made, 0 were there, 23 copies" in capsys.readouterr().out
+
+
 def test_near_duplicates_are_kept_and_told(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(photos, {"again.jpg": encoded(drawn(0), "JPEG", quality=90)})
     manifest = prepared(photos)

@@ -49,10 +49,9 @@ def to_srgb(image: Image.Image, content: bytes | None) -> Colours:
         return as_it_is
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-        name = _name(profile)
+        name, space = _name(profile), profile.profile.xcolor_space.strip()
     except (OSError, TypeError, ValueError, ImageCms.PyCMSError) as error:
         return as_it_is._replace(flaw=f"its colour profile is broken: {error}")
-    space = profile.profile.xcolor_space.strip()
     if image.mode == "L" and space == "RGB":  # grey photographs often carry the profile of the camera
         image = image.convert("RGB")
     if space != _SPACES[image.mode]:
