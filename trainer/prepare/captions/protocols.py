@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from trainer.prepare.captions.prompt import PROMPT
 
+End = Literal["stop", "limit", "refused"]
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
@@ -28,7 +29,7 @@ class Answer:
     """What a model said; `end` is why it ended there: by itself, at the token limit, or because it may not go on."""
 
     text: str
-    end: Literal["stop", "limit", "refused"] = "stop"
+    end: End = "stop"
 
 
 class Dialect(Protocol):
@@ -106,7 +107,7 @@ class OpenAiCompatible:
     name = "openai"
     models_path = "/v1/models"
     question_path = "/v1/chat/completions"
-    _ends: Mapping[str, Literal["limit", "refused"]] = {"length": "limit", "content_filter": "refused"}
+    _ends: Mapping[str, End] = {"length": "limit", "content_filter": "refused"}
 
     def models(self, body: Mapping[str, Any]) -> dict[str, str] | None:
         """Such a server does not say which weights a name stands for."""
@@ -141,7 +142,7 @@ class OpenAiCompatible:
             return Answer(message["refusal"], "refused")
         text = message.get("content")
         # A model that was cut off while it thought has no content at all.
-        end = self._ends.get(str(choices[0].get("finish_reason")), "stop")
+        end: End = self._ends.get(str(choices[0].get("finish_reason")), "stop")
         if not isinstance(text, str):
             return None if text is not None or end == "stop" else Answer("", end)
         return Answer(text, end)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from threading import Event, Lock
+from typing import Literal
 
 from trainer.errors import DataError, UsageError
 from trainer.prepare.captions.address import KEY_VARIABLE, Key, base_of
@@ -28,9 +29,9 @@ class ServerPass:
     """Asks a server about each image alone. Raises UsageError for an address or a time that cannot be."""
 
     artefact = "caption"
-    files = (FILE,)
-    needs = ("image",)
-    each_alone = True
+    files: tuple[str, ...] = (FILE,)
+    needs: tuple[str, ...] = ("image",)
+    each_alone: Literal[True] = True
 
     def __init__(self, server: CaptionServer, seed: int, key: Key, patience: Patience) -> None:
         if not (server.timeout_s > 0.0 and math.isfinite(server.timeout_s)):

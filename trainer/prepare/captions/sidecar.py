@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from trainer.prepare.captions.text import FILE, broken_characters, has_words, one_paragraph
 from trainer.prepare.passes import Encode, Failed, Inputs, Made
@@ -21,10 +22,10 @@ class SidecarPass:
     """Reads what a person, or another program, wrote. An edited file makes the caption anew."""
 
     artefact = "caption"
-    files = (FILE,)
-    needs = ()
+    files: tuple[str, ...] = (FILE,)
+    needs: tuple[str, ...] = ()
     batch = 64
-    each_alone = True
+    each_alone: Literal[True] = True
 
     @property
     def recipe(self) -> Recipe:
