@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from trainer.data.buckets import BUCKETS
 from trainer.data.shapes import POSE_JOINTS
 from trainer.prepare.ingest import image_recipe
 from trainer.prepare.ingest.crop import make_crop
-from trainer.prepare.passes import Encode, Inputs, Made
+from trainer.prepare.passes import Encode, Inputs, Made, Pass
 from trainer.prepare.recipe import Recipe
 
 SIDE, WIDTH, TOKENS = 256, 8, 12
@@ -116,7 +116,11 @@ class BrightPosePass(SmallPass):
         return Made({"pose.npy": joints_J3})
 
 
-SMALL_PASSES: dict[str, type[SmallPass]] = {"t5": WordPass, "dinov3": ColourPass, "pose": BrightPosePass}
+SMALL_PASSES: dict[str, type[WordPass] | type[ColourPass] | type[BrightPosePass]] = {
+    "t5": WordPass,
+    "dinov3": ColourPass,
+    "pose": BrightPosePass,
+}
 
 
 def small_passes(**changes: Any) -> dict[str, Any]:
@@ -124,35 +128,46 @@ def small_passes(**changes: Any) -> dict[str, Any]:
     return {name: lambda options, kind=kind: kind(**changes) for name, kind in SMALL_PASSES.items()}
 
 
-def recipes() -> dict[str, Any]:
-    """As they stand in the index of the set."""
-    made = {name: kind().recipe.as_json() for name, kind in SMALL_PASSES.items()}
+def recipes(passes: Sequence[Pass] = ()) -> dict[str, Any]:
+    """As they stand in the index of the set that these passes made; without any, the small ones."""
+    made = {work.artefact: work.recipe.as_json() for work in passes or _small()}
     return {"image": image_recipe(SIDE).as_json(), **made}
 
 
-def stored(path: Path, caption: str) -> tuple[str, dict[str, Any]]:
-    """The bucket of a photograph and its sample."""
-    crop = make_crop(path.read_bytes(), SIDE)
-    image_CHW = np.asarray(crop.files["image.npy"])
-    inputs = Inputs(path.stem, path, image_CHW, caption)
-    features: dict[str, Any] = {}
-    for kind in SMALL_PASSES.values():
-        features |= kind().make(inputs).files
-    return str(crop.facts["bucket"]), {
-        "__key__": path.stem, "json": {"caption": caption}, "image.npy": image_CHW, **features
-    }  # fmt: skip
-
-
-def photograph_shards(root: Path, photographs: Sequence[str] = PHOTOGRAPHS) -> Path:
+def photograph_shards(root: Path, passes: Sequence[Pass] = ()) -> Path:
     """A set of photographs in their buckets, with its index; each is `a photograph of <name>`."""
-    by_bucket: dict[str, list[dict[str, Any]]] = {}
-    for name in photographs:
-        bucket, sample = stored(photograph(root / "photos", name), f"a photograph of {name}")
-        by_bucket.setdefault(bucket, []).append(sample)
+    by_bucket: dict[str, list[Inputs]] = {}
+    for name in PHOTOGRAPHS:
+        path = photograph(root / "photos", name)
+        crop = make_crop(path.read_bytes(), SIDE)
+        image_CHW = np.asarray(crop.files["image.npy"])
+        inputs = Inputs(name, path, image_CHW, f"a photograph of {name}")
+        by_bucket.setdefault(str(crop.facts["bucket"]), []).append(inputs)
+    made = [_made(work, images) for work in passes or _small() for images in by_bucket.values()]
     for bucket in BUCKETS:
-        if bucket.name in by_bucket:
-            height, width = bucket.scaled(SIDE) or (0, 0)
-            write_shards(root / "shards" / f"bucket_{width}x{height}", by_bucket[bucket.name])
-    index = {"recipes": recipes(), "labels": ["six photographs of scikit-image"]}
+        height, width = bucket.scaled(SIDE) or (0, 0)
+        samples = [_sample(inputs, made) for inputs in by_bucket.get(bucket.name, [])]
+        if samples:
+            write_shards(root / "shards" / f"bucket_{width}x{height}", samples)
+    index = {"recipes": recipes(passes), "labels": ["six photographs of scikit-image"]}
     (root / "shards" / "index.json").write_text(json.dumps(index))
     return root / "shards"
+
+
+def _small() -> list[Pass]:
+    return [kind() for kind in SMALL_PASSES.values()]
+
+
+def _made(work: Pass, images: Sequence[Inputs]) -> dict[str, Mapping[str, Any]]:
+    """The files of every image by its id; all images of one bucket at once."""
+    with work.open() as encode:
+        answers = encode(images)
+    assert all(isinstance(made, Made) for made in answers)
+    return {one.id: made.files for one, made in zip(images, answers, strict=True) if isinstance(made, Made)}
+
+
+def _sample(inputs: Inputs, made: Sequence[dict[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    features: dict[str, Any] = {}
+    for answers in made:
+        features |= answers.get(inputs.id, {})
+    return {"__key__": inputs.id, "json": {"caption": inputs.caption}, "image.npy": inputs.image_CHW, **features}
