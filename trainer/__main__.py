@@ -22,6 +22,8 @@ _USAGE = """usage: python -m trainer COMMAND …
   tune CONFIG [--out F] …                                                the fastest way to make the same step
   fit-basis CONFIG --out F                                               the subspace of AsymFlow, from training images
   fit-pose CONFIG --out F                                                fit the detector that scores poses
+  status DATA [--json]                                                   how far prepared photographs are
+  verify DATA [--fix] [--json]                                           is every byte of them what it should be
 
 COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
 70 internal, 2 command line."""
@@ -116,6 +118,18 @@ def _fit_pose(argv: list[str]) -> int:
     return fit_pose(argv)
 
 
+def _status(argv: list[str]) -> int:
+    from trainer.prepare.status import main as status
+
+    return status(argv)
+
+
+def _verify(argv: list[str]) -> int:
+    from trainer.prepare.verify import main as verify
+
+    return verify(argv)
+
+
 _COMMANDS = {
     "train": _train,
     "check": _check,
@@ -125,6 +139,8 @@ _COMMANDS = {
     "tune": _tune,
     "fit-basis": _fit_basis,
     "fit-pose": _fit_pose,
+    "status": _status,
+    "verify": _verify,
 }
 
 

@@ -18,6 +18,8 @@ FOLDER_WORDS = 64
 SHARD_WIDTH = 1024
 SHARD_TOKENS = 512
 """Features of every stream of the published shards, and the most tokens that a caption in shards may have."""
+FARTHEST_JOINT = 8.0
+"""In half frames from the centre. A detector's box may reach out of the frame, but pixels reach much further."""
 
 
 @dataclass(frozen=True, slots=True)

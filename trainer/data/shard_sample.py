@@ -27,12 +27,10 @@ from PIL import Image
 from trainer.data.npy import parse_npy
 from trainer.data.parts import SAPIENS_CLASSES
 from trainer.data.sample import Sample
-from trainer.data.shapes import POSE_JOINTS, SHARD_TOKENS, StreamShapes
+from trainer.data.shapes import FARTHEST_JOINT, POSE_JOINTS, SHARD_TOKENS, StreamShapes
 from trainer.data.shard_set import PARTS_MEMBER, ShardFolder
 
 _RANGE_SLACK = 1e-3  # half precision rounds 1 + 0.0005 to 1.0
-_FARTHEST_JOINT = 8.0
-"""In half frames from the centre. A detector's box may reach out of the frame, but pixels reach much further."""
 
 
 class Fault(ValueError):
@@ -136,7 +134,7 @@ def _pose(members: Mapping[str, bytes]) -> np.ndarray:
         raise Fault("pose.npy has values that are not finite")
     joints_J3[joints_J3[:, 2] <= 0] = 0.0
     farthest = float(np.abs(joints_J3[:, :2]).max())
-    if farthest > _FARTHEST_JOINT:
+    if farthest > FARTHEST_JOINT:
         raise Fault(f"pose.npy has a joint at {farthest:g}: pixels? needed: the frame is [-1, 1]")
     joints_J3[np.abs(joints_J3[:, :2]).max(axis=1) > 1.0] = 0.0
     joints_J3[:, 2] = joints_J3[:, 2].clip(0.0, 1.0)

@@ -1,7 +1,8 @@
 """A set of shards as it lies on disk: `<path>/bucket_<W>x<H>/shard-NNNNNN.tar`, and what its samples are made of.
 
 `describe_set` looks at names and at the first sample of each bucket only, so that a configuration can be checked in no
-time. No torch here.
+time. A set that was packed here has an index beside its buckets, which must speak of the very shards that are there.
+No torch here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trainer.data.naming import placed
 from trainer.data.npy_header import LONGEST_BYTES, read_header
 from trainer.data.tar_index import Span, first_entry, read_span
 from trainer.errors import DataError
+from trainer.prepare.shard_index import INDEX, PACK_AGAIN, read_index
 
 STREAM_MEMBERS: Mapping[str, tuple[str, ...]] = {
     "text": ("t5h.npy", "t5m.npy"),
@@ -55,6 +57,7 @@ class ShardSet:
     """All buckets of a set in the order of `BUCKETS`.
 
     `side` is that of the stored square images, whether or not there are any; `left_alone` names what is no shard.
+    `labels` say what must not be believed of the features, as far as the set has an index.
     The rest comes from the first sample of every bucket: `suffixes` of all their members, `widths` in features of
     `t5h.npy`, `dinov3.npy` and `dinov3_patches.npy`, and `text_length`, the tokens of the longest `t5h.npy`.
     """
@@ -63,6 +66,7 @@ class ShardSet:
     side: int
     folders: tuple[ShardFolder, ...]
     left_alone: tuple[str, ...]
+    labels: tuple[str, ...]
     suffixes: frozenset[str]
     widths: Mapping[str, int]
     text_length: int
@@ -82,8 +86,25 @@ def shards_of(config: TrainerConfig) -> ShardSet | None:
 def describe_set(root: Path) -> ShardSet:
     """The set in a folder. Raises DataError that says what is wrong with it and what to do."""
     folders, left_alone = _folders(root)
-    tars = tuple((str(tar), status.st_size, status.st_mtime_ns) for tar, status in _statuses(folders))
-    return _described(root, tuple(folders), tuple(left_alone), tars)
+    statuses = _statuses(folders)
+    labels = _labels(root, {tar.relative_to(root).as_posix(): status.st_size for tar, status in statuses})
+    tars = tuple((str(tar), status.st_size, status.st_mtime_ns) for tar, status in statuses)
+    return _described(root, tuple(folders), tuple(left_alone), labels, tars)
+
+
+def _labels(root: Path, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """What the index says of the features; a set without one says nothing. Raises DataError if it is of other shards.
+
+    `sizes` are those of the shards that are there, in bytes by path.
+    """
+    index = read_index(root)
+    if index is None:
+        return ()
+    differences = index.differences(sizes)
+    if differences:
+        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        raise DataError(f"{root} is not what its {INDEX} says: {differences[0]}{more}: {PACK_AGAIN}")
+    return index.labels
 
 
 def _statuses(folders: list[ShardFolder]) -> list[tuple[Path, os.stat_result]]:
@@ -95,7 +116,11 @@ def _statuses(folders: list[ShardFolder]) -> list[tuple[Path, os.stat_result]]:
 
 @lru_cache(maxsize=8)
 def _described(
-    root: Path, folders: tuple[ShardFolder, ...], left_alone: tuple[str, ...], identity: tuple[object, ...]
+    root: Path,
+    folders: tuple[ShardFolder, ...],
+    left_alone: tuple[str, ...],
+    labels: tuple[str, ...],
+    identity: tuple[object, ...],
 ) -> ShardSet:
     """Looked up once as long as names, sizes and times of the shards (`identity`) stay what they are."""
     side = _common_side(root, folders)
@@ -114,7 +139,7 @@ def _described(
                     f"{widths[suffix]}: a set needs one encoder"
                 )
             longest = max(longest, shape[0]) if suffix == "t5h.npy" else longest
-    return ShardSet(root, side, folders, left_alone, frozenset(suffixes), widths, longest)
+    return ShardSet(root, side, folders, left_alone, labels, frozenset(suffixes), widths, longest)
 
 
 def _folders(root: Path) -> tuple[list[ShardFolder], list[str]]:
@@ -125,7 +150,7 @@ def _folders(root: Path) -> tuple[list[ShardFolder], list[str]]:
             folder, others = _folder(path)
             found += [folder]
             left_alone += others
-        else:
+        elif path.name != INDEX:
             left_alone.append(path.name)
     if not found:
         raise DataError(f"{root} holds no folder bucket_<width>x<height> with shard-NNNNNN.tar files in it")

@@ -225,6 +225,7 @@ class ShardSource:
         """What was decided about the set."""
         stored = self._set.side
         notes = [f"shards: {len(self._places)} samples in {len(self._set.folders)} buckets, stored at {stored}"]
+        notes += self._set.labels
         if config.data.size < stored:
             notes.append(f"stored images of {stored} are reduced to {config.data.size}")
         if len(self._set.folders) > 1:

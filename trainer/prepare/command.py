@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import EXIT_DATA, EXIT_DONE, EXIT_STOPPED, UsageError
-from trainer.prepare.ingest import ingest
+from trainer.prepare.ingest import image_recipe, ingest
 from trainer.prepare.lock import only_here, sweep
 from trainer.prepare.manifest import Manifest, Part, whole_manifest
 from trainer.prepare.options import DINOV3, T5, CaptionServer, Options
@@ -47,7 +47,7 @@ def _prepare(given: argparse.Namespace, options: Options, part: Part, passes: Se
     if part.count == 1:
         sweep(data)
     manifest = ingest(given.photos, data, part, options.side, given.max_rejected_share)
-    note_recipes(data, options, passes)
+    note_recipes(data, {"image": image_recipe(options.side), **{work.artefact: work.recipe for work in passes}})
     outcomes = [_run(work, samples, manifest) for work in passes]
     if packs and part.count == 1:
         print(pack(data, whole_manifest(data), options.seed).summary)

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.errors import DataError
-from trainer.prepare.ingest import image_recipe
-from trainer.prepare.options import Options
-from trainer.prepare.passes import Pass
+from trainer.prepare.artefacts import FILES
 from trainer.prepare.recipe import Recipe, recipe_from_json
 from trainer.prepare.records import write_json
 
 FILE = "recipes.json"
+SIDE = "side"
+"""The option of the image's recipe that says the side of the square bucket in pixels."""
 
 
-def note_recipes(data: Path, options: Options, passes: Sequence[Pass]) -> None:
-    """Remember the recipes of these passes; those of others stay what they were."""
+def note_recipes(data: Path, recipes: Mapping[str, Recipe]) -> None:
+    """Remember these recipes; those of other artefacts stay what they were."""
     known = read_recipes(data) if (data / FILE).exists() else {}
-    known |= {"image": image_recipe(options.side), **{work.artefact: work.recipe for work in passes}}
-    write_json(data / FILE, {name: recipe.as_json() for name, recipe in sorted(known.items())})
+    write_json(data / FILE, {name: recipe.as_json() for name, recipe in sorted({**known, **recipes}.items())})
 
 
 def read_recipes(data: Path) -> dict[str, Recipe]:
     """Recipes by artefact. Raises DataError if the set was never prepared or the file is broken."""
     path = data / FILE
     try:
-        return {name: recipe_from_json(content) for name, content in json.loads(path.read_bytes()).items()}
+        found = {name: recipe_from_json(content) for name, content in json.loads(path.read_bytes()).items()}
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}): is {data} a prepared set?") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no list of recipes: {error}; prepare the set again") from error
+    if "image" not in found:
+        raise DataError(f"{path} has no recipe of images; prepare the set again")
+    unknown = sorted(found.keys() - FILES.keys())
+    if unknown:
+        raise DataError(f"{path} names the artefact {unknown[0]!r}; this version knows {', '.join(FILES)}")
+    return found
+
+
+def side_of(recipe: Recipe) -> int:
+    """The side of the square bucket in pixels that a recipe of images stores. Raises DataError if it has none."""
+    side = recipe.options.get(SIDE)
+    if not isinstance(side, int):
+        raise DataError(f"a recipe of images says {side!r} under {SIDE!r}; needed: a number of pixels; prepare again")
+    return side

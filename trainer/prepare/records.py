@@ -75,6 +75,8 @@ class Samples:
             )
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise BrokenRecord(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise BrokenRecord(f"{path} is no record of an artefact: {error}") from error
 
@@ -141,7 +143,7 @@ class Samples:
                     replace_file(folder / name, content)
             replace_file(path, as_json(record))
         except OSError as error:
-            raise _cannot_write(folder, error) from error
+            raise cannot_write(folder, error) from error
         return record
 
     def read(self, id: str, name: str) -> bytes:
@@ -186,7 +188,7 @@ def write_json(path: Path, content: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def as_json(record: Record) -> bytes:
@@ -203,7 +205,8 @@ def as_json(record: Record) -> bytes:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """What to say of a file that could not be written, with what to do if the disk is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(
             f"the disk is full: {path} could not be written. Everything made so far is kept and whole; free some space "

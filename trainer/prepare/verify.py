@@ -1,0 +1,194 @@
+"""`python -m trainer verify DATA [--fix] [--json]`: reads everything of a prepared set and names what is not right.
+
+0: nothing was found; 65: something was. What is merely not made yet, or could not be made, is no finding: `status`
+counts that. No torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import EXIT_DATA, EXIT_DONE, DataError, UsageError
+from trainer.prepare.finding import Finding
+from trainer.prepare.image_checks import check_artefacts, is_unfinished, unknown_files
+from trainer.prepare.lock import only_here
+from trainer.prepare.manifest import ImageEntry, Manifest, whole_manifest
+from trainer.prepare.pack import SHARDS
+from trainer.prepare.progress import bar
+from trainer.prepare.recipe import Recipe
+from trainer.prepare.recipes import FILE, read_recipes
+from trainer.prepare.records import Samples, cannot_write
+from trainer.prepare.shard_checks import Checked, check_index, check_shard, members_of, unknown_shard_files
+from trainer.prepare.shard_index import INDEX, ShardIndex, read_index
+from trainer.prepare.shard_tar import plan_file
+from trainer.prepare.states import look_up
+
+_MOST_THREADS = 16
+_OWN = re.compile(rf"manifest(-\d+-of-\d+)?\.json|{re.escape(FILE)}|card\.(md|png)|\.lock(-\d+-of-\d+)?|samples|shards")
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How much was read, and everything that was found: images in the order of the manifest, then shards."""
+
+    images: int
+    shards: int
+    findings: tuple[Finding, ...]
+
+
+def verify(data: Path) -> Verified:
+    """Read everything of a set; a process that prepares it meanwhile makes findings that mean nothing.
+
+    Raises DataError if it is no prepared set.
+    """
+    manifest, recipes = whole_manifest(data), read_recipes(data)
+    index, findings = _read_index(data)
+    shards = list(index.shards) if index is not None else []
+    checked: list[Checked] = []
+    with (
+        ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "verify") as readers,
+        bar("verify", len(manifest.images) + len(shards)) as advance,
+    ):
+        files: dict[str, Mapping[str, str]] = {}
+
+        def check_image(entry: ImageEntry) -> tuple[str, dict[str, str], list[Finding]]:
+            samples = Samples(data)
+            state = look_up(samples, entry, recipes)
+            found = [*check_artefacts(samples, state, recipes), *unknown_files(samples, entry)]
+            return entry.id, state.files if state.is_done else {}, found
+
+        for id, hashes, found in readers.map(check_image, manifest.images):
+            findings += found
+            if hashes:
+                files[id] = hashes
+            advance(1)
+        members = members_of(index) if index is not None else ()
+        for one in readers.map(lambda shard: check_shard(data / SHARDS, *shard, members, files), shards):
+            checked.append(one)
+            advance(1)
+    findings += [finding for one in checked for finding in one.findings]
+    findings += _check_set(data, manifest, recipes, index, checked)
+    return Verified(len(manifest.images), len(shards), tuple(findings))
+
+
+def mend(data: Path, findings: Sequence[Finding]) -> tuple[int, int]:
+    """Forget corrupt artefacts and remove corrupt shards, so that preparing makes them again; how many of either.
+
+    Raises DataError if a file cannot be removed.
+    """
+    samples = Samples(data)
+    artefacts = {(one.id, one.artefact) for one in findings if one.is_corrupt and one.artefact}
+    shards = {one.path for one in findings if one.is_corrupt and not one.artefact}
+    try:
+        for id, artefact in sorted(artefacts):
+            samples.drop(id, artefact)
+        for path in sorted(shards):
+            plan_file(data / path).unlink(missing_ok=True)
+            (data / path).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(Path(error.filename or data), error) from error
+    return len(artefacts), len(shards)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Verify a set, and mend it if asked to."""
+    given = _parser().parse_args(argv)
+    if not given.data.is_dir():
+        raise UsageError(f"{given.data} is no folder of a prepared set")
+    with only_here(given.data) if given.fix else nullcontext():
+        verified = verify(given.data)
+        mended = mend(given.data, verified.findings) if given.fix else None
+    advice = _advice(given.data, verified.findings, mended)
+    if given.json:
+        print(json.dumps(_as_json(verified, mended, advice), indent=1, ensure_ascii=False))
+    else:
+        _tell(verified, advice)
+    return EXIT_DATA if verified.findings else EXIT_DONE
+
+
+def _read_index(data: Path) -> tuple[ShardIndex | None, list[Finding]]:
+    path = f"{SHARDS}/{INDEX}"
+    try:
+        index = read_index(data / SHARDS)
+    except DataError as error:
+        return None, [Finding("broken index", path, str(error), "the index of the shards")]
+    is_packed = index is not None or not any((data / SHARDS).glob("bucket_*"))
+    return index, [] if is_packed else [Finding("broken index", path, "no file", "the index of the shards beside it")]
+
+
+def _check_set(
+    data: Path,
+    manifest: Manifest,
+    recipes: Mapping[str, Recipe],
+    index: ShardIndex | None,
+    checked: Sequence[Checked],
+) -> Iterator[Finding]:
+    """What is wrong with the set as a whole, and what lies in it that is not its own."""
+    if index is not None:
+        if all(one.ids for one in checked):
+            yield from check_index(index, tuple(id for one in checked for id in one.ids), recipes)
+        yield from unknown_shard_files(data / SHARDS, index)
+    for path in sorted(data.iterdir()):
+        if not _OWN.fullmatch(path.name) and not is_unfinished(path):
+            yield Finding("unknown file", path.name, "a file or folder", "nothing")
+    folders = {Samples(data).folder(entry.id) for entry in manifest.images}
+    for path in sorted((data / "samples").glob("*/*")):
+        if path not in folders:
+            relative = path.relative_to(data).as_posix()
+            yield Finding("unknown file", relative, "what was made for an image that is gone", "nothing")
+
+
+def _advice(data: Path, findings: Sequence[Finding], mended: tuple[int, int] | None) -> str:
+    """What to do about it; '' if nothing was found."""
+    if not findings:
+        return ""
+    prepare = f"python -m trainer prepare {whole_manifest(data).photos} --out {data}, with the options it was made with"
+    if mended is not None:
+        artefacts, shards = mended
+        return (
+            f"{artefacts} artefacts and {shards} shards that were corrupt are taken out; to make them again: {prepare}"
+        )
+    if any(finding.is_corrupt for finding in findings):
+        return f"python -m trainer verify {data} --fix takes out what is corrupt; then: {prepare}"
+    if all(finding.kind == "unknown file" for finding in findings):
+        return "nothing is wrong with the set; remove what does not belong to it, or move it elsewhere"
+    return f"to bring the set up to date: {prepare}"
+
+
+def _as_json(verified: Verified, mended: tuple[int, int] | None, advice: str) -> dict[str, object]:
+    return {
+        "images": verified.images,
+        "shards": verified.shards,
+        "findings": [finding.as_json() for finding in verified.findings],
+        "mended": None if mended is None else {"artefacts": mended[0], "shards": mended[1]},
+        "next": advice,
+    }
+
+
+def _tell(verified: Verified, advice: str) -> None:
+    for finding in verified.findings:
+        print(finding)
+    found = f"{len(verified.findings):,} findings" if verified.findings else "nothing is wrong"
+    print(f"{verified.images:,} images and {verified.shards:,} shards were read: {found}")
+    if advice:
+        print(advice, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer verify",
+        description="Read every byte of a prepared set and name what is not right. 0: nothing, 65: something.",
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help="the --out folder of prepare")
+    parser.add_argument("--fix", action="store_true", help="take out what is corrupt, so that prepare makes it again")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
