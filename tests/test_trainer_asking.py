@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.fakes.asked_sets import LABEL, RESIDENT, WordPass, photograph, photograph_shards, recipes, small_passes
+from tests.fakes.asked_sets import LABEL, RESIDENT, WordPass, id_of, photograph, recipes, small_passes, small_shards
 from tests.fakes.trainer_runs import trained
 from trainer.__main__ import main
 from trainer.asking import answer
@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(root: Path) -> Path:
-    return photograph_shards(root)
+    return small_shards(root)
 
 
 def train(run_dir: Path, shards: Path, **changes: Any) -> Path:
@@ -107,8 +107,8 @@ def rewritten(run: Path, to: Path, **recipe_changes: Any) -> Path:
 @pytest.mark.parametrize("name", ["astronaut", "coffee"])
 def test_what_is_asked_is_encoded_exactly_as_the_shards_were(run: Path, root: Path, name: str) -> None:
     asked_run = trained_run(run)
-    stored = collate([open_source(asked_run.config).load(name)]).conditions
     path = photograph(root / "mine", name)
+    stored = collate([open_source(asked_run.config).load(id_of(path))]).conditions
     [asked] = conditions_of(asked_run, [Question(f"a photograph\tof {name} ", path, str(path))])
     assert asked.conditions.streams == stored.streams == ("text", "cls", "patches", "pose")
     assert asked.conditions.patch_grid == stored.patch_grid
@@ -286,7 +286,7 @@ def test_recipes_that_are_not_understood_are_refused(
     other = rewritten(run, tmp_path / "b", dinov3=None, t5={"preprocessing": None})
     assert "recipe of t5 in the shards of this run cannot be understood" in refused(other, capsys, code=65)
     other = rewritten(run, tmp_path / "c", dinov3=None)
-    assert "say nothing of how dinov3 was made; they name: image, t5, pose" in refused(
+    assert "say nothing of how dinov3 was made; they name: caption, image, pose, t5" in refused(
         other, capsys, "--reference", coffee, code=65
     )
     assert draw(other, tmp_path / "c.png").any(), "words need no image encoder"
@@ -296,6 +296,7 @@ def test_shards_that_say_nothing_of_their_encoders(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = Path(shutil.copytree(shards, tmp_path / "shards"))
+    index = (shards / "index.json").read_bytes()
     (shards / "index.json").unlink()
     run = train(tmp_path / "runs" / "silent", shards)
     assert "the shards have no index.json" in refused(run, capsys)
@@ -303,8 +304,8 @@ def test_shards_that_say_nothing_of_their_encoders(
     [started] = [event for event in events if event.get("event") == "started"]
     assert any("no index.json: sample will know no encoder" in note for note in started["notes"])
     (shards / "index.json").write_text("[")
-    assert "index.json is no index of shards" in refused(run, capsys)
-    (shards / "index.json").write_text(json.dumps({"recipes": recipes()}))
+    assert "index.json is no index of shards" in refused(run, capsys, code=78)
+    (shards / "index.json").write_bytes(index)
     assert draw(run, tmp_path / "a.png").any(), "a set that was described later"
     shutil.rmtree(shards)
     assert "the checkpoint of step 2 does not know either" in refused(run, capsys)
@@ -314,7 +315,7 @@ def test_shards_that_say_nothing_of_their_encoders(
 
 
 def test_prompts_of_a_file_are_drawn_as_sample_draws_them(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "words.txt"
     prompts.write_text("a cat\n\n  a dog  in the rain\n")
@@ -330,7 +331,7 @@ def test_prompts_of_a_file_are_drawn_as_sample_draws_them(
     names = [name for one in index["prompts"] for name in one["files"]]
     assert names == ["0001_seed0.png", "0001_seed1.png", "0003_seed0.png", "0003_seed1.png"]
     drawn = [np.asarray(Image.open(folder / name)) for name in names]
-    assert index["recipes"] == recipes()
+    assert index["recipes"] == recipes(shards)
     alone = draw(run, tmp_path / "a.png", "--sampler", "native", "--seed", "1", prompt="a dog in the rain")
     assert np.array_equal(drawn[3], alone)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

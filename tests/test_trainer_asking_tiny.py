@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.fakes.asked_sets import SIDE as STORED
-from tests.fakes.asked_sets import photograph_shards
+from tests.fakes.asked_sets import id_of, photograph_shards
 from tests.fakes.encoder_cases import own_cache
 from tests.fakes.trainer_runs import trained
 from trainer.__main__ import main
@@ -20,8 +19,6 @@ from trainer.asking.question import Question
 from trainer.asking.trained_run import trained_run
 from trainer.data import open_source
 from trainer.data.sample import collate
-from trainer.prepare.options import Options
-from trainer.prepare.table import chosen_passes
 
 transformers = pytest.importorskip("transformers")
 
@@ -47,8 +44,7 @@ def _own_cache(root: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(root: Path) -> Path:
-    passes = chosen_passes(["t5", "dinov3"], Options(side=STORED, tiny=True, device="cpu"))
-    shards = photograph_shards(root, passes)
+    shards = photograph_shards(root, "--encoders", "tiny", "--passes", "caption,t5,dinov3,pack")
     data = {"source": "shards", "path": str(shards), "size": 64, "workers": 0}
     (root / "runs").mkdir()
     return trained(root / "runs" / "tiny", data=data, **CHANGES)
@@ -56,9 +52,9 @@ def run(root: Path) -> Path:
 
 def test_what_is_asked_is_encoded_as_the_shards_were(run: Path, root: Path) -> None:
     asked_run = trained_run(run)
-    stored = collate([open_source(asked_run.config).load("coffee")]).conditions
-    question = Question("a photograph of coffee", root / "photos" / "coffee.png")
-    [asked] = conditions_of(asked_run, [question])
+    coffee = root / "photos" / "coffee.png"
+    stored = collate([open_source(asked_run.config).load(id_of(coffee))]).conditions
+    [asked] = conditions_of(asked_run, [Question("a photograph of coffee", coffee)])
     assert asked.conditions.streams == stored.streams == ("text", "cls", "patches")
     for name in ("text_BTD", "cls_BD", "patches_BPD"):
         mine, theirs = getattr(asked.conditions, name).float(), getattr(stored, name).float()

@@ -1,4 +1,4 @@
-"""A small set of photographs as shards, whose features come from small encoders of words, colours and brightness.
+"""A small set of photographs, prepared and packed as any other, and small encoders of words, colours and brightness.
 
 They are passes as the real ones are, on numpy alone: what they make depends on what they are shown and on nothing else.
 """
@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import skimage.data
 from PIL import Image
 
-from tests.fakes.shards import write_shards
-from trainer.data.buckets import BUCKETS
 from trainer.data.shapes import POSE_JOINTS
-from trainer.prepare.ingest import image_recipe
-from trainer.prepare.ingest.crop import make_crop
-from trainer.prepare.passes import Encode, Inputs, Made, Pass
+from trainer.prepare import command as prepare
+from trainer.prepare import table
+from trainer.prepare.passes import Encode, Inputs, Made
 from trainer.prepare.recipe import Recipe
 
 SIDE, WIDTH, TOKENS = 256, 8, 12
@@ -128,46 +127,28 @@ def small_passes(**changes: Any) -> dict[str, Any]:
     return {name: lambda options, kind=kind: kind(**changes) for name, kind in SMALL_PASSES.items()}
 
 
-def recipes(passes: Sequence[Pass] = ()) -> dict[str, Any]:
-    """As they stand in the index of the set that these passes made; without any, the small ones."""
-    made = {work.artefact: work.recipe.as_json() for work in passes or _small()}
-    return {"image": image_recipe(SIDE).as_json(), **made}
-
-
-def photograph_shards(root: Path, passes: Sequence[Pass] = ()) -> Path:
-    """A set of photographs in their buckets, with its index; each is `a photograph of <name>`."""
-    by_bucket: dict[str, list[Inputs]] = {}
+def photograph_shards(root: Path, *options: str) -> Path:
+    """Prepare and pack six photographs, each `a photograph of <name>`, with these options of `prepare`."""
     for name in PHOTOGRAPHS:
-        path = photograph(root / "photos", name)
-        crop = make_crop(path.read_bytes(), SIDE)
-        image_CHW = np.asarray(crop.files["image.npy"])
-        inputs = Inputs(name, path, image_CHW, f"a photograph of {name}")
-        by_bucket.setdefault(str(crop.facts["bucket"]), []).append(inputs)
-    made = [_made(work, images) for work in passes or _small() for images in by_bucket.values()]
-    for bucket in BUCKETS:
-        height, width = bucket.scaled(SIDE) or (0, 0)
-        samples = [_sample(inputs, made) for inputs in by_bucket.get(bucket.name, [])]
-        if samples:
-            write_shards(root / "shards" / f"bucket_{width}x{height}", samples)
-    index = {"recipes": recipes(passes), "labels": ["six photographs of scikit-image"]}
-    (root / "shards" / "index.json").write_text(json.dumps(index))
-    return root / "shards"
+        photograph(root / "photos", name).with_suffix(".txt").write_text(f"a photograph of {name}")
+    command = [str(root / "photos"), "--out", str(root / "data"), "--side", str(SIDE), "--device", "cpu", *options]
+    assert prepare.main(command) == 0
+    return root / "data" / "shards"
 
 
-def _small() -> list[Pass]:
-    return [kind() for kind in SMALL_PASSES.values()]
+def small_shards(root: Path) -> Path:
+    """The set as the small encoders make it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "PASSES", {"caption": table.PASSES["caption"], **small_passes()})
+        return photograph_shards(root)
 
 
-def _made(work: Pass, images: Sequence[Inputs]) -> dict[str, Mapping[str, Any]]:
-    """The files of every image by its id; all images of one bucket at once."""
-    with work.open() as encode:
-        answers = encode(images)
-    assert all(isinstance(made, Made) for made in answers)
-    return {one.id: made.files for one, made in zip(images, answers, strict=True) if isinstance(made, Made)}
+def recipes(shards: Path) -> dict[str, Any]:
+    """Recipes by artefact as they stand in the index of a set."""
+    found: dict[str, Any] = json.loads((shards / "index.json").read_text())["recipes"]
+    return found
 
 
-def _sample(inputs: Inputs, made: Sequence[dict[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    features: dict[str, Any] = {}
-    for answers in made:
-        features |= answers.get(inputs.id, {})
-    return {"__key__": inputs.id, "json": {"caption": inputs.caption}, "image.npy": inputs.image_CHW, **features}
+def id_of(photograph: Path) -> str:
+    """The id that a photograph has in the set."""
+    return hashlib.sha256(photograph.read_bytes()).hexdigest()[:16]

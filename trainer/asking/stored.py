@@ -25,6 +25,7 @@ from trainer.data.set_record import SetRecord
 from trainer.data.shapes import StreamShapes
 from trainer.data.shard_sample import Fault, decode
 from trainer.data.shard_set import ShardFolder
+from trainer.device import choose_device
 from trainer.errors import DataError, UsageError
 from trainer.prepare.passes import Failed, Inputs, Made, Pass
 from trainer.prepare.records import encoded
@@ -54,7 +55,8 @@ def stored_conditions(run: TrainedRun, questions: Sequence[Question], places: Mo
     record = require_record(run)
     opened = [_begin(run, record, question) for question in questions]
     wanted = [name for name in (TEXT, IMAGE_FEATURES, POSE) if any(name in one.inputs for one in opened)]
-    passes = {name: pass_of(record, name, places, run.config.device) for name in wanted}
+    device = choose_device(run.config).type
+    passes = {name: pass_of(record, name, places, device) for name in wanted}
     for name, (work, notes) in passes.items():
         asking = [one for one in opened if name in one.inputs]
         _encode(name, work, asking)
