@@ -25,7 +25,6 @@ transformers = pytest.importorskip("transformers")
 CHANGES = {
     "steps": 2,
     "batch": 2,
-    "streams": {"pose": "off"},
     "validation": {"every": 2, "samples": 1, "sampler_steps": 1},
     "checkpoint": {"keep": {"last": 1, "best": None}},
 }
@@ -44,7 +43,7 @@ def _own_cache(root: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(root: Path) -> Path:
-    shards = photograph_shards(root, "--encoders", "tiny", "--passes", "caption,t5,dinov3,pack")
+    shards = photograph_shards(root, "--encoders", "tiny", "--passes", "caption,t5,dinov3,pose,pack")
     data = {"source": "shards", "path": str(shards), "size": 64, "workers": 0}
     (root / "runs").mkdir()
     return trained(root / "runs" / "tiny", data=data, **CHANGES)
@@ -54,9 +53,9 @@ def test_what_is_asked_is_encoded_as_the_shards_were(run: Path, root: Path) -> N
     asked_run = trained_run(run)
     coffee = root / "photos" / "coffee.png"
     stored = collate([open_source(asked_run.config).load(id_of(coffee))]).conditions
-    [asked] = conditions_of(asked_run, [Question("a photograph of coffee", coffee)])
-    assert asked.conditions.streams == stored.streams == ("text", "cls", "patches")
-    for name in ("text_BTD", "cls_BD", "patches_BPD"):
+    [asked] = conditions_of(asked_run, [Question("a photograph of coffee", coffee, str(coffee))])
+    assert asked.conditions.streams == stored.streams == ("text", "cls", "patches", "pose")
+    for name in ("text_BTD", "cls_BD", "patches_BPD", "pose_BJ3"):
         mine, theirs = getattr(asked.conditions, name).float(), getattr(stored, name).float()
         # The set was encoded in batches, which changes the last bits.
         assert torch.allclose(mine, theirs, atol=2e-3 * theirs.abs().max()), name

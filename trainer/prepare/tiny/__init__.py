@@ -1,1 +1,1 @@
-"""Small random encoders with the shapes of the real ones, for where there are no weights and no network."""
+"""Small random stand-ins for every encoder, with the inputs and outputs of the real ones: `prepare --encoders tiny`."""
