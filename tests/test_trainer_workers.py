@@ -24,9 +24,8 @@ from trainer.data import open_source, workers
 from trainer.data.batches import Batches, open_batches
 from trainer.data.sample import Batch, StreamShapes
 from trainer.document import Document, parse_config
-from trainer.errors import ConfigError, DataError, UsageError
+from trainer.errors import ConfigError, DataError
 from trainer.objective.draws import StepDraws
-from trainer.sample import encode
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -218,9 +217,7 @@ def test_what_is_read_ahead_takes_memory(shards: Path) -> None:
     assert sizes[1] - sizes[0] > sizes[2] - sizes[1] > 0
 
 
-def test_words_of_features_in_shards_cannot_be_sampled(shards: Path) -> None:
-    with pytest.raises(UsageError, match="features stored in shards: without their encoders"):
-        encode(config_of(shards), "a portrait", None, None)
+def test_a_source_of_shards_encodes_no_words(shards: Path) -> None:
     with pytest.raises(DataError, match="no other words can be encoded"):
         open_source(config_of(shards)).encode_caption("a portrait")
 

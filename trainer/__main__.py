@@ -16,7 +16,7 @@ _USAGE = """usage: python -m trainer COMMAND …
   train CONFIG --run-dir DIR [--attempt N] [--stop-after N] [--resume [--from-step N] | --from-run DIR --from-step N]
         [--processes N]                                                  train one run
   check CONFIG | check --json                                            is a configuration usable, how large is it
-  evaluate RUN_DIR …                                                     full validation of a checkpoint
+  evaluate RUN_DIR …                                                     full validation of a checkpoint, or prompts
   autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
   prepare PHOTOS --out DATA …                                            a folder of photographs as training shards

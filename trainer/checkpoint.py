@@ -4,7 +4,7 @@
     ema_<half-life>.safetensors  one fp32 average per half-life
     projector.safetensors      the alignment projector, if there is one
     optimizer.pt               state of optimizer, loss window and alignment (plain containers, read with weights_only)
-    state.json                 step, seed, configuration, cumulative times; written last
+    state.json                 step, seed, configuration, recipes of stored features, cumulative times; written last
 
 A folder is written under a temporary name, flushed to disk and renamed. Random draws need only the step, so a resumed
 run continues bit for bit.
@@ -30,6 +30,7 @@ from torch import nn
 
 from trainer.config import TrainerConfig, filled
 from trainer.data.sample import StreamShapes
+from trainer.data.set_record import SetRecord
 from trainer.document import Document, load_document
 from trainer.errors import CheckpointError, ConfigError, UsageError
 from trainer.model.nanodit import NanoDiT
@@ -127,6 +128,15 @@ def load(
     return optimizer, read_state(run_dir, step)
 
 
+def chosen_step(run_dir: Path, step: int | None) -> int:
+    """The step itself, or the newest one for None. Raises UsageError when there is no such complete checkpoint."""
+    steps = list_steps(run_dir)
+    if not steps or (step is not None and step not in steps):
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise UsageError(f"{run_dir} has no {wanted}; complete ones: {', '.join(map(str, steps)) or 'none'}")
+    return steps[-1] if step is None else step
+
+
 def load_for_evaluation(
     run_dir: Path, step: int | None, weights: str, device: torch.device | str
 ) -> tuple[NanoDiT, int, Document]:
@@ -134,11 +144,7 @@ def load_for_evaluation(
 
     `weights` is raw or ema (the first half-life). Raises UsageError when there is no such checkpoint.
     """
-    steps = list_steps(run_dir)
-    if not steps or (step is not None and step not in steps):
-        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise UsageError(f"{run_dir} has no {wanted}; complete ones: {', '.join(map(str, steps)) or 'none'}")
-    chosen = steps[-1] if step is None else step
+    chosen = chosen_step(run_dir, step)
     document = load_document(run_dir / "config.yaml")
     streams = StreamShapes(**read_state(run_dir, chosen)["streams"])
     model = empty_model(document.config, streams)
@@ -156,11 +162,20 @@ def read_weights(run_dir: Path, step: int, stem: str) -> dict[str, torch.Tensor]
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def describe(document: Document, streams: StreamShapes) -> dict[str, Any]:
-    """The part of state.json that says what was trained; compared by `require_same_run`."""
+def describe(document: Document, streams: StreamShapes, encoding: SetRecord | None = None) -> dict[str, Any]:
+    """The part of state.json that says what was trained; compared by `require_same_run`.
+
+    `encoding` says what stored features were made with, for whoever asks the run something new.
+    """
     content = filled(document.config)
     digest = hashlib.sha256(json.dumps([document.seed, content], sort_keys=True).encode()).hexdigest()
-    return {"seed": document.seed, "config_hash": digest, "config": content, "streams": asdict(streams)}
+    return {
+        "seed": document.seed,
+        "config_hash": digest,
+        "config": content,
+        "streams": asdict(streams),
+        "encoding": None if encoding is None else encoding.as_json(),
+    }
 
 
 def require_same_run(state: Mapping[str, Any], document: Document) -> None:

@@ -15,6 +15,7 @@ from trainer.control import Control, StopRequest
 from trainer.data.batches import Batches, open_batches
 from trainer.data.reader import buckets_of
 from trainer.data.sample import Source
+from trainer.data.set_record import SetRecord, set_record
 from trainer.device import gpu_uuids, surroundings
 from trainer.distributed import sharding
 from trainer.distributed.team import Team
@@ -33,7 +34,8 @@ from trainer.utilization import peak_of_run
 class Session:
     """The parts of one attempt. Only `learner` learns; `meter`, `scores` and `telemetry` remember and report.
 
-    `probe_every_steps` is the cadence of probes that control.json asks for, None when it asks for none.
+    `encoding` is what stored features were made with, None where there are none. `probe_every_steps` is the cadence of
+    probes that control.json asks for, None when it asks for none.
     """
 
     document: Document
@@ -48,6 +50,7 @@ class Session:
     telemetry: Telemetry
     control: Control
     stop: StopRequest
+    encoding: SetRecord | None = None
     probe_every_steps: int | None = None
 
     @property
@@ -84,6 +87,7 @@ def open_session(
         telemetry=telemetry,
         control=control,
         stop=stop,
+        encoding=set_record(config),
     )
 
 
@@ -125,6 +129,7 @@ def announce(session: Session, attempt: int) -> None:
         buckets={bucket.name: len(bucket.ids) for bucket in buckets_of(session.source) if bucket.name},
         notes=[
             *session.source.notes,
+            *(() if session.encoding is None else session.encoding.notes),
             *rules.notes(config),
             *(note for each in learner.auxiliaries for note in each.notes),
         ],

@@ -282,7 +282,7 @@ def _save(session: Session, step: int) -> None:
             "finite": learner.is_finite(),
             "train_s": meter.train_s,
             "eval_s": meter.eval_s,
-            **checkpoint.describe(session.document, session.source.streams),
+            **checkpoint.describe(session.document, session.source.streams, session.encoding),
         },
     )
     checkpoint.save(session.run_dir, step, contents)

@@ -1,12 +1,15 @@
-"""`python -m trainer evaluate RUN_DIR`: the full validation of checkpoints that are already there."""
+"""`python -m trainer evaluate RUN_DIR`: the full validation of checkpoints that are already there, or other prompts."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from trainer.asking.encoders import add_places, places_of
+from trainer.asking.prompts import Manner, draw_prompts
 from trainer.checkpoint import list_steps, load_for_evaluation, read_state
 from trainer.data import open_source
 from trainer.device import cap_threads, choose_device, gpu_uuids
@@ -21,10 +24,44 @@ from trainer.telemetry import Telemetry, plain
 def main(argv: list[str]) -> int:
     """Evaluate, write validation/step_*/ and print the metrics."""
     arguments = _parser().parse_args(argv)
+    if arguments.prompts is not None:
+        return _draw_prompts(arguments)
+    _refuse_without_prompts(arguments)
     results = evaluate(arguments.run_dir, arguments.step, arguments.attempt)
     chosen = {step: _chosen(metrics, arguments) for step, metrics in results.items()}
     print(_as_json(arguments.run_dir, chosen) if arguments.json else _as_table(chosen))
     return EXIT_DONE
+
+
+def _draw_prompts(arguments: argparse.Namespace) -> int:
+    if arguments.attempt is not None:
+        raise UsageError("--prompts makes no metrics that --attempt could append; allowed: one of them")
+    given = {name: getattr(arguments, name) for name in ("weights", "sampler", "seeds", "bucket")}
+    manner = Manner(**{name: value for name, value in given.items() if value is not None})
+    made = draw_prompts(
+        arguments.run_dir, arguments.prompts, arguments.step, arguments.out, manner, places_of(arguments)
+    )
+    if arguments.json:
+        print(json.dumps(made, indent=1, ensure_ascii=False))
+        return EXIT_DONE
+    images = len(made["prompts"]) * len(made["seeds"])
+    print(
+        f"{made['folder']}: {images} images of {len(made['prompts'])} prompts, step {made['step']}, {made['guidance']}"
+    )
+    for note in made["notes"]:
+        print(f"note: {note}")
+    for one in made["prompts"]:
+        for note in one["notes"]:
+            print(f"note: line {one['line']}: {note}")
+    return EXIT_DONE
+
+
+def _refuse_without_prompts(arguments: argparse.Namespace) -> None:
+    given = {"--out": arguments.out, "--seeds": arguments.seeds, "--bucket": arguments.bucket}
+    given |= {f"--{name.replace('_', '-')}": value for name, value in asdict(places_of(arguments)).items()}
+    useless = [option for option, value in given.items() if value is not None]
+    if useless:
+        raise UsageError(f"{', '.join(useless)} without --prompts: the validation asks what is stored with the data")
 
 
 def evaluate(run_dir: Path, step: int | None = None, attempt: int | None = None) -> dict[int, dict[str, float]]:
@@ -126,4 +163,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sampler", choices=("common", "native"), help="print metrics of this sampler only")
     parser.add_argument("--attempt", type=int, help="append new metrics to RUN_DIR/attempt-N/metrics.jsonl")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    prompts = parser.add_argument_group("other prompts, in place of the validation")
+    prompts.add_argument("--prompts", type=Path, metavar="FILE", help="draw every line of a text file")
+    prompts.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the images (default: in RUN_DIR/validation)"
+    )
+    prompts.add_argument("--seeds", type=_count, metavar="N", help="noises of each prompt (default 4)")
+    prompts.add_argument("--bucket", metavar="WxH", help="shape of the images, one of the run's buckets")
+    add_places(parser)
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number

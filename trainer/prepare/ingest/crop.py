@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -55,13 +56,13 @@ def image_recipe(side: int) -> Recipe:
     )
 
 
-def nearest_bucket(width: int, height: int) -> Bucket:
-    """The bucket whose shape is nearest to that of an image by the logarithm of width / height, the first of equals.
+def nearest_bucket(width: int, height: int, allowed: Sequence[Bucket] = BUCKETS) -> Bucket:
+    """The allowed bucket whose shape is nearest to that of an image by the logarithm of width / height.
 
-    By the logarithm a wide image and the same one on its side are equally far from their buckets.
+    The first of equals. By the logarithm a wide image and the same one on its side are equally far from their buckets.
     """
     ratio = math.log(width / height)
-    return min(BUCKETS, key=lambda bucket: abs(math.log(bucket.width / bucket.height) - ratio))
+    return min(allowed, key=lambda bucket: abs(math.log(bucket.width / bucket.height) - ratio))
 
 
 def cover(width: int, height: int, size: tuple[int, int]) -> Cover:
@@ -76,8 +77,8 @@ def cover(width: int, height: int, size: tuple[int, int]) -> Cover:
     return Cover(size_width / width, (0.0, top, float(width), top + used))
 
 
-def make_crop(content: bytes, side: int) -> Made:
-    """The crop of an image file, and what was done to get it. Raises Unusable.
+def make_crop(content: bytes, side: int, allowed: Sequence[Bucket] = BUCKETS) -> Made:
+    """The crop of an image file in the nearest allowed bucket, and what was done to get it. Raises Unusable.
 
     Large images are decoded one at a time, whatever the number of threads: each takes a gigabyte and more.
     """
@@ -85,7 +86,7 @@ def make_crop(content: bytes, side: int) -> Made:
     with _one_large_image if image.width * image.height > _LARGE_PX else nullcontext():
         whole = upright(image)
         width, height = whole.image.size
-        bucket = nearest_bucket(width, height)
+        bucket = nearest_bucket(width, height, allowed)
         size = bucket.scaled(side)
         assert size is not None, f"{side} is no side of a set"
         scale, box = cover(width, height, size)
