@@ -14,10 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.config import TrainerConfig
 from trainer.data.buckets import BUCKETS, Bucket, bucket_of, parse_folder
-from trainer.data.naming import placed
 from trainer.data.npy_header import LONGEST_BYTES, read_header
+from trainer.data.remote.index import FILE as INDEX_FILE
 from trainer.data.tar_index import Span, first_entry, read_span
 from trainer.errors import DataError
 
@@ -68,17 +67,6 @@ class ShardSet:
     text_length: int
 
 
-def shards_of(config: TrainerConfig) -> ShardSet | None:
-    """The set that `data.path` names; None if its folder is not on this machine. Raises DataError if it is no set."""
-    if config.data.path is None:
-        return None
-    try:
-        root = placed(config.data.path)
-    except DataError:
-        return None
-    return describe_set(root) if root.is_dir() else None
-
-
 def describe_set(root: Path) -> ShardSet:
     """The set in a folder. Raises DataError that says what is wrong with it and what to do."""
     folders, left_alone = _folders(root)
@@ -125,7 +113,7 @@ def _folders(root: Path) -> tuple[list[ShardFolder], list[str]]:
             folder, others = _folder(path)
             found += [folder]
             left_alone += others
-        else:
+        elif path.name != INDEX_FILE:
             left_alone.append(path.name)
     if not found:
         raise DataError(f"{root} holds no folder bucket_<width>x<height> with shard-NNNNNN.tar files in it")
