@@ -21,6 +21,7 @@ _USAGE = """usage: python -m trainer COMMAND …
   sample RUN_DIR …                                                       draw an image from a checkpoint
   tune CONFIG [--out F] …                                                the fastest way to make the same step
   fit-basis CONFIG --out F                                               the subspace of AsymFlow, from training images
+  publish DATA --to hub:OWNER/NAME [--yes] …                              a packed set of shards and its card to the hub
   fit-pose CONFIG --out F                                                fit the detector that scores poses
 
 COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
@@ -116,6 +117,12 @@ def _fit_pose(argv: list[str]) -> int:
     return fit_pose(argv)
 
 
+def _publish(argv: list[str]) -> int:
+    from trainer.prepare.publish import main as publish
+
+    return publish(argv)
+
+
 _COMMANDS = {
     "train": _train,
     "check": _check,
@@ -125,6 +132,7 @@ _COMMANDS = {
     "tune": _tune,
     "fit-basis": _fit_basis,
     "fit-pose": _fit_pose,
+    "publish": _publish,
 }
 
 

@@ -113,7 +113,9 @@ def _raise_for(response: requests.Response, name: str, address: Address) -> None
 
 
 def _pieces(response: requests.Response, name: str) -> Iterator[bytes]:
+    """What the network has brought so far, each time: of an answer that breaks off nothing is lost."""
     try:
-        yield from response.iter_content(PIECE_BYTES)
+        while piece := response.raw.read1(PIECE_BYTES, decode_content=False):
+            yield piece
     except (requests.RequestException, urllib3.exceptions.HTTPError):
         raise Cut(f"the answer with {name} broke off") from None

@@ -98,6 +98,8 @@ def parse_index(content: bytes, name: str) -> SetIndex:
                 f"{name} has the format {values['format']!r}; this version reads {FORMAT}: pack the set again, or "
                 "install the version that packed it"
             )
+        if values.get("unfinished"):
+            raise DataError(f"{name} says that the set is being packed, or that this was interrupted: pack it again")
         buckets = tuple(_bucket(key, bucket) for key, bucket in values["buckets"].items())
         found = SetIndex(
             digest=hashlib.sha256(content).hexdigest(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from trainer.errors import DataError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGITS = 32
+_unanswered: dict[str, str] = {}
+"""Addresses that did not answer this process, and the note on what was taken for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,17 @@ def _looked_up(path: str, wanted: str | None, cache: Path) -> RemoteSet | DataEr
         if wanted is not None:
             revision = known.revision if known and known.index.digest == wanted else ""
             if (here := _here(address, sets, wanted, revision)) is not None:
-                return here
+                return replace(here, note=_unanswered.get(path, ""))
         try:
             found = _asked(address, sets)
         except (NotReachable, Cut) as error:
             if known is None:
                 return NotReachable(str(error))
-            found = _with_note(known, str(error))
+            _unanswered[path] = f"{error}; taken for the set that it was when last opened here (index {_short(known)})"
+            found = replace(known, note=_unanswered[path])
         if wanted is not None and found.index.digest != wanted:
             return DataError(
-                f"{address.text} is not the set that this run was made for: its index is {found.index.digest[:12]}…, "
+                f"{address.text} is not the set that this run was made for: its index is {_short(found)}, "
                 f"data.index wants {wanted[:12]}…; bring that set back, name its revision, or start a run of its own "
                 "for the new one (data.index: null)"
             )
@@ -126,9 +129,8 @@ def _here(address: Address, sets: Path, digest: str, revision: str) -> RemoteSet
     return RemoteSet(address, index, content, folder, revision) if index.digest == digest else None
 
 
-def _with_note(known: RemoteSet, reason: str) -> RemoteSet:
-    note = f"{reason}; taken for the set that it was when last opened here (index {known.index.digest[:12]}…)"
-    return RemoteSet(known.address, known.index, known.content, known.folder, known.revision, note)
+def _short(found: RemoteSet) -> str:
+    return f"{found.index.digest[:12]}…"
 
 
 def _folder(sets: Path, digest: str) -> Path:
