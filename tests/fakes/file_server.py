@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,7 +89,12 @@ def serving(root: Path) -> Iterator[FileServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may hang up
+                super().handle_error(*_)
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         state.base = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -8,6 +8,7 @@ hub knows it by its SHA-256 (or, where hf_xet is installed, piece by piece) and 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars
 
-from trainer.byte_progress import byte_bar
+from trainer.byte_progress import Advance, byte_bar
 from trainer.data.remote.address import HUB, hub_endpoint
 from trainer.data.remote.download import sha256_of
 from trainer.errors import DataError
@@ -67,7 +69,7 @@ class Hub:
     def upload(self, found: Difference, parent: str, message: str) -> str:
         """Bring up what is missing, then name it; the new commit. Nothing is named before everything is there."""
         additions = []
-        with self._told("write to"), byte_bar("upload", found.size) as advance:
+        with self._told("write to"), _progress(found.size) as advance:
             for group in _groups(found.missing):
                 operations = [self._addition(file) for file in group]
                 self._api.preupload_lfs_files(
@@ -143,6 +145,17 @@ class Hub:
 
     def _clean(self, text: str) -> str:
         return " ".join(text.replace(self._token, "[hidden]").split())[:300]
+
+
+@contextmanager
+def _progress(size: int) -> Iterator[Advance]:
+    """On a terminal the library's own bars, which know of every part of a file; elsewhere a line now and then."""
+    if sys.stderr.isatty():
+        yield lambda _: None
+        return
+    disable_progress_bars()
+    with byte_bar("upload", size) as advance:
+        yield advance
 
 
 def _endpoint_name() -> str:
