@@ -408,3 +408,10 @@ def test_a_change_sets_exactly_its_key(key: str, value: int) -> None:
         inner = inner[part]
     assert inner == value
     assert dict(arm.trainer or {})["steps"] == 10
+
+
+@pytest.mark.parametrize("address", ["hub:some/faces@v1", "https://example.org/shards"])
+def test_the_address_of_a_set_is_no_relative_path(address: str) -> None:
+    arm = resolved(TRAINER_ARM, sets=(f"trainer.data.path={address}",))
+    assert arm.trainer is not None
+    assert arm.trainer["data"]["path"] == address

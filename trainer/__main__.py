@@ -20,11 +20,12 @@ _USAGE = """usage: python -m trainer COMMAND …
   autopsy RUN_DIR …                                                      what went wrong since the best checkpoint
   sample RUN_DIR …                                                       draw an image from a checkpoint
   prepare PHOTOS --out DATA …                                            a folder of photographs as training shards
+  status DATA [--json]                                                   how far prepared photographs are
+  verify DATA [--fix] [--json]                                           is every byte of them what it should be
+  publish DATA --to hub:OWNER/NAME [--yes] …                              a packed set of shards and its card to the hub
   tune CONFIG [--out F] …                                                the fastest way to make the same step
   fit-basis CONFIG --out F                                               the subspace of AsymFlow, from training images
   fit-pose CONFIG --out F                                                fit the detector that scores poses
-  status DATA [--json]                                                   how far prepared photographs are
-  verify DATA [--fix] [--json]                                           is every byte of them what it should be
 
 COMMAND --help tells more. Exit codes: 0 done, 75 stopped with a complete checkpoint, 78 configuration, 65 data,
 70 internal, 2 command line."""
@@ -137,6 +138,12 @@ def _verify(argv: list[str]) -> int:
     return verify(argv)
 
 
+def _publish(argv: list[str]) -> int:
+    from trainer.prepare.publish import main as publish
+
+    return publish(argv)
+
+
 _COMMANDS = {
     "train": _train,
     "check": _check,
@@ -149,6 +156,7 @@ _COMMANDS = {
     "fit-pose": _fit_pose,
     "status": _status,
     "verify": _verify,
+    "publish": _publish,
 }
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer import rules
 from trainer.config import TrainerConfig
+from trainer.data.named_set import with_index
 from trainer.errors import ConfigError, Issue
 
 _EXPECTED = {
@@ -66,7 +67,10 @@ def read_yaml(text: str) -> Any:
 
 
 def parse_config(block: Any) -> TrainerConfig:
-    """The trainer block as a configuration. Raises ConfigError that lists every mistake."""
+    """The trainer block as a configuration, with the index of a set that is elsewhere, if that can be asked.
+
+    Raises ConfigError that lists every mistake.
+    """
     try:
         config = TrainerConfig.model_validate(block)
     except ValidationError as error:
@@ -74,7 +78,7 @@ def parse_config(block: Any) -> TrainerConfig:
     found = rules.issues(config)
     if found:
         raise ConfigError(found)
-    return config
+    return with_index(config)
 
 
 def _issue(detail: dict[str, Any]) -> Issue:

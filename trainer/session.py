@@ -121,6 +121,7 @@ def announce(session: Session, attempt: int) -> None:
         optimizer_groups=learner.optimizer.groups._asdict(),
         train_images=len(session.source.train_ids),
         held_out_images=len(session.source.held_out_ids),
+        data={"path": config.data.path, "index": config.data.index},
         probe_images=len(session.probe.ids),
         epochs=round(config.steps * config.samples_per_step / len(session.source.train_ids), 3),
         kept_tokens=config.kept_tokens if config.routed_steps else config.tokens,

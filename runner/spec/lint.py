@@ -208,6 +208,7 @@ _NEEDS = (
     ("optimizer.momentum", "optimizer.name", ("muon", "normuon")),
     ("optimizer.normuon_beta2", "optimizer.name", ("normuon",)),
     ("data.path", "data.source", ("folder", "shards")),
+    ("data.index", "data.source", ("shards",)),
     ("data.samples", "data.source", ("procedural",)),
     ("repa.stop.start", "repa.stop.kind", ("linear",)),
 )

@@ -222,8 +222,9 @@ def _with_value(values: Any, path: Path, value: Any) -> Any:
 
 
 def _is_path(path: Path, value: str) -> bool:
-    """A program without a slash is a name to be found in PATH; what begins with a placeholder is a path elsewhere."""
-    if value.startswith(("{data:", "{environment}")):
+    """A program without a slash is a name to be found in PATH; what begins with a placeholder is a path elsewhere, and
+    what begins like an address is none."""
+    if value.startswith(("{data:", "{environment}", "https://", "http://", "hub:")):
         return False
     return path[0] == "trainer" or "/" in value
 

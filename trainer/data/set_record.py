@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.config import TrainerConfig
-from trainer.data.shard_set import ShardSet, shards_of
+from trainer.data.named_set import shards_of
+from trainer.data.shard_set import ShardSet
 from trainer.errors import DataError
 from trainer.prepare.shard_index import INDEX, read_index
 

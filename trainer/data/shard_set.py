@@ -15,9 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.config import TrainerConfig
 from trainer.data.buckets import BUCKETS, Bucket, bucket_of, parse_folder
-from trainer.data.naming import placed
 from trainer.data.npy_header import LONGEST_BYTES, read_header
 from trainer.data.tar_index import Span, first_entry, read_span
 from trainer.errors import DataError
@@ -70,17 +68,6 @@ class ShardSet:
     suffixes: frozenset[str]
     widths: Mapping[str, int]
     text_length: int
-
-
-def shards_of(config: TrainerConfig) -> ShardSet | None:
-    """The set that `data.path` names; None if its folder is not on this machine. Raises DataError if it is no set."""
-    if config.data.path is None:
-        return None
-    try:
-        root = placed(config.data.path)
-    except DataError:
-        return None
-    return describe_set(root) if root.is_dir() else None
 
 
 def describe_set(root: Path) -> ShardSet:

@@ -17,7 +17,8 @@ import numpy as np
 
 from trainer.config import TrainerConfig
 from trainer.data.mirror import mirror, names_a_side
-from trainer.data.naming import placed_folder, safe_id
+from trainer.data.named_set import opened_folder
+from trainer.data.naming import safe_id
 from trainer.data.order import BucketIds
 from trainer.data.rejection import RejectedSample, first_few, refuse_too_many
 from trainer.data.sample import Sample
@@ -47,7 +48,7 @@ class ShardSource:
     """
 
     def __init__(self, config: TrainerConfig) -> None:
-        self._set = describe_set(placed_folder(config.data.path, "shards"))
+        self._set = describe_set(opened_folder(config))
         self.streams = stream_shapes(config)
         self._streams_on = tuple(name for name in STREAM_MEMBERS if getattr(config.streams, name) != "off")
         features = (one for name in self._streams_on for one in STREAM_MEMBERS[name])

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trainer.evaluate.pictures import to_image
+from trainer.lettering import wrapped
 
 CELL = 128  # pixels: smaller images are enlarged by a whole factor up to this side, so that every pixel stays a square
 LARGEST_CELL = 256  # larger images are shrunk to this side
@@ -41,9 +42,9 @@ def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Im
         ImageFont.load_default(size) for size in (_TITLE_SIZE, _HEADING_SIZE, _CAPTION_SIZE)
     )
     across = len(columns) * (width + _GAP) - _GAP
-    title_lines = _wrapped(title, title_font, across)
-    heads = [_wrapped(column, heading_font, width) for column in columns]
-    captions = [_wrapped(row.caption, caption_font, across) for row in rows]
+    title_lines = wrapped(title, title_font, across)
+    heads = [wrapped(column, heading_font, width) for column in columns]
+    captions = [wrapped(row.caption, caption_font, across) for row in rows]
     top = _MARGIN + len(title_lines) * (_TITLE_SIZE + 4) + max(map(len, heads)) * (_HEADING_SIZE + 3) + _GAP
     below = [height + len(lines) * (_CAPTION_SIZE + 3) + 2 * _GAP for lines in captions]
     sheet = Image.new("RGB", (across + 2 * _MARGIN, top + sum(below) + _MARGIN - _GAP), _PAPER)
@@ -121,27 +122,3 @@ def _write(
 ) -> None:
     for index, line in enumerate(lines):
         pen.text((place[0], place[1] + index * pitch), line, fill=colour, font=font)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines that fit into `width` pixels; a word that is too long is cut."""
-    lines: list[str] = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}".strip()
-            if not line or font.getlength(longer) <= width:
-                line = longer
-            else:
-                lines.append(line)
-                line = word
-        lines.append(line)
-    return [_cut(line, font, width) for line in lines]
-
-
-def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line + "…"

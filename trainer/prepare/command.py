@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import EXIT_DATA, EXIT_DONE, EXIT_STOPPED, UsageError
+from trainer.prepare.card import write_card
 from trainer.prepare.ingest import image_recipe, ingest
 from trainer.prepare.lock import only_here, sweep
 from trainer.prepare.manifest import Manifest, Part, whole_manifest
@@ -52,6 +53,7 @@ def _prepare(given: argparse.Namespace, options: Options, part: Part, passes: Se
     outcomes = [_run(work, samples, manifest) for work in passes]
     if packs and part.count == 1:
         print(pack(data, whole_manifest(data), options.seed).summary)
+        print(f"card: {write_card(data)}")
     elif packs:
         print(f"part {part.number} of {part.count} is done; when all are, pack them: --passes {PACK}")
     return _told(outcomes, manifest, given.max_rejected_share)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config import TrainerConfig
-from trainer.data.shard_set import STREAM_MEMBERS, ShardSet, shards_of
+from trainer.data.named_set import shards_of
+from trainer.data.remote.address import is_address
+from trainer.data.shard_set import STREAM_MEMBERS, ShardSet
 from trainer.errors import DataError, Issue
 
 
@@ -16,6 +18,12 @@ def rules(config: TrainerConfig) -> Iterator[Issue]:
         yield Issue("data.path", f"source {data.source} needs the path of a folder", "a path")
     if data.source == "procedural" and data.path is not None:
         yield Issue("data.path", "source procedural reads no folder", "null, or data.source: folder")
+    if data.source != "shards" and data.path is not None and is_address(data.path):
+        yield Issue(
+            "data.path", f"{data.path} is an address, and source {data.source} reads none", "data.source: shards"
+        )
+    if data.source != "shards" and data.index is not None:
+        yield Issue("data.index", f"source {data.source} has no index", "null, or data.source: shards")
     if data.source == "shards":
         yield from _shard_rules(config)
 
@@ -24,7 +32,7 @@ def _shard_rules(config: TrainerConfig) -> Iterator[Issue]:
     try:
         found = shards_of(config)
     except DataError as error:
-        yield Issue("data.path", str(error), "a folder of shards that is in order")
+        yield Issue("data.path", str(error), "a folder or an address of shards that is in order")
         return
     if found is None:
         return

@@ -14,8 +14,8 @@ from trainer.config import (
     TrainerConfig,
     TreadConfig,
 )
+from trainer.data.named_set import remarks_on_set, shards_of
 from trainer.data.shapes import SHARD_TOKENS, SHARD_WIDTH
-from trainer.data.shard_set import shards_of
 from trainer.errors import DataError
 from trainer.size import saved_by_sharing
 
@@ -58,6 +58,7 @@ def _shard_notes(config: TrainerConfig) -> Iterator[str]:
     if config.data.source != "shards":
         return
     yield "data.source shards: data.samples and data.held_out have no effect"
+    yield from remarks_on_set(config)
     if _are_absent(config):
         yield (
             f"data.path {config.data.path} is not on this machine: sizes assume {SHARD_WIDTH} features per stream and "

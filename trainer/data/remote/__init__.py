@@ -1,0 +1,1 @@
+"""Sets of shards that are elsewhere: where they are, what is in them, and how they get here. No torch."""
