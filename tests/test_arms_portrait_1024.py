@@ -74,7 +74,7 @@ def test_the_plan_tells_how_long_a_gpu_would_take_and_that_this_is_no_measuremen
 ) -> None:
     a, b = (", ".join(sizes(arms[name])) for name in "AB")
     said = "h of training if it ran at 40% of an H100's bf16 (assumed, not measured)"
-    assert a == f"271,786,836 parameters, about 11182 MiB, 10.3 TFLOP per sample, 9.3 {said}"
+    assert a == f"271,786,836 parameters, about 11662 MiB, 10.3 TFLOP per sample, 9.3 {said}"
     assert f"5.4 TFLOP per sample, 4.9 {said}" in b
     on_cpu = dataclasses.replace(arms["A"], resources=dataclasses.replace(arms["A"].resources, gpus=0))
     assert ", ".join(sizes(on_cpu)).endswith("TFLOP per sample")

@@ -76,6 +76,7 @@ def test_seeds_to_work_on_and_seeds_of_record_are_apart() -> None:
     assert not set(DEVELOPMENT_SEEDS) & set(FINAL_SEEDS)
 
 
+@pytest.mark.long
 def test_the_judge_is_measured_on_a_few_studies() -> None:
     result = measure(range(600, 700), 0.01, peers=())
     for told in result["profiles"].values():

@@ -97,6 +97,7 @@ def config_of(lab: Lab, name: str) -> str:
     return "\n".join(text(lab.home / lab.status()[name]["run_dir"] / "config.yaml"))
 
 
+@pytest.mark.long
 def test_a_finished_training_goes_on_with_the_schedule_of_the_longer_run(lab: Lab) -> None:
     lab.draws_reports = True
     arm = trainer_arm(lab)

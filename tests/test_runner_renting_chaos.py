@@ -13,7 +13,9 @@ SEEDS, AT_ONCE = 60, 10
 CALM_S = 3000.0
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(first, marks=pytest.mark.long) for first in range(AT_ONCE, SEEDS, AT_ONCE))]
+)
 def test_nothing_stays_rented_whatever_happens(first: int, tmp_path: Path) -> None:
     played = [play(seed, tmp_path, CALM_S) for seed in range(first, first + AT_ONCE)]
     # Schedules that never rented, worked or died would prove nothing.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.renting import table
 from benchmarks.renting_peers import POLICIES, Client
 
 SEEDS = range(8)
 
 
+@pytest.mark.long
 def test_policies_that_give_up_leave_machines_behind() -> None:
     left = {policy.name: [Client(seed, policy).play() for seed in SEEDS] for policy in POLICIES}
     for name, found in left.items():

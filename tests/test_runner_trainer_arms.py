@@ -117,6 +117,7 @@ def test_a_stopped_training_resumes_where_it_stopped(lab: Lab) -> None:
     assert [line["step"] for line in resumed] == [stopped["step"]]
 
 
+@pytest.mark.long
 def test_a_missing_folder_of_images_is_a_data_failure_with_its_reason(lab: Lab) -> None:
     (lab.folder / "photos").mkdir()
     arm = trainer_arm(lab, data={"source": "folder", "path": "photos", "size": 16, "held_out": 4})

@@ -386,6 +386,7 @@ STORIES: dict[Callable[[VastLab], None], Callable[[VastLab], None]] = {
 """What is done by the command line, and what must be so afterwards."""
 
 
+@pytest.mark.long
 def test_what_is_rented_by_the_command_line_is_used_and_given_back(tmp_path: Path) -> None:
     with ExitStack() as stack:
         # Commands mostly wait: all stories are told at once, each in an account and a home of its own.
