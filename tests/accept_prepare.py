@@ -22,10 +22,10 @@ SIDE = "256"
 POLL_S = 0.02
 TRAINING: dict[str, Any] = {
     "steps": 100,
-    "batch": 8,
+    "batch": 4,
     "device": "cpu",
     "log_every": 10,
-    "data": {"source": "shards", "size": 64},
+    "data": {"source": "shards", "size": 128},
     "model": {"width": 64, "depth": 4, "heads": 4, "patch": 8},
     "repa": {"enabled": True},
     "optimizer": {"name": "muon", "lr": 2e-3, "warmup_steps": 10},
