@@ -32,6 +32,7 @@ NAMES = (
     "renting",
     "train_step",
     "train_peer",
+    "prepare",
 )
 
 

@@ -1,9 +1,10 @@
 """Photographs to features: batches of one shape that are read ahead, beside the same models called image by image.
 
 The second way is that of the scripts which published sets were made with: pass by pass, image by image, each pass opens
-its photograph, decodes and crops it again, and calls its model with a batch of one. Both ways use the same decoding and
-the same small stand-in encoders, with one thread per model in one process, and write the same files; they take turns.
-Packing is in neither. The clock is the wall: reading ahead is part of what is compared.
+its photograph, turns it upright, makes it RGB, resizes it (bicubic) to cover its bucket, crops it, and calls its model
+with a batch of one. Both ways use the same small stand-in encoders with one thread a batch and write the same features;
+they take turns in one process. Packing is in neither. The clock is the wall: both cores, reading ahead and writing
+behind are part of what is compared. Photographs are of the size that a telephone takes, and of a sixth of that.
 """
 
 from __future__ import annotations
@@ -14,73 +15,78 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from benchmarks.train_step import spread
 from tests.fakes.picture_folder import write_portrait
 from trainer.prepare.ingest import ingest
-from trainer.prepare.ingest.crop import make_crop
+from trainer.prepare.ingest.crop import nearest_bucket
 from trainer.prepare.manifest import Part
 from trainer.prepare.options import Options
 from trainer.prepare.passes import Inputs, Made, Pass
+from trainer.prepare.pipeline import threads_of_machine
 from trainer.prepare.records import Samples
 from trainer.prepare.run import run_pass
 from trainer.prepare.table import chosen_passes
 
 SIDE = 256
 PHOTOGRAPHS = 48
-LARGEST_PX = 1600  # about two megapixels, as small photographs have
-TURNS = 5
+LONG_SIDES_PX = {"12 MP": 4000, "2 MP": 1600}
+TURNS = 3
 PASSES = ("caption", "t5", "dinov3", "pose")
 
 
 def run(quick: bool) -> dict[str, Any]:
     """Samples per second of both ways, as plain JSON values."""
     torch.set_num_threads(1)
+    passes = chosen_passes(PASSES, Options(side=SIDE, tiny=True, device="cpu"))
+    count, turns = (16, 1) if quick else (PHOTOGRAPHS, TURNS)
     with tempfile.TemporaryDirectory() as folder:
-        photos = write_photographs(Path(folder) / "photos", 16 if quick else PHOTOGRAPHS)
-        passes = chosen_passes(PASSES, Options(side=SIDE, tiny=True, device="cpu"))
-        count = len(list(photos.glob("*.jpg")))
-        ways: dict[str, Callable[[Path], None]] = {
-            "batched": lambda out: batched(photos, out, passes),
-            "image by image": lambda out: image_by_image(photos, out, passes),
-        }
-        seen: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range((1 if quick else TURNS) + 1):
-            for name in ways if turn % 2 else reversed(ways):
-                out = Path(folder) / "out"
-                begun = time.perf_counter()
-                ways[name](out)
-                if turn:  # the first turn builds and loads what both share
-                    seen[name].append(count / (time.perf_counter() - begun))
-                shutil.rmtree(out)
-    ratios = [ours / theirs for ours, theirs in zip(seen["batched"], seen["image by image"], strict=True)]
+        rows = [
+            {"photographs": name, **measure(Path(folder) / name, side_px, count, turns, passes)}
+            for name, side_px in LONG_SIDES_PX.items()
+        ]
     return {
         "benchmark": "prepare",
-        "photographs": count,
+        "count": count,
         "side": SIDE,
         "passes": list(PASSES),
-        "turns": len(ratios),
-        "samples_per_s": {name: spread(values) for name, values in seen.items()},
-        "ratio": spread(ratios),
-        "ratio_median": median(ratios),
+        "turns": turns,
+        "cores": threads_of_machine(),
+        "rows": rows,
     }
+
+
+def measure(folder: Path, side_px: int, count: int, turns: int, passes: Sequence[Pass]) -> dict[str, Any]:
+    """Both ways taking turns on photographs of one size; the first turn builds and loads what both share."""
+    photos, out = write_photographs(folder / "photos", side_px, count), folder / "out"
+    ways: dict[str, Callable[[], None]] = {
+        "batched": lambda: batched(photos, out, passes),
+        "image by image": lambda: image_by_image(photos, out, passes),
+    }
+    seen: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name in ways if turn % 2 else reversed(ways):
+            begun = time.perf_counter()
+            ways[name]()
+            if turn:
+                seen[name].append(count / (time.perf_counter() - begun))
+            shutil.rmtree(out)
+    ratios = [ours / theirs for ours, theirs in zip(seen["batched"], seen["image by image"], strict=True)]
+    return {"samples_per_s": {name: spread(values) for name, values in seen.items()}, "ratio": spread(ratios)}
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
-    lines = ["| way | samples/s |", "|---|--:|"]
-    for name, speed in result["samples_per_s"].items():
-        lines.append(f"| {name} | {speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f}) |")
-    ratio = result["ratio"]
-    lines.append(
-        f"| **batched over image by image** | {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) |"
-    )
+    lines = ["| photographs | batched, samples/s | image by image, samples/s | ratio |", "|---|--:|--:|--:|"]
+    for row in result["rows"]:
+        speeds = (row["samples_per_s"][name] for name in ("batched", "image by image"))
+        cells = (f"{each['median']:.2f} ({each['low']:.2f} to {each['high']:.2f})" for each in (*speeds, row["ratio"]))
+        lines.append(f"| {row['photographs']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -98,17 +104,24 @@ def image_by_image(photos: Path, out: Path, passes: Sequence[Pass]) -> None:
     paths = sorted(photos.glob("*.jpg"))
     for path in paths:
         (out / path.stem).mkdir()
-        write(out / path.stem, make_crop(path.read_bytes(), SIDE))
+        np.save(out / path.stem / "image.npy", plain_crop(path))
     for work in passes:
         with work.open() as encode:
             for path in paths:
-                needs_image = "image" in work.needs
-                image_CHW = make_crop(path.read_bytes(), SIDE).files["image.npy"] if needs_image else None
+                image_CHW = plain_crop(path) if "image" in work.needs else None
                 caption = (out / path.stem / "caption.txt").read_text() if "caption" in work.needs else None
-                assert image_CHW is None or isinstance(image_CHW, np.ndarray)
                 (made,) = encode([Inputs(path.stem, path, image_CHW, caption)])
                 assert isinstance(made, Made), made
                 write(out / path.stem, made)
+
+
+def plain_crop(path: Path) -> np.ndarray:
+    """(3, H, W) uint8."""
+    with Image.open(path) as stored:
+        image = ImageOps.exif_transpose(stored).convert("RGB")
+    size = nearest_bucket(*image.size).scaled(SIDE)
+    assert size is not None
+    return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def write(folder: Path, made: Made) -> None:
@@ -120,7 +133,7 @@ def write(folder: Path, made: Made) -> None:
             np.save(folder / name, content)
 
 
-def write_photographs(folder: Path, count: int) -> Path:
+def write_photographs(folder: Path, side_px: int, count: int) -> Path:
     """Drawn portraits of every shape as JPEG files of the size of photographs, with captions."""
     folder.mkdir(parents=True)
     ratios = np.exp(np.linspace(np.log(0.55), np.log(1.8), count))
@@ -128,7 +141,7 @@ def write_photographs(folder: Path, count: int) -> Path:
         path = folder / f"portrait{number:03d}.png"
         write_portrait(path, f"benchmark-{number}", ratio, 320)
         with Image.open(path) as small:
-            scale = LARGEST_PX / max(small.size)
+            scale = side_px / max(small.size)
             large = small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)
         large.save(path.with_suffix(".jpg"), quality=90)
         path.unlink()

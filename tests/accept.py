@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests import accept_elsewhere as elsewhere  # noqa: E402
+from tests import accept_prepare as preparing  # noqa: E402
 from tests import accept_trainer as trainer  # noqa: E402
 from tests.accept_bench import (  # noqa: E402
     FIGURES,
@@ -405,6 +406,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], dict[str, Target]]] = {
     "launch": _launch_targets,
     "detectors": _detectors_targets,
     "train_step": trainer.train_step_targets,
+    "prepare": preparing.prepare_targets,
 }
 # The judge is pure: nothing else of the runner can change what it concludes.
 JUDGED = (
@@ -414,7 +416,11 @@ JUDGED = (
     "benchmarks/study_*.py",
     "benchmarks/stopping_*",
 )
-COVERED = {"detectors": JUDGED, "train_step": ("trainer", "benchmarks/train_step*.py")}
+COVERED = {
+    "detectors": JUDGED,
+    "train_step": ("trainer", ":(exclude)trainer/prepare", ":(exclude)trainer/asking", "benchmarks/train_step*.py"),
+    "prepare": ("trainer/prepare", "benchmarks/prepare.py"),
+}
 
 
 def _seconds(clone: Path, *command: str) -> float:
@@ -448,6 +454,8 @@ LINES: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
     "switches": (trainer.switches, ("trainer", "tests/test_trainer_*.py", "tests/data/golden_curves.json")),
     "shards": (trainer.shards, ("trainer", "tests/test_trainer_distributed.py", "tests/test_trainer_buckets.py")),
     "again": (trainer.again, ("trainer", "tests/test_trainer_evaluate_again.py")),
+    "prepared": (preparing.prepared, ("trainer", "tests/fakes/picture_folder.py", "tests/accept_prepare.py")),
+    "planted": (preparing.planted, ("trainer/prepare", "tests/test_trainer_prepare_*.py")),
     "faults": (faults, LIVE),
     "healthy30": (healthy30, LIVE),
     **{

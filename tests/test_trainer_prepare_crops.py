@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.fakes.photographs import ADOBE_RGB, ORIENTATION, drawn, encoded, icc_profile
 from trainer.data.buckets import BUCKETS
@@ -272,3 +273,25 @@ def test_the_recipe_follows_from_the_side_alone() -> None:
     assert image_recipe(512) == image_recipe(512)
     assert image_recipe(512).hash != image_recipe(1024).hash
     assert image_recipe(512).model == ""
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_shows_the_same(orientation: int) -> None:
+    """Beside the crop of the very same pixels stored without loss, which is decoded whole."""
+    small = np.asarray(drawn(3).convert("RGB").resize((96, 128), Image.Resampling.BICUBIC))
+    image = Image.fromarray(small).resize((1536, 2048), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95, exif=exif)
+    with Image.open(io.BytesIO(file.getvalue())) as stored:
+        pixels = ImageOps.exif_transpose(stored.convert("RGB") if orientation == 1 else stored)
+    plain = io.BytesIO()
+    pixels.save(plain, "PNG", exif=b"")
+    reduced, whole = make_crop(file.getvalue(), SIDE), make_crop(plain.getvalue(), SIDE)
+    assert reduced.facts["width"] == whole.facts["width"]
+    assert reduced.facts["bucket"] == whole.facts["bucket"]
+    ours, theirs = (np.asarray(each.files["image.npy"], dtype=np.float64) for each in (reduced, whole))
+    assert not np.array_equal(ours, theirs), "it was not decoded whole"
+    assert np.abs(ours - theirs).mean() < 1.0, "of 255"
+    assert np.abs(ours - theirs).max() < 16

@@ -47,11 +47,18 @@ class DinoV3Pass:
     named: str
     is_tiny: bool
     asked_device: str
-    batch: int
+    side: int
+    asked_batch: int | None
 
     artefact = "dinov3"
     files = ("dinov3.npy", "dinov3_patches.npy")
     needs = ("image",)
+
+    @cached_property
+    def batch(self) -> int:
+        """A quarter on a CPU, where large ones are no faster and several are computed at once."""
+        suited = batch_at(self.side) if self._device.type == "cuda" else max(1, batch_at(self.side) // 4)
+        return self.asked_batch or suited
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -86,7 +93,7 @@ class DinoV3Pass:
 
 def dinov3_pass(options: Options) -> Pass:
     """The pass for these options: `dinov3`, `tiny`, `device`, `side` and `batch` count."""
-    return DinoV3Pass(options.dinov3, options.tiny, options.device, options.batch or batch_at(options.side))
+    return DinoV3Pass(options.dinov3, options.tiny, options.device, options.side, options.batch)
 
 
 def batch_at(side: int) -> int:

@@ -23,7 +23,7 @@ from trainer.prepare.placement import Placement, letterbox
 from trainer.prepare.recipe import Recipe
 
 FILE = "pose.npy"
-_BATCH = 8
+_BATCH = 4
 
 
 def pose_pass(options: Options) -> Pass:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from trainer.data.buckets import BUCKETS, Bucket
 from trainer.prepare.ingest.colours import to_srgb
-from trainer.prepare.ingest.decode import opened, upright
+from trainer.prepare.ingest.decode import decode_reduced, opened, upright
 from trainer.prepare.ingest.unusable import Unusable
 from trainer.prepare.passes import Made
 from trainer.prepare.recipe import Recipe
@@ -25,6 +25,8 @@ from trainer.prepare.recipe import Recipe
 FILE = "image.npy"
 MOST_ENLARGEMENT = 2.0
 """An image that had to grow by more to cover its bucket is rejected: it has no detail to learn from."""
+JPEG_DETAIL = 2
+"""A JPEG is decoded at a half, a quarter or an eighth only if each side still has so many times the pixels it needs."""
 _LARGE_PX = 32_000_000
 _one_large_image = threading.Lock()
 
@@ -48,6 +50,7 @@ def image_recipe(side: int) -> Recipe:
             "side": side,
             "buckets": " ".join(bucket.name for bucket in BUCKETS),
             "filter": "lanczos",
+            "jpeg_detail": JPEG_DETAIL,
             "colours": "sRGB",
             "background": "white",
             "most_enlargement": MOST_ENLARGEMENT,
@@ -77,6 +80,30 @@ def cover(width: int, height: int, size: tuple[int, int]) -> Cover:
     return Cover(size_width / width, (0.0, top, float(width), top + used))
 
 
+class _Fitted(NamedTuple):
+    """The bucket of an image, its `size` (height, width) in pixels, and how the image covers it."""
+
+    bucket: Bucket
+    size: tuple[int, int]
+    scale: float
+    box: tuple[float, float, float, float]
+
+
+def _fitted(width: int, height: int, side: int, allowed: Sequence[Bucket]) -> _Fitted:
+    bucket = nearest_bucket(width, height, allowed)
+    size = bucket.scaled(side)
+    assert size is not None, f"{side} is no side of a set"
+    return _Fitted(bucket, size, *cover(width, height, size))
+
+
+def _shrunk(
+    box: tuple[float, float, float, float], whole: tuple[int, int], decoded: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A box of the whole image, both (width, height), in pixels of the image as it was decoded."""
+    across, down = decoded[0] / whole[0], decoded[1] / whole[1]
+    return (box[0] * across, box[1] * down, min(box[2] * across, decoded[0]), min(box[3] * down, decoded[1]))
+
+
 def make_crop(content: bytes, side: int, allowed: Sequence[Bucket] = BUCKETS) -> Made:
     """The crop of an image file in the nearest allowed bucket, and what was done to get it. Raises Unusable.
 
@@ -84,24 +111,25 @@ def make_crop(content: bytes, side: int, allowed: Sequence[Bucket] = BUCKETS) ->
     """
     image = opened(content)
     with _one_large_image if image.width * image.height > _LARGE_PX else nullcontext():
+        as_it_was = decode_reduced(
+            image, lambda width, height: JPEG_DETAIL * _fitted(width, height, side, allowed).scale
+        )
         whole = upright(image)
-        width, height = whole.image.size
-        bucket = nearest_bucket(width, height, allowed)
-        size = bucket.scaled(side)
-        assert size is not None, f"{side} is no side of a set"
-        scale, box = cover(width, height, size)
-        if scale > MOST_ENLARGEMENT:
+        width, height = as_it_was or whole.image.size
+        fitted = _fitted(width, height, side, allowed)
+        if fitted.scale > MOST_ENLARGEMENT:
             raise Unusable(
-                f"it is too small: {width} x {height} pixels had to grow {scale:.2f} times to cover {size[1]} x "
-                f"{size[0]}; allowed: up to {MOST_ENLARGEMENT:g} times"
+                f"it is too small: {width} x {height} pixels had to grow {fitted.scale:.2f} times to cover "
+                f"{fitted.size[1]} x {fitted.size[0]}; allowed: up to {MOST_ENLARGEMENT:g} times"
             )
-        crop = whole.image.resize(size[::-1], Image.Resampling.LANCZOS, box=box)
+        box = _shrunk(fitted.box, (width, height), whole.image.size)
+        crop = whole.image.resize(fitted.size[::-1], Image.Resampling.LANCZOS, box=box)
     colours = to_srgb(crop, whole.profile)
     facts = {
         "width": width,
         "height": height,
-        "bucket": bucket.name,
-        "scale": scale,
+        "bucket": fitted.bucket.name,
+        "scale": fitted.scale,
         "mode": whole.mode,
         "orientation": whole.orientation,
         "profile": colours.profile,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 from PIL import (
@@ -42,6 +44,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by EXIF orientation; 1 is upright."""
+_SIDEWAYS = (5, 6, 7, 8)
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -80,6 +83,22 @@ def opened(content: bytes) -> Image.Image:
         raise Unusable(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
     except _BROKEN as error:
         raise Unusable(f"it is broken: {_told(error)}") from error
+
+
+def decode_reduced(image: Image.Image, detail: Callable[[int, int], float]) -> tuple[int, int] | None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth; the (width, height) that it has upright as a whole.
+
+    `detail` says for that size which share of its pixels along each side is needed. JPEG's own transform averages
+    blocks of pixels then, in a part of the time. None for other formats, which are left as they are.
+    """
+    if image.format != "JPEG":
+        return None
+    orientation, _ = _orientation(image)
+    width, height = image.size
+    whole = (height, width) if orientation in _SIDEWAYS else (width, height)
+    share = detail(*whole)
+    image.draft(image.mode, (math.ceil(width * share), math.ceil(height * share)))
+    return whole
 
 
 def upright(image: Image.Image) -> Upright:
