@@ -257,6 +257,6 @@ def test_declared_dependencies_are_used_and_used_ones_are_declared() -> None:
     assert {modules.get(name, name) for name in names} == {
         name
         for name in used
-        # the two last are parts of pydantic and jinja2
-        if name not in sys.stdlib_module_names and name not in {*PACKAGES, "pydantic_core", "markupsafe"}
+        # the last ones are parts of pydantic, jinja2 and huggingface_hub
+        if name not in sys.stdlib_module_names and name not in {*PACKAGES, "pydantic_core", "markupsafe", "httpx2"}
     }
