@@ -19,7 +19,7 @@ from trainer.data.buckets import BUCKETS, Bucket
 from trainer.prepare.ingest.colours import to_srgb
 from trainer.prepare.ingest.decode import opened, upright
 from trainer.prepare.ingest.unusable import Unusable
-from trainer.prepare.passes import Made
+from trainer.prepare.passes import JsonValue, Made
 from trainer.prepare.recipe import Recipe
 
 FILE = "image.npy"
@@ -97,7 +97,7 @@ def make_crop(content: bytes, side: int, allowed: Sequence[Bucket] = BUCKETS) ->
             )
         crop = whole.image.resize(size[::-1], Image.Resampling.LANCZOS, box=box)
     colours = to_srgb(crop, whole.profile)
-    facts = {
+    facts: dict[str, JsonValue] = {
         "width": width,
         "height": height,
         "bucket": bucket.name,
