@@ -29,8 +29,8 @@ from trainer.data.remote.address import Address, is_address, parse_address
 from trainer.data.remote.download import download, part_of
 from trainer.data.remote.faults import NotReachable
 from trainer.data.remote.http import get
-from trainer.data.remote.index import parse_index, read_index
 from trainer.data.remote.look_up import _looked_up, look_up
+from trainer.data.set_index import parse_index, read_index
 from trainer.document import Document, parse_config
 from trainer.errors import ConfigError, DataError
 
@@ -109,7 +109,7 @@ def test_what_came_of_a_server_that_is_gone_is_kept_for_the_next_start(server: F
     shard = read_index(original).shards[1]
     path = f"shards/{shard.path}"
     server.cut[path] = [1000, *[0] * downloads.TRIES]
-    with pytest.raises(DataError, match=rf"1,000 of {shard.size:,} bytes of {shard.path} are kept.*start again"):
+    with pytest.raises(DataError, match=rf"1,000 of {shard.size_bytes:,} bytes of {shard.path} are kept.*start again"):
         opened(server)
     assert part_of(copy_of(server) / shard.path).stat().st_size == 1000
     server.asked.clear()
@@ -337,7 +337,7 @@ def test_a_name_that_no_packer_gives_never_becomes_a_path(original: Path, name: 
         (lambda c: c.update(side=512), "not stored at side 512"),
         (lambda c: c["buckets"]["1024x1024"].update(folder="bucket_256x256/.."), "no folder of bucket"),
         (lambda c: c["buckets"]["1024x1024"].update(folder="bucket_304x208"), "no folder of bucket"),
-        (lambda c: c["buckets"]["1024x1024"].update(samples=99), "do not hold 99 samples"),
+        (lambda c: c["buckets"]["1024x1024"].update(samples=99), "has 99 samples, its shards have"),
         (lambda c: c["buckets"]["1024x1024"]["shards"][0].update(bytes=-1), "bytes is -1"),
         (lambda c: c["buckets"]["1024x1024"]["shards"][0].update(bytes=True), "bytes is True"),
         (lambda c: c["buckets"]["1024x1024"]["shards"][0].update(sha256="0" * 63), "no SHA-256"),

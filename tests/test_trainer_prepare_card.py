@@ -71,7 +71,7 @@ def test_the_numbers_are_those_of_the_artefacts(data: Path) -> None:
 
 def test_a_set_that_is_not_packed_has_no_card(tmp_path: Path) -> None:
     prepared_set(tmp_path, counts=(1, 0, 0, 0, 0, 0, 0))
-    with pytest.raises(DataError, match=r"index\.json cannot be read"):
+    with pytest.raises(DataError, match=r"index\.json is not there"):
         write_card(tmp_path)
 
 

@@ -22,19 +22,19 @@ from tests.fakes.prepared import RECIPES, SIDE, SMALL, Prepared, content, prepar
 from trainer.check import check
 from trainer.config import TrainerConfig
 from trainer.data import open_source
+from trainer.data.artefacts import FILES
 from trainer.data.buckets import BUCKETS
+from trainer.data.set_index import SetIndex, read_index
 from trainer.data.shards import ShardSource
 from trainer.data.split import split
 from trainer.data.tar_index import index_tar
 from trainer.document import parse_config
 from trainer.errors import ConfigError, DataError
 from trainer.prepare import pack as packing
-from trainer.prepare.artefacts import FILES
 from trainer.prepare.pack import pack
 from trainer.prepare.passes import Failed
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.recipes import note_recipes, read_recipes
-from trainer.prepare.shard_index import ShardIndex, read_index
 from trainer.prepare.shard_plan import Packable, balanced, plan_shards
 from trainer.prepare.table import PASSES
 
@@ -70,16 +70,14 @@ def shards(prepared: Prepared) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def index_of(prepared: Prepared) -> ShardIndex:
-    index = read_index(prepared.data / "shards")
-    assert index is not None
-    return index
+def index_of(prepared: Prepared) -> SetIndex:
+    return read_index(prepared.data / "shards")
 
 
 def packed_ids(prepared: Prepared) -> list[str]:
     """Ids in the order in which they lie in the shards that the index lists."""
     root = prepared.data / "shards"
-    return [id for path, _ in index_of(prepared).shards for id in index_tar(root / path)]
+    return [id for shard in index_of(prepared).shards for id in index_tar(root / shard.path)]
 
 
 # ---- what is packed --------------------------------------------------------------------------------------------------
@@ -88,7 +86,7 @@ def packed_ids(prepared: Prepared) -> list[str]:
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # WebDataset's, not ours
 def test_webdataset_reads_what_the_artefacts_are(prepared: Prepared) -> None:
     pack(prepared.data, prepared.manifest, seed=3)
-    paths = [str(prepared.data / "shards" / path) for path, _ in index_of(prepared).shards]
+    paths = [str(prepared.data / "shards" / shard.path) for shard in index_of(prepared).shards]
     found = {one["__key__"]: one for one in webdataset.WebDataset(paths, shardshuffle=False, empty_check=False)}
     assert sorted(found) == sorted(prepared.ids)
     for entry in prepared.manifest.images:
@@ -124,10 +122,10 @@ def test_the_index_names_every_shard_and_the_split_of_training(prepared: Prepare
     index = index_of(prepared)
     assert index == packed.index
     assert (index.side, index.seed, index.samples) == (SIDE, 3, len(prepared.ids))
-    assert [bucket.bucket for bucket in index.buckets] == [bucket.name for bucket in SMALL]
+    assert [bucket.bucket for bucket in index.buckets] == list(SMALL)
     assert {name: Recipe(**recipe) for name, recipe in index.recipes.items()} == RECIPES
-    for path, shard in index.shards:
-        tar = (prepared.data / "shards" / path).read_bytes()
+    for shard in index.shards:
+        tar = (prepared.data / "shards" / shard.path).read_bytes()
         assert (len(tar), hashlib.sha256(tar).hexdigest()) == (shard.size_bytes, shard.sha256)
     source = opened(prepared)
     sides = split(packed_ids(prepared))

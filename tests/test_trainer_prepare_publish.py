@@ -19,8 +19,8 @@ from tests.fakes.hub import TOKEN, FakeHub, Repository, fake_hub
 from tests.fakes.packed_set import packed_set, write_index
 from trainer.data import open_source
 from trainer.data.remote import local_copy as copies
-from trainer.data.remote.index import read_index
 from trainer.data.remote.look_up import _looked_up
+from trainer.data.set_index import read_index
 from trainer.document import parse_config
 from trainer.errors import DataError, UsageError
 from trainer.prepare.publication import LICENCE_NOTE, files_of
@@ -234,7 +234,7 @@ def test_a_set_without_a_card_or_shards_is_refused(data: Path, tmp_path: Path) -
     (data / "card.md").unlink()
     with pytest.raises(DataError, match=r"card\.md cannot be read"):
         files_of(data)
-    with pytest.raises(DataError, match=r"index\.json cannot be read"):
+    with pytest.raises(DataError, match=r"index\.json is not there"):
         files_of(tmp_path)
 
 

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 SQUARE = 1024
-_FOLDER = re.compile(r"bucket_([1-9]\d{0,5})x([1-9]\d{0,5})")
+_FOLDER = re.compile(r"bucket_([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 
 class Bucket(NamedTuple):

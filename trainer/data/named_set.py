@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.byte_progress import in_words
 from trainer.config import TrainerConfig
+from trainer.data.artefacts import IMAGE_MEMBER, JSON_MEMBER, array_members
 from trainer.data.buckets import BUCKETS
 from trainer.data.naming import placed, placed_folder
 from trainer.data.remote.address import is_address
 from trainer.data.remote.faults import NotReachable
-from trainer.data.remote.index import read_index
 from trainer.data.remote.local_copy import local_copy, missing_bytes
 from trainer.data.remote.look_up import look_up
+from trainer.data.set_index import read_index
 from trainer.data.shard_set import ShardFolder, ShardSet, describe_set
 from trainer.errors import DataError
-
-ARTEFACT_MEMBERS: Mapping[str, tuple[str, ...]] = {
-    "t5": ("t5h.npy", "t5m.npy"),
-    "dinov3": ("dinov3.npy", "dinov3_patches.npy"),
-    "pose": ("pose.npy",),
-    "seg": ("seg.npy",),
-}
-"""What a sample holds of each artefact whose recipe an index names."""
 
 
 def shards_of(config: TrainerConfig) -> ShardSet | None:
@@ -76,9 +69,16 @@ def _elsewhere(path: str, wanted: str | None) -> ShardSet | None:
         for each in found.index.buckets
     ]
     folders.sort(key=lambda folder: BUCKETS.index(folder.bucket))
-    members = [ARTEFACT_MEMBERS[name] for name in found.index.recipes if name in ARTEFACT_MEMBERS]
-    suffixes = frozenset(("json", "image.npy", *(one for names in members for one in names)))
-    return ShardSet(found.folder, found.index.side, tuple(folders), (), suffixes, {}, 0)
+    return ShardSet(
+        root=found.folder,
+        side=found.index.side,
+        folders=tuple(folders),
+        left_alone=(),
+        labels=found.index.labels,
+        suffixes=frozenset((JSON_MEMBER, IMAGE_MEMBER, *array_members(found.index.recipes))),
+        widths={},
+        text_length=0,
+    )
 
 
 def with_index(config: TrainerConfig) -> TrainerConfig:
@@ -111,7 +111,7 @@ def remarks_on_set(config: TrainerConfig) -> Iterator[str]:
     if found.note:
         yield f"data.path {path} could not be asked: {found.note}"
     left, index = missing_bytes(found), found.index
-    what = f"{index.samples:,} samples in {len(index.shards)} shards, {in_words(index.size)}"
+    what = f"{index.samples:,} samples in {len(index.shards)} shards, {in_words(index.size_bytes)}"
     fetched = f"{in_words(left)} will be fetched to {found.folder} when a run opens it" if left else "all of it is here"
     yield f"data.path {path}: {what}; {fetched}"
     yield from (f"data.path {path}: {label}" for label in index.labels)

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from trainer.config import TrainerConfig
+from trainer.data.artefacts import STREAM_MEMBERS
 from trainer.data.named_set import shards_of
-from trainer.data.shard_set import FEATURE_CELL, STREAM_MEMBERS, ShardSet
+from trainer.data.shard_set import FEATURE_CELL, ShardSet
 from trainer.errors import DataError
 
 TEXT_WIDTH = 64

@@ -24,11 +24,12 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from trainer.data.artefacts import PARTS_MEMBER
 from trainer.data.npy import parse_npy
 from trainer.data.parts import SAPIENS_CLASSES
 from trainer.data.sample import Sample
 from trainer.data.shapes import POSE_JOINTS, SHARD_TOKENS, StreamShapes
-from trainer.data.shard_set import PARTS_MEMBER, ShardFolder
+from trainer.data.shard_set import ShardFolder
 
 _RANGE_SLACK = 1e-3  # half precision rounds 1 + 0.0005 to 1.0
 _FARTHEST_JOINT = 8.0

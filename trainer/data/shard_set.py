@@ -17,19 +17,10 @@ from typing import NamedTuple
 
 from trainer.data.buckets import BUCKETS, Bucket, bucket_of, parse_folder
 from trainer.data.npy_header import LONGEST_BYTES, read_header
+from trainer.data.set_index import INDEX, PACK_AGAIN, find_index
 from trainer.data.tar_index import Span, first_entry, read_span
 from trainer.errors import DataError
-from trainer.prepare.shard_index import INDEX, PACK_AGAIN, read_index
 
-STREAM_MEMBERS: Mapping[str, tuple[str, ...]] = {
-    "text": ("t5h.npy", "t5m.npy"),
-    "cls": ("dinov3.npy",),
-    "patches": ("dinov3_patches.npy",),
-    "pose": ("pose.npy",),
-}
-"""What a sample must hold for each condition stream, beside `json` and `image.npy`."""
-PARTS_MEMBER = "seg.npy"
-"""What it must hold beside that if a loss asks for part maps."""
 FEATURE_CELL = 16
 """Side of the image cell, in pixels of the stored image, that one of the stored patch features describes."""
 _SHARD = re.compile(r"shard-\d+\.tar")
@@ -84,7 +75,7 @@ def _labels(root: Path, sizes: Mapping[str, int]) -> tuple[str, ...]:
 
     `sizes` are those of the shards that are there, in bytes by path.
     """
-    index = read_index(root)
+    index = find_index(root)
     if index is None:
         return ()
     differences = index.differences(sizes)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.config import TrainerConfig
+from trainer.data.artefacts import IMAGE_MEMBER, JSON_MEMBER, PARTS_MEMBER, STREAM_MEMBERS
 from trainer.data.mirror import mirror, names_a_side
 from trainer.data.named_set import opened_folder
 from trainer.data.naming import safe_id
@@ -24,7 +25,7 @@ from trainer.data.rejection import RejectedSample, first_few, refuse_too_many
 from trainer.data.sample import Sample
 from trainer.data.shapes import stream_shapes
 from trainer.data.shard_sample import Fault, decode
-from trainer.data.shard_set import PARTS_MEMBER, STREAM_MEMBERS, ShardFolder, describe_set
+from trainer.data.shard_set import ShardFolder, describe_set
 from trainer.data.split import PROBE_IMAGES, split
 from trainer.data.tar_index import Entry, Span, index_tar, read_span
 from trainer.errors import DataError
@@ -52,7 +53,7 @@ class ShardSource:
         self.streams = stream_shapes(config)
         self._streams_on = tuple(name for name in STREAM_MEMBERS if getattr(config.streams, name) != "off")
         features = (one for name in self._streams_on for one in STREAM_MEMBERS[name])
-        self._wanted = ("json", "image.npy", *features, *([PARTS_MEMBER] if config.segmentation.enabled else []))
+        self._wanted = (JSON_MEMBER, IMAGE_MEMBER, *features, *([PARTS_MEMBER] if config.segmentation.enabled else []))
         self._sizes = tuple(_size(folder, config.data.size, self._set.side) for folder in self._set.folders)
         pairs = [(tar, index) for index, folder in enumerate(self._set.folders) for tar in folder.tars]
         self._tars = tuple(tar for tar, _ in pairs)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from trainer.data.artefacts import CAPTION_FILE
 from trainer.data.npy import parse_npy
 from trainer.data.parts import SAPIENS_CLASSES
 from trainer.data.shapes import POSE_JOINTS, SHARD_TOKENS
 from trainer.data.shard_set import FEATURE_CELL
-from trainer.prepare.artefacts import CAPTION_FILE
 from trainer.prepare.finding import Wrong
 
 Check = Callable[[Mapping[str, bytes], tuple[int, int]], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -135,23 +135,21 @@ def _pose(facts: CardFacts) -> Iterator[str]:
 def _recipes(facts: CardFacts) -> Iterator[str]:
     rows = []
     for name, recipe in sorted(facts.index.recipes.items()):
-        values: Mapping[str, object] = recipe if isinstance(recipe, dict) else {}
-        revision = str(values.get("revision") or "")
+        revision = str(recipe.get("revision") or "")
         rows.append(
             (
                 as_text(name),
-                as_text(str(values.get("model") or _LABEL_NONE)),
+                as_text(str(recipe.get("model") or _LABEL_NONE)),
                 as_text(revision[:16] or _LABEL_NONE),
-                as_text(str(values.get("preprocessing", _LABEL_NONE))),
-                as_text(str(values.get("label") or _LABEL_NONE)),
+                as_text(str(recipe.get("preprocessing", _LABEL_NONE))),
+                as_text(str(recipe.get("label") or _LABEL_NONE)),
             )
         )
     yield from _table(("artefact", "model", "revision", "preprocessing", "label"), rows)
 
 
 def _splits(facts: CardFacts) -> Iterator[str]:
-    sizes = {name: len(ids) for name, ids in facts.index.splits.items() if isinstance(ids, list)}
-    held_out, probe = sizes.get("held_out", 0), sizes.get("probe", 0)
+    held_out, probe = len(facts.index.held_out), len(facts.index.probe)
     rows = [("training", facts.index.samples - held_out - probe), ("held out", held_out), ("probes", probe)]
     yield from _table(("split", "samples"), [(name, f"{count:,}") for name, count in rows])
     yield ""
@@ -168,7 +166,7 @@ def _left_out(facts: CardFacts) -> Iterator[str]:
 
 
 def _sizes(facts: CardFacts) -> Iterator[str]:
-    rows = [("shards", in_words(facts.index.size))]
+    rows = [("shards", in_words(facts.index.size_bytes))]
     rows += [(f"{name} (before packing)", in_words(size)) for name, size in facts.bytes_of.items()]
     yield from _table(("", "on disk"), rows)
 

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.remote.index import SetIndex, read_index
+from trainer.data.artefacts import CAPTION_FILE, FILES
+from trainer.data.set_index import SetIndex, read_index
 from trainer.pose.error import GROUPS, counted
 from trainer.prepare.manifest import ImageEntry, Manifest, whole_manifest
+from trainer.prepare.pack import SHARDS
 from trainer.prepare.passes import JsonValue
 from trainer.prepare.records import Record, Samples
-from trainer.prepare.run import CAPTION, CAPTION_FILE
+from trainer.prepare.run import CAPTION
 
 POSE, POSE_FILE, T5 = "pose", "pose.npy", "t5"
-ARTEFACTS = ("image", CAPTION, T5, "dinov3", POSE, "seg")
 HAND_START = 112
 """The first joint of the right hand; the left one comes before it."""
 JOINT_GROUPS = {
@@ -66,12 +67,12 @@ class CardFacts:
 
 def card_facts(data: Path) -> CardFacts:
     """Read a packed set. Raises DataError if it is not prepared or not packed."""
-    manifest, index = whole_manifest(data), read_index(data / "shards")
+    manifest, index = whole_manifest(data), read_index(data / SHARDS)
     samples = Samples(data)
     words, facts_of_text, poses = [], [], []
     bytes_of: Counter[str] = Counter()
     for entry in manifest.images:
-        records = {name: _done(samples, entry.id, name) for name in ARTEFACTS}
+        records = {name: _done(samples, entry.id, name) for name in FILES}
         for name, record in records.items():
             if record is not None:
                 bytes_of[name] += sum(_size(samples.folder(entry.id) / file) for file in record.files)
@@ -90,7 +91,7 @@ def card_facts(data: Path) -> CardFacts:
         tokens=tuple(_whole(facts.get("tokens")) for facts in facts_of_text if "tokens" in facts),
         truncated=sum(bool(facts.get("truncated")) for facts in facts_of_text),
         poses=_poses(poses),
-        bytes_of={name: bytes_of[name] for name in ARTEFACTS if bytes_of[name]},
+        bytes_of={name: bytes_of[name] for name in FILES if bytes_of[name]},
     )
 
 

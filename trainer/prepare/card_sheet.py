@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from trainer.data.artefacts import CAPTION_FILE
 from trainer.data.buckets import BUCKETS
 from trainer.data.split import id_hash
 from trainer.lettering import Font, cut, wrapped
@@ -22,7 +23,7 @@ from trainer.pose.error import counted
 from trainer.prepare.card_facts import JOINT_GROUPS, POSE, read_pose
 from trainer.prepare.manifest import ImageEntry, Manifest
 from trainer.prepare.records import Samples, replace_file
-from trainer.prepare.run import CAPTION, CAPTION_FILE, IMAGE, read_image
+from trainer.prepare.run import CAPTION, IMAGE, read_image
 
 SAMPLES = 20
 ACROSS = 5

@@ -38,22 +38,22 @@ def read_colours(path: Path) -> Colours:
     """What a file says of rescaling and normalising; its sizes are for other uses. Raises DataError if it is broken."""
     content = read_json(path)
     scale = content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1.0
-    normalises = content.get("do_normalize", True)
-    mean = content.get("image_mean") if normalises else [0.0] * _PER_CHANNEL
-    spread = content.get("image_std") if normalises else [1.0] * _PER_CHANNEL
-    for key, value, allowed in (
-        ("rescale_factor", [scale] * _PER_CHANNEL, "a positive number"),
-        ("image_mean", mean, "three numbers"),
-        ("image_std", spread, "three positive numbers"),
+    scales, means, spreads = _numbers([scale]), _numbers([0.0] * _PER_CHANNEL), _numbers([1.0] * _PER_CHANNEL)
+    if content.get("do_normalize", True):
+        means, spreads = _numbers(content.get("image_mean")), _numbers(content.get("image_std"))
+    for key, values, count, least, allowed in (
+        ("rescale_factor", scales, 1, 0.0, "a positive number"),
+        ("image_mean", means, _PER_CHANNEL, -math.inf, "three numbers"),
+        ("image_std", spreads, _PER_CHANNEL, 0.0, "three positive numbers"),
     ):
-        if not _are_numbers(value) or ("positive" in allowed and min(value) <= 0):
+        if len(values) != count or min(values) <= least:
             raise DataError(f"{path}: {key} is {content.get(key)!r}; needed: {allowed}")
-    return Colours(float(scale), tuple(map(float, mean)), tuple(map(float, spread)))
+    return Colours(scales[0], means, spreads)
 
 
-def _are_numbers(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == _PER_CHANNEL
-        and all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value)
-    )
+def _numbers(value: object) -> tuple[float, ...]:
+    """The finite numbers of a list; () if it is none or holds anything else."""
+    listed = value if isinstance(value, list) else []
+    numbers = [one for one in listed if isinstance(one, int | float) and not isinstance(one, bool)]
+    is_whole = len(numbers) == len(listed) and all(map(math.isfinite, numbers))
+    return tuple(map(float, numbers)) if is_whole else ()

@@ -46,16 +46,16 @@ def main(argv: Sequence[str]) -> int:
 def _prepare(given: argparse.Namespace, options: Options, part: Part, passes: Sequence[Pass], packs: bool) -> int:
     data = given.out
     samples = Samples(data)
-    if part.count == 1:
+    if part.of == 1:
         sweep(data)
     manifest = ingest(given.photos, data, part, options.side, given.max_rejected_share)
     note_recipes(data, {"image": image_recipe(options.side), **{work.artefact: work.recipe for work in passes}})
     outcomes = [_run(work, samples, manifest) for work in passes]
-    if packs and part.count == 1:
+    if packs and part.of == 1:
         print(pack(data, whole_manifest(data), options.seed).summary)
         print(f"card: {write_card(data)}")
     elif packs:
-        print(f"part {part.number} of {part.count} is done; when all are, pack them: --passes {PACK}")
+        print(f"part {part.number} of {part.of} is done; when all are, pack them: --passes {PACK}")
     return _told(outcomes, manifest, given.max_rejected_share)
 
 

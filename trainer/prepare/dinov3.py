@@ -124,7 +124,9 @@ class ImageEncoder:
     def __call__(self, inputs: Sequence[Inputs]) -> list[Made]:
         """The features of each image, in their order; all have one shape, in whole cells of 16 pixels."""
         cap_threads()  # of each thread that calls
-        images_BCHW = torch.from_numpy(np.stack([one.image_CHW for one in inputs])).to(self._model.device)
+        pixels_BCHW = np.stack([one.image_CHW for one in inputs if one.image_CHW is not None])
+        assert len(pixels_BCHW) == len(inputs), "this pass needs the image"
+        images_BCHW = torch.from_numpy(pixels_BCHW).to(self._model.device)
         image_BD, patches_BND = self._features(images_BCHW)
         return [
             Made(files={"dinov3.npy": image_D.copy(), "dinov3_patches.npy": patches_ND.copy()})

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -104,7 +103,7 @@ class Hub:
         """Errors of the library in our words; the token in none of them."""
         try:
             yield
-        except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError, OSError) as error:
+        except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError, OSError) as error:
             raise DataError(self._in_words(what, error)) from None
 
     def _in_words(self, what: str, error: BaseException) -> str:
@@ -115,7 +114,7 @@ class Hub:
                 f"cannot {what} hub:{self.repository}: {self._advice(status)} (status {status}: {self._said(answered)})"
             )
         chain = list(_chain(error))
-        if any(isinstance(each, httpx2.TransportError | OfflineModeIsEnabled | ConnectionError) for each in chain):
+        if any(isinstance(each, HTTPError | OfflineModeIsEnabled | ConnectionError) for each in chain):
             return (
                 f"cannot {what} hub:{self.repository}: {_endpoint_name()} cannot be reached; what is up stays up: look "
                 "at the network and give the same command again"

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from trainer.data.artefacts import FILES, MAKERS
 from trainer.data.buckets import BUCKETS
 from trainer.errors import DataError
 from trainer.prepare.artefact_checks import CHECKS
-from trainer.prepare.artefacts import FILES, MAKERS
 from trainer.prepare.finding import Finding, Wrong
 from trainer.prepare.manifest import ImageEntry
 from trainer.prepare.recipe import Recipe

@@ -12,7 +12,7 @@ from trainer.errors import DataError
 from trainer.prepare.manifest import Part
 from trainer.prepare.records import UNFINISHED
 
-_SET, _PART = ".lock", ".lock-{number}-of-{count}"
+_SET, _PART = ".lock", ".lock-{number}-of-{of}"
 
 
 @contextmanager
@@ -23,12 +23,12 @@ def only_here(data: Path, part: Part = Part()) -> Iterator[None]:  # noqa: B008 
     """
     try:
         data.mkdir(parents=True, exist_ok=True)
-        is_whole = part.count == 1
+        is_whole = part.of == 1
         with _held(data / _SET, fcntl.LOCK_EX if is_whole else fcntl.LOCK_SH, data):
             if is_whole:
                 yield
                 return
-            with _held(data / _PART.format(number=part.number, count=part.count), fcntl.LOCK_EX, data):
+            with _held(data / _PART.format(number=part.number, of=part.of), fcntl.LOCK_EX, data):
                 yield
     except OSError as error:
         raise DataError(f"{error.filename or data} cannot be used: {error.strerror or error}") from error

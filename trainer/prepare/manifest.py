@@ -15,15 +15,15 @@ _PART = re.compile(r"manifest-(\d+)-of-(\d+)\.json")
 
 
 class Part(NamedTuple):
-    """Every `count`-th file from the `number`-th on, 1-based: what one machine of several works on."""
+    """Every `of`-th file from the `number`-th on, 1-based: what one machine of several works on."""
 
     number: int = 1
-    count: int = 1
+    of: int = 1
 
     @property
     def name(self) -> str:
         """manifest.json, or that of one part."""
-        return "manifest.json" if self.count == 1 else f"manifest-{self.number}-of-{self.count}.json"
+        return "manifest.json" if self.of == 1 else f"manifest-{self.number}-of-{self.of}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +98,14 @@ def whole_manifest(data: Path) -> Manifest:
         return single
     if not parts:
         raise DataError(f"{data} holds no manifest: prepare it first (python -m trainer prepare PHOTOS --out {data})")
-    counts = {part.count for part in parts} | ({1} if single is not None else set())
+    counts = {part.of for part in parts} | ({1} if single is not None else set())
     if len(counts) > 1:
         raise DataError(
             f"{data} was divided in several ways ({', '.join(part.name for part in parts)}): keep the manifests of one"
         )
-    missing = [str(number) for number in range(1, parts[0].count + 1) if Part(number, parts[0].count) not in parts]
+    missing = [str(number) for number in range(1, parts[0].of + 1) if Part(number, parts[0].of) not in parts]
     if missing:
-        raise DataError(f"{data} lacks parts {', '.join(missing)} of {parts[0].count}: prepare them, too")
+        raise DataError(f"{data} lacks parts {', '.join(missing)} of {parts[0].of}: prepare them, too")
     return _merged([manifest for part in parts if (manifest := read_manifest(data, part)) is not None])
 
 

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.data.artefacts import FILES
+from trainer.data.set_index import INDEX, UNFINISHED_INDEX, IndexedBucket, SetIndex, Shard, index_of
 from trainer.data.split import split
 from trainer.errors import DataError
-from trainer.prepare.artefacts import FILES
 from trainer.prepare.manifest import Manifest
 from trainer.prepare.progress import bar
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.recipes import read_recipes, side_of
 from trainer.prepare.records import UNFINISHED, Samples, cannot_write, replace_file
-from trainer.prepare.shard_index import INDEX, UNFINISHED_INDEX, BucketEntry, ShardEntry, ShardIndex, as_bytes
 from trainer.prepare.shard_plan import Packable, ShardPlan, plan_shards
 from trainer.prepare.shard_tar import write_shard, written_shard
 from trainer.prepare.states import ImageState, look_up_all
@@ -34,7 +34,7 @@ class Packed:
     """What packing did: shards `written` now, `kept` from before and `removed`, and (id, reason) of every image that
     was `left_out`: the first artefact that is not there, and its state."""
 
-    index: ShardIndex
+    index: SetIndex
     written: int
     kept: int
     removed: int
@@ -60,15 +60,15 @@ class Survey:
     side: int
     seed: int
     plans: tuple[ShardPlan, ...]
-    there: Mapping[str, ShardEntry]
+    there: Mapping[str, Shard]
     left_out: tuple[tuple[str, str], ...]
 
-    def index(self, entries: Mapping[str, ShardEntry]) -> ShardIndex:
-        """The index of the set whose shards, by path, are these."""
+    def index(self, entries: Mapping[str, Shard]) -> SetIndex:
+        """The index of the set whose shards, by path, are these. Raises DataError if there are none."""
         ids = [image.id for plan in self.plans for image in plan.samples]  # as training sees them
         sides = split(ids)
         recipes = dict(sorted(self.recipes.items()))
-        return ShardIndex(
+        return index_of(
             side=self.side,
             seed=self.seed,
             recipes={name: recipe.as_json() for name, recipe in recipes.items()},
@@ -100,8 +100,8 @@ def pack(data: Path, manifest: Manifest, seed: int) -> Packed:
                 for plan in todo:
                     entries[plan.path] = write_shard(root, plan, samples, advance)
         index = found.index(entries)
-        if not _holds(root, as_bytes(index)):
-            replace_file(root / INDEX, as_bytes(index))
+        if not _holds(root, index.content):
+            replace_file(root / INDEX, index.content)
     except OSError as error:
         raise cannot_write(Path(error.filename or root), error) from error
     return Packed(index, len(todo), len(found.there), removed, found.left_out)
@@ -179,8 +179,8 @@ def _holds(root: Path, content: bytes) -> bool:
     return path.exists() and path.read_bytes() == content
 
 
-def _buckets(plans: Sequence[ShardPlan], entries: Mapping[str, ShardEntry]) -> Iterator[BucketEntry]:
+def _buckets(plans: Sequence[ShardPlan], entries: Mapping[str, Shard]) -> Iterator[IndexedBucket]:
     """Plans come bucket by bucket."""
     for bucket in dict.fromkeys(plan.bucket for plan in plans):
         own = [plan for plan in plans if plan.bucket == bucket]
-        yield BucketEntry(bucket.name, own[0].folder, tuple(entries[plan.path] for plan in own))
+        yield IndexedBucket(bucket, *own[0].size, tuple(entries[plan.path] for plan in own))

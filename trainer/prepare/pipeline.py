@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 AHEAD = 2
@@ -26,30 +27,40 @@ def threads_of_machine() -> int:
     return min(MOST_THREADS, cores)
 
 
-def answers_in_order(
-    items: Sequence[Item], read: Callable[[Item], Input], compute: Callable[[Input], Answer], threads: int
-) -> Iterator[tuple[Item, Answer]]:
-    """Every item with what `compute` says of what `read` found; an exception of either is raised in its place.
+def in_order(
+    items: Iterable[Item], begin: Callable[[Item], Future[Answer]], ahead: int
+) -> Generator[tuple[Item, Answer], None, None]:
+    """Every item with the answer that `begin` promises, in the order of the items; an exception is raised in its place.
 
-    Whoever stops asking lets what has begun come to its end, and nothing else begins.
+    At most `ahead` items have begun and are not asked for yet. Whoever stops asking lets what runs come to its end, and
+    nothing else begins.
     """
-    reader, computing = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(threads, "compute")
     pending: deque[tuple[Item, Future[Answer]]] = deque()
     following = iter(items)
-
-    def begin_next() -> None:
-        for item in following:
-            found = reader.submit(read, item)
-            pending.append((item, computing.submit(lambda found=found: compute(found.result()))))
-            return
-
     try:
-        for _ in range(threads + AHEAD):
-            begin_next()
-        while pending:
+        while True:
+            pending.extend((item, begin(item)) for item in islice(following, ahead - len(pending)))
+            if not pending:
+                return
             item, answer = pending.popleft()
             yield item, answer.result()
-            begin_next()
+    finally:
+        for _, waiting in pending:
+            waiting.cancel()
+
+
+def answers_in_order(
+    items: Iterable[Item], read: Callable[[Item], Input], compute: Callable[[Input], Answer], threads: int
+) -> Generator[tuple[Item, Answer], None, None]:
+    """`in_order` of what `compute` says of what `read` found; several are computed at once, one is read at a time."""
+    reader, computing = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(threads, "compute")
+
+    def begin(item: Item) -> Future[Answer]:
+        found = reader.submit(read, item)
+        return computing.submit(lambda: compute(found.result()))
+
+    try:
+        yield from in_order(items, begin, threads + AHEAD)
     finally:
         # The reader ends first in no case: what computes may wait for it.
         computing.shutdown(wait=True, cancel_futures=True)

@@ -15,11 +15,10 @@ from pathlib import Path
 import yaml
 
 from trainer.byte_progress import in_words
-from trainer.data.remote.index import FILE as INDEX
-from trainer.data.remote.index import SetIndex, read_index
+from trainer.data.set_index import INDEX, SetIndex, read_index
 from trainer.errors import DataError
+from trainer.prepare.pack import SHARDS
 
-SHARDS = "shards"
 README = "README.md"
 CARD, PICTURE = "card.md", "card.png"
 LICENCE_NOTE = "these are your photographs: do you have the right to publish them, and do the people in them agree?"
@@ -77,14 +76,14 @@ def files_of(data: Path, licence: str | None = None) -> tuple[SetIndex, tuple[Fi
     for shard in index.shards:
         path = shards / shard.path
         size = path.stat().st_size if path.is_file() else None
-        if size != shard.size:
-            how = "is missing" if size is None else f"has {size:,} bytes, the index says {shard.size:,}"
+        if size != shard.size_bytes:
+            how = "is missing" if size is None else f"has {size:,} bytes, the index says {shard.size_bytes:,}"
             raise DataError(f"{path} {how}: pack the set again (--passes pack)")
-        found.append(File(shard.path, path, shard.size, shard.sha256))
+        found.append(File(shard.path, path, shard.size_bytes, shard.sha256))
     card = _read(data / CARD)
     found.append(_small(README, data / CARD, _header(index, licence) + card))
     found.append(_small(PICTURE, data / PICTURE, _read(data / PICTURE)))
-    found.append(_small(INDEX, shards / INDEX, _read(shards / INDEX)))
+    found.append(_small(INDEX, shards / INDEX, index.content))
     return index, tuple(found)
 
 
@@ -102,7 +101,7 @@ def summary(repository: str, index: SetIndex, found: Difference, visibility: str
     shards = sum(_SHARD.fullmatch(file.path) is not None for file in found.missing)
     lines = [
         f"hub:{repository} ({visibility}): {index.samples:,} samples in {len(index.shards)} shards, "
-        f"{in_words(index.size)}; index {index.digest[:12]}…",
+        f"{in_words(index.size_bytes)}; index {index.digest[:12]}…",
         f"  to upload: {len(found.missing)} files, {in_words(found.size)} ({shards} shards)",
         *(f"    {file.path:<44} {in_words(file.size):>12}" for file in found.missing),
         f"  already there: {len(found.same)} files",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.data.remote.address import parse_address
-from trainer.data.remote.index import SetIndex
+from trainer.data.set_index import SetIndex
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, DataError, UsageError
 from trainer.prepare.lock import only_here
 from trainer.prepare.publication import Difference, File, There, as_json, difference, files_of, summary

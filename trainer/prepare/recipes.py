@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainer.data.artefacts import FILES
 from trainer.errors import DataError
-from trainer.prepare.artefacts import FILES
 from trainer.prepare.recipe import Recipe, recipe_from_json
 from trainer.prepare.records import write_json
 

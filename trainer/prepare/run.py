@@ -18,6 +18,7 @@ from itertools import groupby
 
 import numpy as np
 
+from trainer.data.artefacts import CAPTION_FILE, IMAGE_MEMBER
 from trainer.errors import DataError
 from trainer.prepare.manifest import ImageEntry, Manifest
 from trainer.prepare.passes import Concurrent, EachAlone, Failed, Inputs, LooksBeside, Made, Pass
@@ -28,7 +29,6 @@ from trainer.prepare.records import Samples, State
 
 WRITERS = 2
 IMAGE, CAPTION = "image", "caption"
-IMAGE_FILE, CAPTION_FILE = "image.npy", "caption.txt"
 
 
 @dataclass(slots=True)
@@ -168,12 +168,12 @@ def _read(samples: Samples, manifest: Manifest, work: Pass, jobs: Sequence[Job])
 def read_image(samples: Samples, id: str) -> np.ndarray:
     """The crop of an image: (3, H, W) uint8. Raises DataError if it is none."""
     try:
-        image_CHW = np.lib.format.read_array(io.BytesIO(samples.read(id, IMAGE_FILE)), allow_pickle=False)
+        image_CHW = np.lib.format.read_array(io.BytesIO(samples.read(id, IMAGE_MEMBER)), allow_pickle=False)
     except ValueError as error:
-        raise DataError(f"{samples.folder(id) / IMAGE_FILE} is no array: {error}; run verify --fix") from error
+        raise DataError(f"{samples.folder(id) / IMAGE_MEMBER} is no array: {error}; run verify --fix") from error
     if image_CHW.ndim != 3 or image_CHW.shape[0] != 3 or image_CHW.dtype != np.uint8:
         raise DataError(
-            f"{samples.folder(id) / IMAGE_FILE} is {image_CHW.dtype} {image_CHW.shape}; needed: uint8 (3, H, W); run "
+            f"{samples.folder(id) / IMAGE_MEMBER} is {image_CHW.dtype} {image_CHW.shape}; needed: uint8 (3, H, W); run "
             "verify --fix"
         )
     return np.asarray(image_CHW)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from trainer.data.artefacts import CAPTION_FILE, JSON_MEMBER
+from trainer.data.set_index import INDEX, PACK_AGAIN, SetIndex, Shard
 from trainer.data.split import split
 from trainer.data.tar_index import Entry, index_tar
 from trainer.errors import DataError
-from trainer.prepare.artefacts import CAPTION_FILE, JSON_MEMBER
 from trainer.prepare.finding import Finding, Kind
 from trainer.prepare.image_checks import is_unfinished
 from trainer.prepare.recipe import Recipe
-from trainer.prepare.shard_index import INDEX, PACK_AGAIN, ShardEntry, ShardIndex
 from trainer.prepare.shard_tar import plan_file
 
 _CHUNK_BYTES = 1 << 20
@@ -34,24 +34,22 @@ class Checked:
     findings: tuple[Finding, ...]
 
 
-def check_shard(
-    root: Path, path: str, shard: ShardEntry, members: tuple[str, ...], files: Mapping[str, Mapping[str, str]]
-) -> Checked:
-    """Read a shard, `path` below `root`. `members` are what its samples need beside `json`; `files` holds SHA-256 of
+def check_shard(root: Path, shard: Shard, members: tuple[str, ...], files: Mapping[str, Mapping[str, str]]) -> Checked:
+    """Read a shard of the set in `root`. `members` are what its samples need beside `json`; `files` holds SHA-256 of
     the files of every image of which all is there, by id."""
 
     def finding(kind: Kind, found: str, needed: str, id: str = "") -> Finding:
-        return Finding(kind, f"{root.name}/{path}", found, needed, id)
+        return Finding(kind, f"{root.name}/{shard.path}", found, needed, id)
 
     try:
-        size = (root / path).stat().st_size
+        size = (root / shard.path).stat().st_size
     except OSError as error:
         return Checked((), (finding("missing shard", error.strerror or str(error), "a file"),))
     if size != shard.size_bytes:
         return Checked((), (finding("wrong size", f"{size:,} bytes", f"{shard.size_bytes:,}"),))
     try:
-        entries = index_tar(root / path)
-        digest, hashes = _hashes(root / path, entries)
+        entries = index_tar(root / shard.path)
+        digest, hashes = _hashes(root / shard.path, entries)
     except (DataError, OSError) as error:
         return Checked((), (finding("changed shard", str(error), "a whole tar file"),))
     if digest != shard.sha256:
@@ -73,7 +71,7 @@ def check_shard(
     return Checked(tuple(entries), tuple(found))
 
 
-def check_index(index: ShardIndex, ids: tuple[str, ...], recipes: Mapping[str, Recipe]) -> Iterator[Finding]:
+def check_index(index: SetIndex, ids: tuple[str, ...], recipes: Mapping[str, Recipe]) -> Iterator[Finding]:
     """Whether an index says of its shards, which all hold `ids` together, what is true."""
     path = f"shards/{INDEX}"
     sides = split(ids)
@@ -83,9 +81,9 @@ def check_index(index: ShardIndex, ids: tuple[str, ...], recipes: Mapping[str, R
         yield Finding("stale", path, "packed from artefacts of other recipes", f"those of recipes.json: {PACK_AGAIN}")
 
 
-def unknown_shard_files(root: Path, index: ShardIndex) -> Iterator[Finding]:
+def unknown_shard_files(root: Path, index: SetIndex) -> Iterator[Finding]:
     """What lies beside the shards and belongs to none of them."""
-    shards = [root / path for path, _ in index.shards]
+    shards = [root / shard.path for shard in index.shards]
     known = {root / INDEX, *shards, *map(plan_file, shards)}
     folders = {path.parent for path in shards}
     for path in sorted(root.rglob("*")):

@@ -13,38 +13,37 @@ import io
 import json
 import os
 import tarfile
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from trainer.data.artefacts import CAPTION_FILE, IMAGE_MEMBER, JSON_MEMBER
 from trainer.data.npy_header import read_header
+from trainer.data.set_index import Shard, shard_from_json
 from trainer.errors import DataError
-from trainer.prepare.artefacts import CAPTION_FILE, JSON_MEMBER
+from trainer.prepare.pipeline import in_order
 from trainer.prepare.progress import Advance
 from trainer.prepare.records import UNFINISHED, Samples, replace_file
-from trainer.prepare.shard_index import ShardEntry, shard_from_json, shard_json
 from trainer.prepare.shard_plan import Packable, ShardPlan
 
 _READERS = 2
 _AHEAD = 4  # samples, of 15 MB each at 1024
 
 
-def written_shard(root: Path, plan: ShardPlan) -> ShardEntry | None:
+def written_shard(root: Path, plan: ShardPlan) -> Shard | None:
     """The shard of a plan if it is there and whole as far as its size tells; None if it has to be written."""
     tar = root / plan.path
     try:
         content = json.loads(plan_file(tar).read_bytes())
-        entry = shard_from_json(content["shard"])
-        is_it = content["plan"] == plan.digest and entry.name == plan.name and tar.stat().st_size == entry.size_bytes
+        entry = shard_from_json(plan.folder, content["shard"])
+        is_it = content["plan"] == plan.digest and entry.path == plan.path and tar.stat().st_size == entry.size_bytes
     except (OSError, ValueError, KeyError, TypeError):
         return None  # whatever is wrong with it, writing the shard again is right
     return entry if is_it else None
 
 
-def write_shard(root: Path, plan: ShardPlan, samples: Samples, advance: Advance) -> ShardEntry:
+def write_shard(root: Path, plan: ShardPlan, samples: Samples, advance: Advance) -> Shard:
     """Write a shard. Raises OSError, and DataError if a file of a sample is not what its record says."""
     tar = root / plan.path
     tar.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +52,14 @@ def write_shard(root: Path, plan: ShardPlan, samples: Samples, advance: Advance)
     try:
         with unfinished.open("wb") as file:
             hashing = _Hashing(file)
-            with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
-                for members in _read_ahead(plan, samples):
+            with (
+                tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
+                ThreadPoolExecutor(_READERS, "pack") as readers,
+                closing(
+                    in_order(plan.samples, lambda image: readers.submit(_members, samples, plan, image), _AHEAD)
+                ) as read,
+            ):
+                for _, members in read:
                     for name, content in members:
                         archive.addfile(_header(name, len(content)), io.BytesIO(content))
                     advance(1)
@@ -63,9 +68,9 @@ def write_shard(root: Path, plan: ShardPlan, samples: Samples, advance: Advance)
         os.replace(unfinished, tar)
     finally:
         unfinished.unlink(missing_ok=True)
-    entry = ShardEntry(plan.name, len(plan.samples), hashing.size_bytes, hashing.hash.hexdigest())
-    content = json.dumps({"plan": plan.digest, "shard": shard_json(entry)}, indent=1)
-    replace_file(plan_file(tar), content.encode() + b"\n")
+    entry = Shard(plan.path, len(plan.samples), hashing.size_bytes, hashing.hash.hexdigest())
+    noted = json.dumps({"plan": plan.digest, "shard": entry.as_json()}, indent=1)
+    replace_file(plan_file(tar), noted.encode() + b"\n")
     return entry
 
 
@@ -87,18 +92,20 @@ def json_member(image: Packable, caption: str, size: tuple[int, int]) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 
 
-class _Hashing:
+class _Hashing(io.RawIOBase):
     """A file that can only be written, and that knows the hash and the size of what was."""
 
     def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
         self._file = file
         self.hash = hashlib.sha256()
         self.size_bytes = 0
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: Any, /) -> int:  # any buffer, for which Python 3.11 has no type
+        written = self._file.write(content)
         self.hash.update(content)
-        self.size_bytes += len(content)
-        return self._file.write(content)
+        self.size_bytes += written
+        return written
 
 
 def _header(name: str, size_bytes: int) -> tarfile.TarInfo:
@@ -108,26 +115,9 @@ def _header(name: str, size_bytes: int) -> tarfile.TarInfo:
     return header
 
 
-def _read_ahead(plan: ShardPlan, samples: Samples) -> Iterator[list[tuple[str, bytes]]]:
-    """Members of every sample in their order, read while earlier ones are written."""
-    with ThreadPoolExecutor(_READERS, "pack") as readers:
-        following = iter(plan.samples)
-        ahead: deque[Future[list[tuple[str, bytes]]]] = deque()
-        try:
-            while True:
-                room = _AHEAD - len(ahead)
-                ahead.extend(readers.submit(_members, samples, plan, image) for image in islice(following, room))
-                if not ahead:
-                    return
-                yield ahead.popleft().result()
-        finally:
-            for waiting in ahead:
-                waiting.cancel()
-
-
 def _members(samples: Samples, plan: ShardPlan, image: Packable) -> list[tuple[str, bytes]]:
     contents = {name: _checked(samples, image, name, digest) for name, digest in image.files}
-    _refuse_other_size(samples, plan, image, contents["image.npy"])
+    _refuse_other_size(samples, plan, image, contents[IMAGE_MEMBER])
     caption = contents.pop(CAPTION_FILE, b"").decode()
     contents[JSON_MEMBER] = json_member(image, caption, plan.size)
     return [(f"{image.id}.{suffix}", content) for suffix, content in sorted(contents.items())]
@@ -150,6 +140,6 @@ def _refuse_other_size(samples: Samples, plan: ShardPlan, image: Packable, conte
         shape = ()
     if shape != (3, *plan.size):
         raise DataError(
-            f"{samples.folder(image.id) / 'image.npy'} has the shape {shape}; bucket {plan.bucket.name} needs "
+            f"{samples.folder(image.id) / IMAGE_MEMBER} has the shape {shape}; bucket {plan.bucket.name} needs "
             f"{(3, *plan.size)}: run python -m trainer verify {samples.root.parent} --fix, then prepare again"
         )

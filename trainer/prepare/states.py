@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from trainer.prepare.artefacts import FILES, MAKERS
+from trainer.data.artefacts import FILES, MAKERS
 from trainer.prepare.manifest import ImageEntry
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.records import BrokenRecord, Record, Samples, State

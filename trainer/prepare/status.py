@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from trainer.data.artefacts import FILES
+from trainer.data.set_index import SetIndex, find_index
 from trainer.errors import EXIT_DONE, DataError, UsageError
-from trainer.prepare.artefacts import FILES
 from trainer.prepare.manifest import whole_manifest
 from trainer.prepare.pack import SHARDS, Survey, survey
 from trainer.prepare.recipes import read_recipes
 from trainer.prepare.records import Samples
-from trainer.prepare.shard_index import ShardIndex, read_index
 from trainer.prepare.states import look_up_all
 
 STATES = ("done", "missing", "stale", "failed")
@@ -52,7 +52,7 @@ def status_of(data: Path) -> Status:
     manifest, recipes = whole_manifest(data), read_recipes(data)
     states = list(look_up_all(Samples(data), manifest.images, recipes))
     counts = {
-        artefact: Counter(state.states[artefact] for state in states) for artefact in FILES if artefact in recipes
+        artefact: Counter[str](state.states[artefact] for state in states) for artefact in FILES if artefact in recipes
     }
     passes = {artefact: {state: count[state] for state in STATES} for artefact, count in counts.items()}
     index, out_of_date = _index(data)
@@ -68,7 +68,7 @@ def status_of(data: Path) -> Status:
         passes=passes,
         labels={artefact: recipes[artefact].label for artefact in passes if recipes[artefact].label},
         samples_packed=index.samples if index is not None else 0,
-        shards=sum(len(bucket.shards) for bucket in index.buckets) if index is not None else 0,
+        shards=len(index.shards) if index is not None else 0,
         out_of_date=out_of_date,
         samples_bytes=_size_of(data / "samples"),
         shards_bytes=_size_of(data / SHARDS),
@@ -89,20 +89,21 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _index(data: Path) -> tuple[ShardIndex | None, str]:
+def _index(data: Path) -> tuple[SetIndex | None, str]:
     """The index of the shards, and what is wrong with it."""
     try:
-        index = read_index(data / SHARDS)
+        index = find_index(data / SHARDS)
     except DataError as error:
         return None, str(error)
     return index, "" if index is not None else "nothing is packed yet"
 
 
-def _difference(index: ShardIndex | None, found: Survey) -> str:
+def _difference(index: SetIndex | None, found: Survey) -> str:
     """What packing would change; '' if nothing."""
     if index is None or (missing := len(found.plans) - len(found.there)):
         return "" if index is None else f"{missing} of {len(found.plans)} shards have to be written"
-    return "" if found.index(found.there) == index else "the index is not that of the artefacts that are there"
+    is_it = bool(found.plans) and found.index(found.there) == index
+    return "" if is_it else "the index is not that of the artefacts that are there"
 
 
 def _next(data: Path, prepare: str, unmade: Sequence[str], out_of_date: str) -> str:

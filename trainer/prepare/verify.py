@@ -17,8 +17,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.data.artefacts import array_members
+from trainer.data.set_index import INDEX, SetIndex, find_index
 from trainer.errors import EXIT_DATA, EXIT_DONE, DataError, UsageError
-from trainer.prepare.artefacts import array_members
 from trainer.prepare.finding import Finding
 from trainer.prepare.image_checks import check_artefacts, is_unfinished, unknown_files
 from trainer.prepare.lock import only_here
@@ -29,7 +30,6 @@ from trainer.prepare.recipe import Recipe
 from trainer.prepare.recipes import FILE, read_recipes
 from trainer.prepare.records import Samples, cannot_write
 from trainer.prepare.shard_checks import check_index, check_shard, unknown_shard_files
-from trainer.prepare.shard_index import INDEX, ShardIndex, read_index
 from trainer.prepare.shard_tar import plan_file
 from trainer.prepare.states import ImageState, look_up
 
@@ -59,7 +59,7 @@ def verify(data: Path) -> Verified:
     """
     images, recipes = whole_manifest(data).images, read_recipes(data)
     index, findings = _read_index(data)
-    shards = list(index.shards) if index is not None else []
+    shards = index.shards if index is not None else ()
     with (
         ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "verify") as readers,
         bar("verify", len(images) + len(shards)) as advance,
@@ -72,7 +72,7 @@ def verify(data: Path) -> Verified:
             advance(1)
         members = array_members(index.recipes) if index is not None else ()
         checked = []
-        for one in readers.map(lambda shard: check_shard(data / SHARDS, *shard, members, whole), shards):
+        for one in readers.map(lambda shard: check_shard(data / SHARDS, shard, members, whole), shards):
             checked.append(one)
             findings += one.findings
             advance(1)
@@ -125,10 +125,10 @@ def _check_image(data: Path, entry: ImageEntry, recipes: Mapping[str, Recipe]) -
     return state, [*check_artefacts(samples, state, recipes), *unknown_files(samples, entry)]
 
 
-def _read_index(data: Path) -> tuple[ShardIndex | None, list[Finding]]:
+def _read_index(data: Path) -> tuple[SetIndex | None, list[Finding]]:
     path = f"{SHARDS}/{INDEX}"
     try:
-        index = read_index(data / SHARDS)
+        index = find_index(data / SHARDS)
     except DataError as error:
         return None, [Finding("broken index", path, str(error), "the index of the shards")]
     is_packed = index is not None or not any((data / SHARDS).glob("bucket_*"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config import TrainerConfig
+from trainer.data.artefacts import STREAM_MEMBERS
 from trainer.data.named_set import shards_of
 from trainer.data.remote.address import is_address
-from trainer.data.shard_set import STREAM_MEMBERS, ShardSet
+from trainer.data.shard_set import ShardSet
 from trainer.errors import DataError, Issue
 
 

@@ -16,8 +16,8 @@ from threading import Event
 from typing import Protocol
 
 from trainer.data.remote.faults import Abandoned, Cut, NotReachable
-from trainer.data.remote.index import Shard
 from trainer.data.remote.reply import Reply
+from trainer.data.set_index import Shard
 from trainer.errors import DataError
 
 TRIES = 5
@@ -69,7 +69,7 @@ def download(
             if sha256_of(part) == shard.sha256:
                 break
             part.unlink()
-            advance(-shard.size)
+            advance(-shard.size_bytes)
             if is_last or began_here:  # a part that was left by somebody else deserves a second chance
                 raise DataError(
                     f"{shard.path} came with another content than the index says (SHA-256), and was removed: the set "
@@ -93,7 +93,7 @@ def _complete(
 ) -> None:
     """Go on until the part has all bytes; a try that brought some does not count as a failure."""
     failures = 0
-    while (before := _size(part)) < shard.size:
+    while (before := _size(part)) < shard.size_bytes:
         try:
             with source(start=before) as reply:
                 _append(reply, shard, part, before, advance, given_up)
@@ -103,8 +103,8 @@ def _complete(
         failures = 0 if _size(part) > before else failures + 1
         if failures >= TRIES:
             raise NotReachable(
-                f"{problem}; {_size(part):,} of {shard.size:,} bytes of {shard.path} are kept, and so is every whole "
-                "shard: start again to go on from there"
+                f"{problem}; {_size(part):,} of {shard.size_bytes:,} bytes of {shard.path} are kept, and so is every "
+                "whole shard: start again to go on from there"
             ) from problem
         if failures:
             pause(PAUSE_S * 2 ** (failures - 1))
@@ -125,8 +125,8 @@ def _append(reply: Reply, shard: Shard, part: Path, before: int, advance: Advanc
             if given_up.is_set():
                 raise Abandoned(f"{shard.path} was left unfinished")
             there += len(piece)
-            if there > shard.size:
-                raise DataError(f"{shard.path} has more than the {shard.size:,} bytes that the index says")
+            if there > shard.size_bytes:
+                raise DataError(f"{shard.path} has more than the {shard.size_bytes:,} bytes that the index says")
             file.write(piece)
             advance(len(piece))
 

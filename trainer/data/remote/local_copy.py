@@ -21,8 +21,8 @@ from threading import Event
 
 from trainer.byte_progress import byte_bar, in_words
 from trainer.data.remote.download import download, kept_bytes, sha256_of
-from trainer.data.remote.index import Shard
 from trainer.data.remote.look_up import RemoteSet, remember
+from trainer.data.set_index import Shard
 from trainer.errors import DataError
 
 FILES_AT_ONCE = 4
@@ -53,10 +53,15 @@ def missing_bytes(found: RemoteSet) -> int:
     """How much is still to be fetched. Looks at names, sizes and times alone."""
     stamps = _stamps(found.folder)
     return sum(
-        shard.size - min(kept_bytes(found.folder / shard.path), shard.size)
+        _left_bytes(found.folder, shard)
         for shard in found.index.shards
         if stamps.get(shard.path) is None or stamps[shard.path] != _stamp(found.folder / shard.path)
     )
+
+
+def _left_bytes(folder: Path, shard: Shard) -> int:
+    """How much of a shard that is not here has not come yet."""
+    return shard.size_bytes - min(kept_bytes(folder / shard.path), shard.size_bytes)
 
 
 def _is_right(folder: Path, shard: Shard) -> bool:
@@ -65,9 +70,9 @@ def _is_right(folder: Path, shard: Shard) -> bool:
     now = _stamp(path)
     if now is None:
         return False
-    if _stamps(folder).get(shard.path) == now and now[0] == shard.size:
+    if _stamps(folder).get(shard.path) == now and now[0] == shard.size_bytes:
         return True
-    if now[0] == shard.size and sha256_of(path) == shard.sha256:
+    if now[0] == shard.size_bytes and sha256_of(path) == shard.sha256:
         _note(folder, shard)
         return True
     print(f"{path} is not what the index says: removed, and fetched again", file=sys.stderr, flush=True)
@@ -79,7 +84,7 @@ def _fetch(found: RemoteSet, missing: Sequence[Shard]) -> None:
     """All at once, few at a time; the first that fails stops the others, which keep what they have."""
     from trainer.data.remote.http import get
 
-    total = sum(shard.size for shard in missing)
+    total = sum(shard.size_bytes for shard in missing)
     here = sum(kept_bytes(found.folder / shard.path) for shard in missing)
     given_up = Event()
     said = f"fetching {len(missing)} shards ({in_words(total - here)}) of {found.address.text} to {found.folder}"
@@ -100,7 +105,7 @@ def _fetch(found: RemoteSet, missing: Sequence[Shard]) -> None:
 
 
 def _require_space(folder: Path, missing: Sequence[Shard]) -> None:
-    needed = sum(shard.size - min(kept_bytes(folder / shard.path), shard.size) for shard in missing) + SPARE_BYTES
+    needed = SPARE_BYTES + sum(_left_bytes(folder, shard) for shard in missing)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(

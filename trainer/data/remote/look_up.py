@@ -17,7 +17,7 @@ from pathlib import Path
 from trainer.cache import cache_folder
 from trainer.data.remote.address import Address, parse_address
 from trainer.data.remote.faults import Cut, NotReachable
-from trainer.data.remote.index import FILE, MOST_BYTES, SetIndex, parse_index, read_index
+from trainer.data.set_index import INDEX, MOST_BYTES, SetIndex, parse_index, read_index
 from trainer.errors import DataError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -28,7 +28,7 @@ _unanswered: dict[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class RemoteSet:
-    """A set that is elsewhere: its index (and the bytes of that), and the folder of its copy here, whole or not.
+    """A set that is elsewhere: its index, and the folder of its copy here, whole or not.
 
     `revision` is the commit of the hub at which the index was read, '' elsewhere. `note` says why the answer is an old
     one, '' if it is new.
@@ -36,7 +36,6 @@ class RemoteSet:
 
     address: Address
     index: SetIndex
-    content: bytes
     folder: Path
     revision: str = ""
     note: str = ""
@@ -58,7 +57,7 @@ def look_up(path: str, wanted: str | None = None) -> RemoteSet:
 def remember(found: RemoteSet) -> None:
     """Keep the index of a set and what its address stands for. Raises OSError."""
     found.folder.mkdir(parents=True, exist_ok=True)
-    _replace(found.folder / FILE, found.content)
+    _replace(found.folder / INDEX, found.index.content)
     known = {"address": found.address.text, "index": found.index.digest, "revision": found.revision}
     pointer = _pointer(found.address, found.folder.parent)
     pointer.parent.mkdir(exist_ok=True)
@@ -97,18 +96,18 @@ def _asked(address: Address, sets: Path) -> RemoteSet:
     from trainer.data.remote.http import get  # an HTTP library, which runs on data that is here need not load
 
     content = b""
-    with get(address, FILE) as reply:
+    with get(address, INDEX) as reply:
         for piece in reply.pieces:
             content += piece
             if len(content) > MOST_BYTES:
-                raise DataError(f"{address.text}: {FILE} has more than {MOST_BYTES:,} bytes, so it is no index")
+                raise DataError(f"{address.text}: {INDEX} has more than {MOST_BYTES:,} bytes, so it is no index")
         commit = reply.headers.get("x-repo-commit", "")
         length = reply.headers.get("content-length", "")
     if length.isdecimal() and len(content) < int(length):
-        raise Cut(f"{address.text}: the answer with {FILE} broke off")
-    index = parse_index(content, f"{address.text}/{FILE}")
+        raise Cut(f"{address.text}: the answer with {INDEX} broke off")
+    index = parse_index(content, f"{address.text}/{INDEX}")
     revision = commit if address.repository and _COMMIT.fullmatch(commit) else ""
-    return RemoteSet(address, index, content, _folder(sets, index.digest), revision)
+    return RemoteSet(address, index, _folder(sets, index.digest), revision)
 
 
 def _remembered(address: Address, sets: Path) -> RemoteSet | None:
@@ -123,10 +122,10 @@ def _remembered(address: Address, sets: Path) -> RemoteSet | None:
 def _here(address: Address, sets: Path, digest: str, revision: str) -> RemoteSet | None:
     folder = _folder(sets, digest)
     try:
-        index, content = read_index(folder), (folder / FILE).read_bytes()
-    except (DataError, OSError):
+        index = read_index(folder)
+    except DataError:
         return None
-    return RemoteSet(address, index, content, folder, revision) if index.digest == digest else None
+    return RemoteSet(address, index, folder, revision) if index.digest == digest else None
 
 
 def _short(found: RemoteSet) -> str:

@@ -62,7 +62,7 @@ def _from_hub(name: str) -> Path:
     """The file in the hub's cache on this machine; if it is not there, it is fetched."""
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{name} is not named and huggingface_hub, which could fetch it, is not installed: pip install "
@@ -74,7 +74,6 @@ def _from_hub(name: str) -> Path:
         pass
     try:
         return Path(hf_hub_download(REPOSITORY, name))
-    # The second root is that of the HTTP library, which is another one in every version of the hub's.
-    except (OSError, EntryNotFoundError, *HfHubHTTPError.__bases__) as error:
+    except (OSError, EntryNotFoundError, HTTPError) as error:  # that of the HTTP client which the hub's package uses
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{name} is not here and cannot be fetched ({cause}): {_remedy(name)}") from error

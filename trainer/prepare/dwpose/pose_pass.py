@@ -82,19 +82,19 @@ def _encode(detector: OnnxModel, joints: OnnxModel, inputs: Sequence[Inputs]) ->
         assert one.image_CHW is not None, "this pass needs the image"
         images_BCHW.append(one.image_CHW)
     found = _find_people(detector, images_BCHW)
-    answers: list[Made | Failed] = [one if isinstance(one, Failed) else _nobody() for one in found]
+    answers: list[Made | Failed] = [seen if isinstance(seen, Failed) else _nobody() for seen in found]
     chosen = [
-        (index, one, largest)
-        for index, one in enumerate(found)
-        if isinstance(one, People) and (largest := one.largest()) is not None
+        (index, seen, largest)
+        for index, seen in enumerate(found)
+        if isinstance(seen, People) and (largest := seen.largest()) is not None
     ]
     if not chosen:
         return answers
-    places = [person_crop(one.box_N4[largest]) for _, one, largest in chosen]
+    places = [person_crop(seen.box_N4[largest]) for _, seen, largest in chosen]
     crops_BCHW = [pose_input(images_BCHW[index], place) for (index, _, _), place in zip(chosen, places, strict=True)]
     x_BJX, y_BJY = joints(np.stack(crops_BCHW))
-    for (index, one, largest), place, x_JX, y_JY in zip(chosen, places, x_BJX, y_BJY, strict=True):
-        answers[index] = _made(images_BCHW[index], place, x_JX, y_JY, one, largest)
+    for (index, seen, largest), place, x_JX, y_JY in zip(chosen, places, x_BJX, y_BJY, strict=True):
+        answers[index] = _made(images_BCHW[index], place, x_JX, y_JY, seen, largest)
     return answers
 
 

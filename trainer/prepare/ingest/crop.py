@@ -19,7 +19,7 @@ from trainer.data.buckets import BUCKETS, Bucket
 from trainer.prepare.ingest.colours import to_srgb
 from trainer.prepare.ingest.decode import decode_reduced, opened, upright
 from trainer.prepare.ingest.unusable import Unusable
-from trainer.prepare.passes import Made
+from trainer.prepare.passes import JsonValue, Made
 from trainer.prepare.recipe import Recipe
 
 FILE = "image.npy"
@@ -125,7 +125,7 @@ def make_crop(content: bytes, side: int, allowed: Sequence[Bucket] = BUCKETS) ->
         box = _shrunk(fitted.box, (width, height), whole.image.size)
         crop = whole.image.resize(fitted.size[::-1], Image.Resampling.LANCZOS, box=box)
     colours = to_srgb(crop, whole.profile)
-    facts = {
+    facts: dict[str, JsonValue] = {
         "width": width,
         "height": height,
         "bucket": fitted.bucket.name,

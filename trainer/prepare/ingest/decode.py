@@ -17,6 +17,7 @@ from PIL import (
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -79,7 +80,7 @@ def opened(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise Unusable(f"it is too large: {error}") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise Unusable(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
     except _BROKEN as error:
         raise Unusable(f"it is broken: {_told(error)}") from error

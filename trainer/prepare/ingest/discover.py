@@ -40,8 +40,8 @@ def discover(photos: Path) -> list[Found]:
 
 
 def part_of(found: Sequence[Found], part: Part) -> list[Found]:
-    """Every `part.count`-th of them: all parts together have each of them once."""
-    return list(found[part.number - 1 :: part.count])
+    """Every `part.of`-th of them: all parts together have each of them once."""
+    return list(found[part.number - 1 :: part.of])
 
 
 def _walk(photos: Path) -> Iterator[Found]:

@@ -60,4 +60,5 @@ def near_pairs(hashes_N: np.ndarray, near_bits: int) -> Iterator[tuple[int, int]
 
 def _differing_bits(left_N: np.ndarray, right_N: np.ndarray) -> np.ndarray:
     bytes_N8 = np.bitwise_xor(left_N, right_N).view(np.uint8).reshape(-1, 8)
-    return np.unpackbits(bytes_N8, axis=1).sum(axis=1)
+    bits_N: np.ndarray = np.unpackbits(bytes_N8, axis=1).sum(axis=1)
+    return bits_N

@@ -10,13 +10,11 @@ import os
 import sys
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 
@@ -29,14 +27,15 @@ from trainer.prepare.ingest.source import Stamp, id_of, read_content, stamp_of
 from trainer.prepare.ingest.unusable import Unusable
 from trainer.prepare.manifest import ImageEntry, Manifest, Part, read_manifest, write_manifest
 from trainer.prepare.passes import JsonValue
+from trainer.prepare.pipeline import in_order
 from trainer.prepare.progress import bar
 from trainer.prepare.records import Record, Samples
 
 IMAGE = "image"
 THREADS = min(4, os.cpu_count() or 1)
 """Each holds one file and its pixels."""
+AHEAD = 4 * THREADS
 _UNREAD = Stamp(0, 0)
-_Item, _Answer = TypeVar("_Item"), TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,11 @@ def ingest(photos: Path, data: Path, part: Part, side: int, allowed_share: float
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         taken = []
-        with closing(in_order(crops.take, chosen, THREADS)) as answers:  # whoever interrupts us waits for the threads
-            for one in answers:
+        with (
+            ThreadPoolExecutor(THREADS, IMAGE) as threads,
+            closing(in_order(chosen, lambda file: threads.submit(crops.take, file), AHEAD)) as answers,
+        ):  # whoever interrupts us waits for the threads
+            for _, one in answers:
                 taken.append(one)
                 advance(1)
     manifest = _manifest(photos, taken)
@@ -132,22 +134,6 @@ class _Crops:
     def _done(self, id: str) -> Record | None:
         is_done = self._samples.state(id, IMAGE, self._recipe, {}) == "done"
         return self._samples.record(id, IMAGE) if is_done else None
-
-
-def in_order(work: Callable[[_Item], _Answer], items: Sequence[_Item], threads: int) -> Generator[_Answer, None, None]:
-    """The answers in the order of the items; threads work on the next few of them and no further."""
-    with ThreadPoolExecutor(threads, IMAGE) as pool:
-        ahead: deque[Future[_Answer]] = deque()
-        try:
-            for item in items:
-                ahead.append(pool.submit(work, item))
-                if len(ahead) >= 4 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for waiting in ahead:
-                waiting.cancel()
 
 
 def _manifest(photos: Path, taken: Sequence[_Taken]) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class OnnxGraph:
         self._constants[name] = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         return name
 
-    def save(self, path: Path, outputs: dict[str, tuple[str, tuple[int | str, ...]]]) -> None:
+    def save(self, path: Path, outputs: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> None:
         """Write the network; `outputs` maps the name of each to the result that it is, and its shape."""
         from onnx import TensorProto, helper, numpy_helper, save
 

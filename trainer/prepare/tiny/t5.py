@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from trainer.prepare.pretrained import Kind, Source
 from trainer.prepare.resident import import_transformers
@@ -52,7 +53,7 @@ def _pieces() -> list[tuple[str, float]]:
     return [*special, *every_byte, *characters, *((_SPACE + word, _WORD_SCORE) for word in _WORDS.split())]
 
 
-def _tokenizer(transformers: object, pieces: list[tuple[str, float]]) -> object:
+def _tokenizer(transformers: Any, pieces: list[tuple[str, float]]) -> Any:
     """As T5's own, which has no pieces for bytes: spaces are part of the words behind them, `</s>` ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -60,6 +61,6 @@ def _tokenizer(transformers: object, pieces: list[tuple[str, float]]) -> object:
     tokens.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
     tokens.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement=_SPACE)])
     tokens.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[(_END, 1)])
-    return transformers.PreTrainedTokenizerFast(  # type: ignore[attr-defined]
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokens, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN
     )
