@@ -63,6 +63,7 @@ def test_what_is_asked_is_encoded_as_the_shards_were(run: Path, root: Path) -> N
     assert not torch.allclose(other.conditions.cls_BD, asked.conditions.cls_BD, atol=0.1)
 
 
+@pytest.mark.long
 def test_the_command_says_that_its_encoders_are_stand_ins(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
