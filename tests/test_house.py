@@ -92,6 +92,11 @@ def test_imports_go_one_way(package: str) -> None:
             assert top not in PACKAGES or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_data_is_read_without_what_prepares_it() -> None:
+    for path in sources("trainer/data"):
+        assert not [name for name in imported(path) if name.startswith("trainer.prepare")], path.relative_to(ROOT)
+
+
 def test_there_is_no_import_cycle() -> None:
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources(*PACKAGES)}
     modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}

@@ -15,14 +15,13 @@ from threading import Event
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.fakes.file_server import FileServer, serving
 from tests.fakes.packed_set import LABEL, packed_set, write_index
 from trainer import checkpoint
 from trainer.check import check
 from trainer.data import open_source
+from trainer.data.named_set import shards_of
 from trainer.data.remote import download as downloads
 from trainer.data.remote import local_copy as copies
 from trainer.data.remote.address import Address, is_address, parse_address
@@ -30,7 +29,8 @@ from trainer.data.remote.download import download, part_of
 from trainer.data.remote.faults import NotReachable
 from trainer.data.remote.http import get
 from trainer.data.remote.look_up import _looked_up, look_up
-from trainer.data.set_index import parse_index, read_index
+from trainer.data.set_index import read_index
+from trainer.data.set_record import set_record
 from trainer.document import Document, parse_config
 from trainer.errors import ConfigError, DataError
 
@@ -300,6 +300,20 @@ def test_a_check_knows_buckets_and_streams_from_the_index_alone(server: FileServ
     assert not tars(server.paths())
 
 
+def test_what_a_set_was_made_with_is_known_before_it_is_fetched(server: FileServer, original: Path) -> None:
+    _looked_up.cache_clear()
+    config = parse_config(block(address(server)))
+    found, record = shards_of(config), set_record(config)
+    assert found is not None
+    assert record is not None
+    assert found.labels == record.labels == (LABEL,)
+    assert record.recipes == read_index(original).recipes
+    assert not record.missing
+    assert not tars(server.paths())
+    opened(server)
+    assert set_record(config) == record
+
+
 def test_a_check_answers_without_torch(server: FileServer) -> None:
     question = json.dumps([{"id": 1, "config": block(address(server))}])
     code = "import sys; from trainer.check import main; main(['--json']); sys.exit('torch' in sys.modules)"
@@ -309,53 +323,6 @@ def test_a_check_answers_without_torch(server: FileServer) -> None:
 
 
 # ---- what comes from strangers ---------------------------------------------------------------------------------------
-
-
-def changed(original: Path, change: Any) -> bytes:
-    content = json.loads((original / "index.json").read_bytes())
-    change(content)
-    return json.dumps(content).encode()
-
-
-def rename(content: dict[str, Any], name: Any) -> None:
-    content["buckets"]["1024x1024"]["shards"][0]["name"] = name
-
-
-@pytest.mark.parametrize("name", ["../shard-000000.tar", "/etc/passwd", "shard-0.tar", "a/shard-000000.tar", None, 7])
-def test_a_name_that_no_packer_gives_never_becomes_a_path(original: Path, name: Any) -> None:
-    with pytest.raises(DataError, match=r"is no shard-NNNNNN\.tar"):
-        parse_index(changed(original, lambda content: rename(content, name)), "x")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda c: c.update(format=2), "format 2; this version reads 1"),
-        (lambda c: c.update(unfinished=True), "being packed"),
-        (lambda c: c.pop("buckets"), "'buckets' is missing"),
-        (lambda c: c.update(buckets={}), "no buckets"),
-        (lambda c: c.update(side=512), "not stored at side 512"),
-        (lambda c: c["buckets"]["1024x1024"].update(folder="bucket_256x256/.."), "no folder of bucket"),
-        (lambda c: c["buckets"]["1024x1024"].update(folder="bucket_304x208"), "no folder of bucket"),
-        (lambda c: c["buckets"]["1024x1024"].update(samples=99), "has 99 samples, its shards have"),
-        (lambda c: c["buckets"]["1024x1024"]["shards"][0].update(bytes=-1), "bytes is -1"),
-        (lambda c: c["buckets"]["1024x1024"]["shards"][0].update(bytes=True), "bytes is True"),
-        (lambda c: c["buckets"]["1024x1024"]["shards"][0].update(sha256="0" * 63), "no SHA-256"),
-        (lambda c: rename(c, "shard-000001.tar"), "one of them twice"),
-    ],
-)
-def test_an_index_that_is_not_in_order_is_refused(original: Path, change: Any, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        parse_index(changed(original, change), "x")
-
-
-@given(
-    st.binary(max_size=200)
-    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps).map(str.encode)
-)
-def test_whatever_is_no_index_is_a_data_error(content: bytes) -> None:
-    with pytest.raises(DataError):
-        parse_index(content, "x")
 
 
 def test_an_index_that_never_ends_is_cut_off(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,10 +74,10 @@ def _elsewhere(path: str, wanted: str | None) -> ShardSet | None:
         side=found.index.side,
         folders=tuple(folders),
         left_alone=(),
-        labels=found.index.labels,
         suffixes=frozenset((JSON_MEMBER, IMAGE_MEMBER, *array_members(found.index.recipes))),
         widths={},
         text_length=0,
+        index=found.index,
     )
 
 

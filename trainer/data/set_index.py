@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ class SetIndex:
     `labels` say what must not be believed of them; `held_out` and `probe` are ids that are not trained on.
     """
 
-    content: bytes
+    content: bytes = field(repr=False)
     digest: str
     side: int
     seed: int

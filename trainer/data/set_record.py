@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.config import TrainerConfig
 from trainer.data.named_set import shards_of
-from trainer.data.set_index import INDEX, find_index
+from trainer.data.set_index import INDEX
 from trainer.data.shard_set import ShardSet
 from trainer.errors import DataError
 
@@ -69,7 +69,7 @@ def record_from_json(content: Mapping[str, Any] | None) -> SetRecord | None:
 
 def _recorded(found: ShardSet) -> SetRecord:
     buckets = tuple(folder.bucket.name for folder in found.folders)
-    index = find_index(found.root)
+    index = found.index
     if index is None:
         return SetRecord(found.side, buckets, missing=f"the shards have no {INDEX}")
     missing = "" if index.recipes else f"the {INDEX} of the shards names no recipe"

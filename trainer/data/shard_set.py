@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.buckets import BUCKETS, Bucket, bucket_of, parse_folder
 from trainer.data.npy_header import LONGEST_BYTES, read_header
-from trainer.data.set_index import INDEX, PACK_AGAIN, find_index
+from trainer.data.set_index import INDEX, PACK_AGAIN, SetIndex, find_index
 from trainer.data.tar_index import Span, first_entry, read_span
 from trainer.errors import DataError
 
@@ -46,7 +46,7 @@ class ShardSet:
     """All buckets of a set in the order of `BUCKETS`.
 
     `side` is that of the stored square images, whether or not there are any; `left_alone` names what is no shard.
-    `labels` say what must not be believed of the features, as far as the set has an index.
+    `index` is what was packed, None for shards that were made elsewhere and came without one.
     The rest comes from the first sample of every bucket: `suffixes` of all their members, `widths` in features of
     `t5h.npy`, `dinov3.npy` and `dinov3_patches.npy`, and `text_length`, the tokens of the longest `t5h.npy`.
     """
@@ -55,34 +55,39 @@ class ShardSet:
     side: int
     folders: tuple[ShardFolder, ...]
     left_alone: tuple[str, ...]
-    labels: tuple[str, ...]
     suffixes: frozenset[str]
     widths: Mapping[str, int]
     text_length: int
+    index: SetIndex | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What must not be believed of the features, as far as the index says."""
+        return () if self.index is None else self.index.labels
 
 
 def describe_set(root: Path) -> ShardSet:
     """The set in a folder. Raises DataError that says what is wrong with it and what to do."""
     folders, left_alone = _folders(root)
     statuses = _statuses(folders)
-    labels = _labels(root, {tar.relative_to(root).as_posix(): status.st_size for tar, status in statuses})
+    index = _index(root, {tar.relative_to(root).as_posix(): status.st_size for tar, status in statuses})
     tars = tuple((str(tar), status.st_size, status.st_mtime_ns) for tar, status in statuses)
-    return _described(root, tuple(folders), tuple(left_alone), labels, tars)
+    return replace(_described(root, tuple(folders), tuple(left_alone), tars), index=index)
 
 
-def _labels(root: Path, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """What the index says of the features; a set without one says nothing. Raises DataError if it is of other shards.
+def _index(root: Path, sizes: Mapping[str, int]) -> SetIndex | None:
+    """The index of a set, None if it has none. Raises DataError if it is of other shards.
 
     `sizes` are those of the shards that are there, in bytes by path.
     """
     index = find_index(root)
     if index is None:
-        return ()
+        return None
     differences = index.differences(sizes)
     if differences:
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise DataError(f"{root} is not what its {INDEX} says: {differences[0]}{more}: {PACK_AGAIN}")
-    return index.labels
+    return index
 
 
 def _statuses(folders: list[ShardFolder]) -> list[tuple[Path, os.stat_result]]:
@@ -97,7 +102,6 @@ def _described(
     root: Path,
     folders: tuple[ShardFolder, ...],
     left_alone: tuple[str, ...],
-    labels: tuple[str, ...],
     identity: tuple[object, ...],
 ) -> ShardSet:
     """Looked up once as long as names, sizes and times of the shards (`identity`) stay what they are."""
@@ -117,7 +121,7 @@ def _described(
                     f"{widths[suffix]}: a set needs one encoder"
                 )
             longest = max(longest, shape[0]) if suffix == "t5h.npy" else longest
-    return ShardSet(root, side, folders, left_alone, labels, frozenset(suffixes), widths, longest)
+    return ShardSet(root, side, folders, left_alone, frozenset(suffixes), widths, longest, index=None)
 
 
 def _folders(root: Path) -> tuple[list[ShardFolder], list[str]]:
