@@ -17,7 +17,7 @@ from trainer.data.buckets import BUCKETS
 from trainer.data.split import id_hash
 from trainer.errors import DataError
 from trainer.prepare.card import as_text, histogram, write_card
-from trainer.prepare.card_facts import NEAR_BITS, card_facts, kinds, near_pairs
+from trainer.prepare.card_facts import card_facts, kinds
 from trainer.prepare.card_sheet import CELL, choose, draw_pose
 from trainer.prepare.manifest import ImageEntry
 
@@ -96,19 +96,6 @@ def test_a_histogram_counts_every_value_once(values: list[int]) -> None:
 def test_reasons_are_counted_by_kind() -> None:
     reasons = ["it is broken: byte 3", "it has 70 MiB; files up to 64 MiB", "it has 99 MiB; files up to 64 MiB"]
     assert kinds([*reasons, "empty"]) == {"it has N MiB": 2, "empty": 1, "it is broken": 1}
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.lists(st.integers(0, 63), max_size=8, unique=True))
-def test_near_images_are_those_of_few_differing_bits(hashes: list[int], bits: list[int]) -> None:
-    changed = [number ^ sum(1 << bit for bit in bits) for number in hashes[:5]]
-    images = [image(f"{index:04d}", perceptual_hash=number) for index, number in enumerate([*hashes, *changed])]
-    found = {path for path, _ in near_pairs(images)}
-    firsts: list[int] = []
-    for entry in images:  # against every earlier one, the slow way
-        number = int(entry.perceptual_hash, 16)
-        is_near = any((number ^ other).bit_count() <= NEAR_BITS for other in firsts)
-        assert is_near == (entry.path in found)
-        firsts += [] if is_near else [number]
 
 
 # ---- the picture -----------------------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ from tests.fakes.encoder_cases import (
     picture,
     refusal,
 )
+from trainer.cache import cache_folder
 from trainer.data.buckets import BUCKETS
 from trainer.errors import DataError
 from trainer.prepare import dinov3, resident, t5
-from trainer.prepare.cache import cache_folder
 from trainer.prepare.dinov3 import dinov3_pass
 from trainer.prepare.manifest import ImageEntry, Manifest
 from trainer.prepare.options import Options

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trainer.cache import cache_folder
 from trainer.errors import DataError
-from trainer.prepare.cache import cache_folder
 from trainer.prepare.dinov3 import dinov3_pass
 from trainer.prepare.options import Options
 from trainer.prepare.passes import Failed, Inputs, Made, Pass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import numpy as np
 from trainer.data.artefacts import CAPTION_FILE, FILES
 from trainer.data.set_index import SetIndex, read_index
 from trainer.pose.error import GROUPS, counted
-from trainer.prepare.manifest import ImageEntry, Manifest, whole_manifest
+from trainer.prepare.ingest.duplicates import near_duplicates
+from trainer.prepare.manifest import Manifest, whole_manifest
 from trainer.prepare.pack import SHARDS
 from trainer.prepare.passes import JsonValue
 from trainer.prepare.records import Record, Samples
@@ -33,8 +34,6 @@ JOINT_GROUPS = {
     "left hand": slice(GROUPS["hands"].start, HAND_START),
     "right hand": slice(HAND_START, GROUPS["hands"].stop),
 }
-NEAR_BITS = 4
-"""Perceptual hashes of 64 bits that differ in so many or fewer belong to images that look alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def card_facts(data: Path) -> CardFacts:
         manifest=manifest,
         index=index,
         rejected=kinds(reason for _, reason in manifest.rejected),
-        near=sum(1 for _ in near_pairs(manifest.images)),
+        near=sum(len(group) - 1 for group in near_duplicates(manifest.images)),
         words=tuple(words),
         tokens=tuple(_whole(facts.get("tokens")) for facts in facts_of_text if "tokens" in facts),
         truncated=sum(bool(facts.get("truncated")) for facts in facts_of_text),
@@ -105,25 +104,6 @@ def kinds(reasons: Iterable[str]) -> dict[str, int]:
     """Reasons counted by kind, most frequent first: what stands before a colon or a semicolon, numbers left out."""
     found = Counter(re.sub(r"\d[\d.,]*", "N", re.split("[:;]", reason)[0]).strip() for reason in reasons)
     return dict(sorted(found.items(), key=lambda kind: (-kind[1], kind[0])))
-
-
-def near_pairs(images: Iterable[ImageEntry]) -> Iterator[tuple[str, str]]:
-    """Paths of images whose perceptual hashes differ in few bits, the second with the first one that is like it.
-
-    Two hashes with at most k differing bits agree in one of k + 1 pieces, so only those are compared.
-    """
-    pieces = [(start * 64 // (NEAR_BITS + 1), (start + 1) * 64 // (NEAR_BITS + 1)) for start in range(NEAR_BITS + 1)]
-    seen: dict[tuple[int, int], list[tuple[int, str]]] = {}
-    for entry in images:
-        number = int(entry.perceptual_hash, 16)
-        keys = [(index, number >> low & (1 << high - low) - 1) for index, (low, high) in enumerate(pieces)]
-        likely = (each for key in keys for each in seen.get(key, ()))
-        first = next((path for other, path in likely if (other ^ number).bit_count() <= NEAR_BITS), None)
-        if first is not None:
-            yield entry.path, first
-            continue  # one of a kind is enough to compare with, or a series of alike images would be quadratic
-        for key in keys:
-            seen.setdefault(key, []).append((number, entry.path))
 
 
 def _poses(found: list[tuple[Mapping[str, JsonValue], np.ndarray]]) -> Poses:

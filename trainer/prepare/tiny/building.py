@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from trainer.cache import cache_folder
 from trainer.errors import DataError
-from trainer.prepare.cache import cache_folder
 from trainer.prepare.pretrained import Kind, Source, read_folder, require_transformers
 
 SEED = 0

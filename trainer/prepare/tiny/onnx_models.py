@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.cache import cache_folder
 from trainer.data.parts import SAPIENS_CLASSES
 from trainer.data.shapes import POSE_JOINTS
 from trainer.errors import DataError
-from trainer.prepare.cache import cache_folder
 from trainer.prepare.onnx_session import needed_package
 from trainer.prepare.tiny.onnx_graph import OnnxGraph
 
