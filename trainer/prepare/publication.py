@@ -20,6 +20,8 @@ from trainer.data.remote.index import SetIndex, read_index
 from trainer.errors import DataError
 
 SHARDS = "shards"
+PUBLISHED = "published.json"
+"""In the folder of the set: what its uploads left where."""
 README = "README.md"
 CARD, PICTURE = "card.md", "card.png"
 LICENCE_NOTE = "these are your photographs: do you have the right to publish them, and do the people in them agree?"
