@@ -172,10 +172,10 @@ def _advice(data: Path, findings: Sequence[Finding], mended: tuple[int, int] | N
         return (
             f"{artefacts} artefacts and {shards} shards that were corrupt are taken out; to make them again: {prepare}"
         )
-    if any(finding.is_corrupt for finding in findings):
-        return f"python -m trainer verify {data} --fix takes out what is corrupt; then: {prepare}"
     if any(finding.kind == "unreadable folder" for finding in findings):
         return "let the owner of these folders give the right to read them (chmod), then verify again"
+    if any(finding.is_corrupt for finding in findings):
+        return f"python -m trainer verify {data} --fix takes out what is corrupt; then: {prepare}"
     if all(finding.kind == "unknown file" for finding in findings):
         return "nothing is wrong with the set; remove what does not belong to it, or move it elsewhere"
     return f"to bring the set up to date: {prepare}"
