@@ -213,9 +213,10 @@ def test_networks_that_are_not_named_come_from_the_cache_of_the_hub(
 class Refusing(BaseHTTPRequestHandler):
     """A hub that has no such repository."""
 
-    def do_HEAD(self) -> None:
+    def do_GET(self) -> None:
         self.send_response(404)
         self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -228,12 +229,14 @@ def test_a_hub_that_has_it_not_is_an_error_with_a_way_out(tmp_path: Path, monkey
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as hub:
         serving = threading.Thread(target=hub.serve_forever)
         serving.start()
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
-            constants.ENDPOINT, f"http://127.0.0.1:{hub.server_port}"
-        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
         with pytest.raises(DataError, match=r"(?s)404.*https://huggingface.co/yzd-v/DWPose and name .* --detector"):
             _ = pose_pass(Options()).recipe
         hub.shutdown()
         serving.join()
+
+
+def test_a_file_that_is_not_there_is_missed_before_the_hub_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"lost\.onnx is not there; .* --pose-model"):
+        _ = pose_pass(Options(pose_model=tmp_path / "lost.onnx")).recipe

@@ -280,7 +280,16 @@ def test_parts_of_a_set_are_joined_by_path(tmp_path: Path) -> None:
     assert [each.path for each in joined.images] == ["p00.jpg", "p01.jpg", "p02.jpg"]
     assert joined.copies == (("p09.jpg", "p02.jpg"), ("z.jpg", "p00.jpg"))
     assert joined.rejected == (("b.jpg", "broken"),)
+    write_manifest(tmp_path, one, Part(1, 3))
+    assert whole_manifest(tmp_path) == joined, "the other division has only begun"
     write_manifest(tmp_path, one, Part())
+    assert whole_manifest(tmp_path) == one, "it takes the place of all parts"
+    write_manifest(tmp_path, one, Part(1, 2))
+    assert whole_manifest(tmp_path) == one
+    write_manifest(tmp_path, two, Part(2, 2))
+    assert whole_manifest(tmp_path) == joined
+    for number in (1, 2, 3):
+        write_manifest(tmp_path, two, Part(number, 3))
     with pytest.raises(DataError, match="divided in several ways"):
         whole_manifest(tmp_path)
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from trainer.prepare.lock import only_here
 from trainer.prepare.manifest import Part, write_manifest
 from trainer.prepare.pack import pack
 from trainer.prepare.passes import Failed
+from trainer.prepare.publication import PUBLISHED
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.recipes import note_recipes, read_recipes
 from trainer.prepare.records import Samples
@@ -405,3 +406,25 @@ def test_no_set_is_no_clean_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no manifest"):
         verify(tmp_path)
     assert Samples(tmp_path).record("ab", "pose") is None
+
+
+def test_what_publishing_leaves_belongs_to_the_set(prepared: Prepared) -> None:
+    (prepared.data / PUBLISHED).write_text("{}")
+    assert verify(prepared.data).findings == ()
+
+
+def test_a_folder_that_cannot_be_read_is_a_finding(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = prepared.manifest.images[0].id
+    closed = [prepared.data / "samples" / id[:2], prepared.data / "samples" / id[:2] / id]
+    listing = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    found = verify(prepared.data).findings
+    assert [(one.kind, one.path) for one in found] == [
+        ("unreadable folder", path.relative_to(prepared.data).as_posix()) for path in reversed(closed)
+    ]

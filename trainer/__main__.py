@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainer.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, TrainerError
 
+_INTERRUPTED = 128 + signal.SIGINT
 _USAGE = """usage: python -m trainer COMMAND …
 
   train CONFIG --run-dir DIR [--attempt N] [--stop-after N] [--resume [--from-step N] | --from-run DIR --from-step N]
@@ -45,6 +46,9 @@ def main(argv: list[str]) -> int:
     except TrainerError as error:
         print(f"trainer {name}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"trainer {name}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     except Exception:
         traceback.print_exc()
         return EXIT_INTERNAL

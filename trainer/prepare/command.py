@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.errors import EXIT_DATA, EXIT_DONE, EXIT_STOPPED, UsageError
@@ -27,6 +27,14 @@ _SERVER = CaptionServer("", "")  # its defaults
 
 def main(argv: Sequence[str]) -> int:
     """Prepare a set. 0: everything is there; 65: something could not be made, what was is kept."""
+    try:
+        return _prepared(argv)
+    except KeyboardInterrupt:
+        print("stopped; what is made is kept, the same command goes on from there", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def _prepared(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     part, names = _part(given.shard), _names(given.passes)
     check_side(given.side)
@@ -35,12 +43,8 @@ def main(argv: Sequence[str]) -> int:
     for work in passes:
         work.recipe  # noqa: B018 - a model that is not there is known before anything is written
     _refuse_bad_folders(given.photos, given.out)
-    try:
-        with only_here(given.out, part):
-            return _prepare(given, options, part, passes, names is None or PACK in names)
-    except KeyboardInterrupt:
-        print("stopped; what is made is kept, the same command goes on from there", file=sys.stderr)
-        return EXIT_STOPPED
+    with only_here(given.out, part):
+        return _prepare(given, options, part, passes, names is None or PACK in names)
 
 
 def _prepare(given: argparse.Namespace, options: Options, part: Part, passes: Sequence[Pass], packs: bool) -> int:
@@ -56,7 +60,8 @@ def _prepare(given: argparse.Namespace, options: Options, part: Part, passes: Se
         print(f"card: {write_card(data)}")
     elif packs:
         print(f"part {part.number} of {part.of} is done; when all are, pack them: --passes {PACK}")
-    return _told(outcomes, manifest, given.max_rejected_share)
+    needs = {work.artefact: work.needs for work in passes}
+    return _told(outcomes, needs, manifest, given.max_rejected_share)
 
 
 def _run(work: Pass, samples: Samples, manifest: Manifest) -> Outcome:
@@ -68,29 +73,42 @@ def _run(work: Pass, samples: Samples, manifest: Manifest) -> Outcome:
     return outcome
 
 
-def _told(outcomes: Sequence[Outcome], manifest: Manifest, allowed_share: float) -> int:
-    """Name what failed; too much of it is an error."""
+def _told(
+    outcomes: Sequence[Outcome], needs: Mapping[str, Sequence[str]], manifest: Manifest, allowed_share: float
+) -> int:
+    """Name what failed; too much of it is an error. `needs` says which artefacts each one is made from."""
     paths = {entry.id: entry.path for entry in manifest.images}
     code = EXIT_DONE
     for outcome in outcomes:
         for id, reason in outcome.failed:
             print(f"{outcome.artefact} failed: {paths[id]} ({id}): {reason}", file=sys.stderr)
-        if len(outcome.failed) + len(outcome.waiting) > allowed_share * max(1, outcome.total):
+        lacking = len(outcome.failed) + len(outcome.waiting)
+        if lacking > allowed_share * max(1, outcome.total):
             print(
-                f"trainer prepare: {outcome.artefact} is missing for {len(outcome.failed) + len(outcome.waiting)} of "
-                f"{outcome.total} images, more than --max-rejected-share {allowed_share:g} allows; give the same "
-                "command again to try them once more",
+                f"trainer prepare: {outcome.artefact} is missing for {lacking} of {outcome.total} images, more than "
+                f"--max-rejected-share {allowed_share:g} allows; {_what_to_do(outcome, needs[outcome.artefact])}",
                 file=sys.stderr,
             )
             code = EXIT_DATA
     return code
 
 
+def _what_to_do(outcome: Outcome, needs: Sequence[str]) -> str:
+    again = "give the same command again to try them once more"
+    if not outcome.waiting:
+        return again
+    first = f"{len(outcome.waiting)} of them need {' and '.join(needs)} first: leave out --passes, or name it there"
+    return f"{first}; {again}" if outcome.failed else first
+
+
 def _refuse_bad_folders(photos: Path, out: Path) -> None:
-    if not photos.is_dir():
-        raise UsageError(f"{photos} is not a folder of photographs")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file: name a folder")
+    try:
+        if not photos.is_dir():
+            raise UsageError(f"{photos} is not a folder of photographs")
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out {out} is a file: name a folder")
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be looked at: {error.strerror}") from error
     if photos.resolve() == out.resolve() or photos.resolve() in out.resolve().parents:
         raise UsageError(f"--out {out} lies inside the photographs: what is made there would be taken for photographs")
 
@@ -107,8 +125,10 @@ def _part(text: str | None) -> Part:
 def _names(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    names = [name for name in text.split(",") if name]
+    names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in (*PASSES, PACK)]
+    if not names:
+        raise UsageError(f"--passes {text!r} names no pass; allowed: {', '.join((*PASSES, PACK))}")
     if unknown:
         raise UsageError(f"--passes {text}: there is no {unknown[0]!r}; allowed: {', '.join((*PASSES, PACK))}")
     return names
@@ -117,6 +137,8 @@ def _names(text: str | None) -> list[str] | None:
 def _options(given: argparse.Namespace) -> Options:
     if (given.caption_url is None) != (given.caption_model is None):
         raise UsageError("--caption-url and --caption-model belong together: give both, or none for .txt files")
+    if given.encoders == "tiny" and (named := _named_models(given)):
+        raise UsageError(f"--encoders tiny takes stand-ins for all models, so {', '.join(named)} would not be used")
     server = None
     if given.caption_url is not None:
         server = CaptionServer(
@@ -140,6 +162,13 @@ def _options(given: argparse.Namespace) -> Options:
         seg_model=given.seg_model,
         captions=server,
     )
+
+
+def _named_models(given: argparse.Namespace) -> list[str]:
+    """The options that name a model, as they were given."""
+    defaults = Options()
+    fields = ("t5", "dinov3", "detector", "pose_model", "seg_model")
+    return [f"--{name.replace('_', '-')}" for name in fields if getattr(given, name) != getattr(defaults, name)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,14 +204,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _share(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
     if not 0.0 <= number <= 1.0:
-        raise argparse.ArgumentTypeError(f"{number:g} is not in [0, 1]")
+        raise argparse.ArgumentTypeError(f"{text!r} is no share in [0, 1], such as 0.05")
     return number

@@ -19,6 +19,7 @@ Kind = Literal[
     "empty caption",
     "stale",
     "unknown file",
+    "unreadable folder",
     "broken index",
     "missing shard",
     "wrong size",
@@ -27,7 +28,14 @@ Kind = Literal[
     "other sample",
     "wrong count",
 ]
-MENDED_BY_PREPARING: tuple[Kind, ...] = ("stale", "other sample", "unknown file", "missing shard", "broken index")
+MENDED_BY_PREPARING: tuple[Kind, ...] = (
+    "stale",
+    "other sample",
+    "unknown file",
+    "unreadable folder",
+    "missing shard",
+    "broken index",
+)
 """Nothing in it is damaged, or nothing is there that could be removed."""
 
 

@@ -17,6 +17,7 @@ from trainer.prepare.recipes import side_of
 from trainer.prepare.records import UNFINISHED, Record, Samples
 from trainer.prepare.states import ImageState, state_of
 
+READABLE = "a folder that can be read"
 _RECORD = ".record.json"
 
 
@@ -40,7 +41,14 @@ def unknown_files(samples: Samples, entry: ImageEntry) -> Iterator[Finding]:
     """What lies in the folder of an image and is no file of any artefact; unfinished files are nobody's business."""
     known = {*MAKERS, *(f"{artefact}{_RECORD}" for artefact in FILES)}
     folder = samples.folder(entry.id)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    try:
+        paths = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield Finding("unreadable folder", _relative(samples, entry), str(error.strerror), READABLE, entry.id)
+        return
+    for path in paths:
         if path.name not in known and not is_unfinished(path):
             yield Finding("unknown file", f"{_relative(samples, entry)}/{path.name}", "a file", "nothing", entry.id)
 

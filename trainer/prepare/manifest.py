@@ -11,6 +11,7 @@ from typing import NamedTuple
 from trainer.errors import DataError
 from trainer.prepare.records import FORMAT, write_json
 
+_REMOVE = "remove it and prepare again; nothing is made twice that is there and right"
 _PART = re.compile(r"manifest-(\d+)-of-(\d+)\.json")
 
 
@@ -61,8 +62,11 @@ class Manifest:
 
 
 def write_manifest(data: Path, manifest: Manifest, part: Part) -> None:
-    """Replace the manifest of a part."""
+    """Replace the manifest of a part. That of the whole set takes the place of those of its parts."""
     write_json(data / part.name, {"format": FORMAT, **asdict(manifest)})
+    if part.of == 1:
+        for other in _parts(data):
+            (data / other.name).unlink(missing_ok=True)
 
 
 def read_manifest(data: Path, part: Part = Part()) -> Manifest | None:  # noqa: B008 - a frozen value
@@ -71,7 +75,7 @@ def read_manifest(data: Path, part: Part = Part()) -> Manifest | None:  # noqa: 
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
-            raise DataError(f"{path} has the format {content['format']!r}; this version reads {FORMAT}: prepare again")
+            raise DataError(f"{path} has the format {content['format']!r}; this version reads {FORMAT}: {_REMOVE}")
         return Manifest(
             photos=content["photos"],
             images=tuple(ImageEntry(**entry) for entry in content["images"]),
@@ -83,30 +87,41 @@ def read_manifest(data: Path, part: Part = Part()) -> Manifest | None:  # noqa: 
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no manifest: {error}; remove it and prepare again") from error
+        raise DataError(f"{path} is no manifest: {error}; {_REMOVE}") from error
 
 
 def whole_manifest(data: Path) -> Manifest:
     """The manifest of the whole set, put together from its parts where several machines made them.
 
-    Raises DataError if there is none, if a part is missing, or if parts of different divisions lie beside each other.
+    Parts that are all there are newer than a manifest of the whole set, which would have taken their place; until they
+    are, that one counts. Raises DataError if there is none, if a part is missing, or if the set was divided in several
+    ways.
     """
-    single = read_manifest(data)
-    found = [_PART.fullmatch(path.name) for path in sorted(data.glob("manifest-*-of-*.json"))]
-    parts = sorted({Part(int(name[1]), int(name[2])) for name in found if name})
-    if single is not None and not parts:
+    parts = _parts(data)
+    counts = sorted({part.of for part in parts})
+    missing = {
+        count: [str(number) for number in range(1, count + 1) if Part(number, count) not in parts] for count in counts
+    }
+    whole = [count for count in counts if not missing[count]]
+    if len(whole) == 1:
+        chosen = [part for part in parts if part.of == whole[0]]
+        return _merged([manifest for part in chosen if (manifest := read_manifest(data, part)) is not None])
+    if not whole and (single := read_manifest(data)) is not None:
         return single
     if not parts:
         raise DataError(f"{data} holds no manifest: prepare it first (python -m trainer prepare PHOTOS --out {data})")
-    counts = {part.of for part in parts} | ({1} if single is not None else set())
     if len(counts) > 1:
         raise DataError(
-            f"{data} was divided in several ways ({', '.join(part.name for part in parts)}): keep the manifests of one"
+            f"{data} was divided in several ways ({', '.join(part.name for part in parts)}): remove the manifests of "
+            f"all but one, or prepare it without --shard"
         )
-    missing = [str(number) for number in range(1, parts[0].of + 1) if Part(number, parts[0].of) not in parts]
-    if missing:
-        raise DataError(f"{data} lacks parts {', '.join(missing)} of {parts[0].of}: prepare them, too")
-    return _merged([manifest for part in parts if (manifest := read_manifest(data, part)) is not None])
+    raise DataError(f"{data} lacks parts {', '.join(missing[counts[0]])} of {counts[0]}: prepare them, too")
+
+
+def _parts(data: Path) -> list[Part]:
+    """The parts that have a manifest, in order."""
+    found = [_PART.fullmatch(path.name) for path in data.glob("manifest-*-of-*.json")]
+    return sorted({Part(int(name[1]), int(name[2])) for name in found if name})
 
 
 def _merged(manifests: list[Manifest]) -> Manifest:

@@ -44,6 +44,15 @@ class OnnxFile:
     remedy: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What a file says of one input or output, as onnxruntime tells it of an open network."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None] | None
+
+
 class OnnxModel:
     """An open network. `provider` is what really computes it."""
 
@@ -124,7 +133,7 @@ def opened(file: OnnxFile, device: str) -> Iterator[OnnxModel]:
 def revision(file: OnnxFile) -> str:
     """SHA-256 in hex of the file and of the files that it keeps weights in, if any.
 
-    Raises DataError if one of them is missing or it is no network, UsageError if a package is missing.
+    Raises DataError if one of them is missing or it is no network or another one, UsageError if a package is missing.
     """
     needed_package("onnxruntime")  # what will be needed is missed now, before anything is made
     onnx = needed_package("onnx")
@@ -133,6 +142,11 @@ def revision(file: OnnxFile) -> str:
     _refuse_missing(file)
     try:
         graph = onnx.load(file.path, load_external_data=False).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        given = [_declared(value) for value in graph.input if value.name not in weights]
+        promised = [_declared(value) for value in graph.output]
+        if all(one.shape is not None for one in (*given, *promised)):  # else they are known when it is opened
+            _refuse_other_shapes(file, given, promised)
         outside = sorted(
             {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
         )
@@ -146,6 +160,14 @@ def revision(file: OnnxFile) -> str:
     except OSError as error:
         raise DataError(f"{error.filename or file.path} cannot be read: {error.strerror}; {file.remedy}") from error
     return digest.hexdigest()
+
+
+def _declared(value: Any) -> _Declared:
+    """`value` is a ValueInfoProto; a side without a number is open."""
+    kind = value.type.tensor_type
+    types = {1: "tensor(float)", 10: "tensor(float16)"}
+    sides = [side.dim_value if side.HasField("dim_value") else side.dim_param or None for side in kind.shape.dim]
+    return _Declared(value.name, types.get(kind.elem_type, "no floats"), sides if kind.HasField("shape") else None)
 
 
 def needed_package(name: str) -> ModuleType:

@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 LINE_EVERY_S = 30.0
@@ -18,11 +19,16 @@ Advance = Callable[[int], None]
 
 
 class _Rate(ProgressColumn):
-    """Images per second."""
+    """Images per second since the beginning, and the time that is left at this rate. Images come batch by batch, all of
+    one in a moment, so the last moments say nothing."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f}/s")
+        here, elapsed_s = task.completed - task.fields["done"], task.elapsed
+        if not here or not elapsed_s:
+            return Text("")
+        rate = here / elapsed_s
+        left = timedelta(seconds=round((task.remaining or 0.0) / rate))
+        return Text(f"{rate:,.1f}/s" if task.finished else f"{rate:,.1f}/s, {left} left")
 
 
 @contextmanager
@@ -32,9 +38,9 @@ def bar(what: str, total: int, done: int = 0, now: Callable[[], float] = time.mo
     if not console.is_terminal:
         yield from _lines(what, total, done, now)
         return
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), _Rate())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total, completed=done)
+        task = progress.add_task(what, total=total, completed=done, done=done)
         yield lambda count: progress.advance(task, count)
 
 

@@ -19,6 +19,8 @@ from trainer.data.set_index import INDEX, SetIndex, read_index
 from trainer.errors import DataError
 from trainer.prepare.pack import SHARDS
 
+PUBLISHED = "published.json"
+"""In the folder of the set: what its uploads left where."""
 README = "README.md"
 CARD, PICTURE = "card.md", "card.png"
 LICENCE_NOTE = "these are your photographs: do you have the right to publish them, and do the people in them agree?"

@@ -15,16 +15,16 @@ from trainer.data.remote.address import parse_address
 from trainer.data.set_index import SetIndex
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, DataError, UsageError
 from trainer.prepare.lock import only_here
-from trainer.prepare.publication import Difference, File, There, as_json, difference, files_of, summary
+from trainer.prepare.publication import PUBLISHED, Difference, File, There, as_json, difference, files_of, summary
 from trainer.prepare.records import write_json
-
-PUBLISHED = "published.json"
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command. 0: published, or told what would be. Raises UsageError and DataError."""
     given = _parser().parse_args(argv)
     repository = _repository(given.to)
+    if not given.data.is_dir():
+        raise UsageError(f"{given.data} is no folder of a prepared set")
     index, files = files_of(given.data, given.license)
     visibility = "public" if given.public else "private"
     if not given.yes:

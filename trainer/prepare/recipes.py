@@ -12,6 +12,9 @@ from trainer.prepare.recipe import Recipe, recipe_from_json
 from trainer.prepare.records import write_json
 
 FILE = "recipes.json"
+_REMOVE = (
+    "remove it and prepare again, with the options it was made with; nothing is made twice that is there and right"
+)
 SIDE = "side"
 """The option of the image's recipe that says the side of the square bucket in pixels."""
 
@@ -30,9 +33,9 @@ def read_recipes(data: Path) -> dict[str, Recipe]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}): is {data} a prepared set?") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no list of recipes: {error}; prepare the set again") from error
+        raise DataError(f"{path} is no list of recipes: {error}; {_REMOVE}") from error
     if "image" not in found:
-        raise DataError(f"{path} has no recipe of images; prepare the set again")
+        raise DataError(f"{path} has no recipe of images; {_REMOVE}")
     unknown = sorted(found.keys() - FILES.keys())
     if unknown:
         raise DataError(f"{path} names the artefact {unknown[0]!r}; this version knows {', '.join(FILES)}")

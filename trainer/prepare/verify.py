@@ -21,11 +21,12 @@ from trainer.data.artefacts import array_members
 from trainer.data.set_index import INDEX, SetIndex, find_index
 from trainer.errors import EXIT_DATA, EXIT_DONE, DataError, UsageError
 from trainer.prepare.finding import Finding
-from trainer.prepare.image_checks import check_artefacts, is_unfinished, unknown_files
+from trainer.prepare.image_checks import READABLE, check_artefacts, is_unfinished, unknown_files
 from trainer.prepare.lock import only_here
 from trainer.prepare.manifest import ImageEntry, whole_manifest
 from trainer.prepare.pack import SHARDS
 from trainer.prepare.progress import bar
+from trainer.prepare.publication import PUBLISHED
 from trainer.prepare.recipe import Recipe
 from trainer.prepare.recipes import FILE, read_recipes
 from trainer.prepare.records import Samples, cannot_write
@@ -34,7 +35,10 @@ from trainer.prepare.shard_tar import plan_file
 from trainer.prepare.states import ImageState, look_up
 
 _MOST_THREADS = 16
-_OWN = re.compile(rf"manifest(-\d+-of-\d+)?\.json|{re.escape(FILE)}|card\.(md|png)|\.lock(-\d+-of-\d+)?|samples|shards")
+_OWN = re.compile(
+    rf"manifest(-\d+-of-\d+)?\.json|{re.escape(FILE)}|card\.(md|png)|{re.escape(PUBLISHED)}|\.lock(-\d+-of-\d+)?"
+    "|samples|shards"
+)
 _ID = re.compile("[0-9a-f]{16}")
 
 
@@ -137,18 +141,25 @@ def _read_index(data: Path) -> tuple[SetIndex | None, list[Finding]]:
 
 def _strangers(data: Path, ids: Collection[str]) -> tuple[int, list[Finding]]:
     """How many images are gone whose artefacts are still there, and what in the set is not its own."""
-    gone, unknown = 0, [path for path in data.iterdir() if not _OWN.fullmatch(path.name)]
+    gone, unknown, closed = 0, [path for path in data.iterdir() if not _OWN.fullmatch(path.name)], []
     for folder in (data / "samples").glob("*"):
-        if not folder.is_dir():
+        try:
+            inside = [(path, path.is_dir()) for path in folder.iterdir()]
+        except NotADirectoryError:
             unknown.append(folder)
             continue
-        for path in folder.iterdir():
-            if path.is_dir() and _ID.fullmatch(path.name) and path.name.startswith(folder.name):
+        except OSError as error:
+            closed.append(
+                Finding("unreadable folder", folder.relative_to(data).as_posix(), str(error.strerror), READABLE)
+            )
+            continue
+        for path, is_folder in inside:
+            if is_folder and _ID.fullmatch(path.name) and path.name.startswith(folder.name):
                 gone += path.name not in ids
             else:
                 unknown.append(path)
     named = sorted(path.relative_to(data).as_posix() for path in unknown if not is_unfinished(path))
-    return gone, [Finding("unknown file", name, "a file or folder", "nothing") for name in named]
+    return gone, [*closed, *(Finding("unknown file", name, "a file or folder", "nothing") for name in named)]
 
 
 def _advice(data: Path, findings: Sequence[Finding], mended: tuple[int, int] | None) -> str:
@@ -161,6 +172,8 @@ def _advice(data: Path, findings: Sequence[Finding], mended: tuple[int, int] | N
         return (
             f"{artefacts} artefacts and {shards} shards that were corrupt are taken out; to make them again: {prepare}"
         )
+    if any(finding.kind == "unreadable folder" for finding in findings):
+        return "let the owner of these folders give the right to read them (chmod), then verify again"
     if any(finding.is_corrupt for finding in findings):
         return f"python -m trainer verify {data} --fix takes out what is corrupt; then: {prepare}"
     if all(finding.kind == "unknown file" for finding in findings):

@@ -36,6 +36,9 @@ def networks(options: Options) -> Networks:
         detector, joints, name = folder / DETECTOR, folder / POSE_MODEL, "tiny-dwpose"
         remedy = f"remove the folder {folder}, and it is built again"
         return Networks(name, LABEL, _detector(detector, remedy), _joints(joints, remedy))
+    for given, name in ((options.detector, DETECTOR), (options.pose_model, POSE_MODEL)):
+        if given is not None and not given.is_file():  # before minutes go by with the other one
+            raise DataError(f"{given} is not there; {_remedy(name)}")
     return Networks(
         name="DWPose",
         label="",
@@ -61,7 +64,7 @@ def _remedy(name: str) -> str:
 def _from_hub(name: str) -> Path:
     """The file in the hub's cache on this machine; if it is not there, it is fetched."""
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -73,7 +76,9 @@ def _from_hub(name: str) -> Path:
     except LocalEntryNotFoundError:
         pass
     try:
-        return Path(hf_hub_download(REPOSITORY, name))
+        # Only the way through the snapshot asks once and quietly; the other one tries for half a minute, in public.
+        return Path(snapshot_download(REPOSITORY, allow_patterns=name)) / name
     except (OSError, EntryNotFoundError, HTTPError) as error:  # that of the HTTP client which the hub's package uses
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = str(error.__cause__ or error).strip()  # around the cause it says that the file is in no cache either
+        cause = said.splitlines()[0] if said else type(error).__name__
         raise DataError(f"{name} is not here and cannot be fetched ({cause}): {_remedy(name)}") from error

@@ -20,6 +20,7 @@ from PIL import Image
 
 from trainer.data.rejection import refuse_too_many
 from trainer.errors import DataError
+from trainer.prepare.captions.sidecar import sidecar_of
 from trainer.prepare.ingest.crop import image_recipe, make_crop
 from trainer.prepare.ingest.discover import Found, discover, part_of
 from trainer.prepare.ingest.duplicates import near_duplicates
@@ -60,8 +61,8 @@ def ingest(photos: Path, data: Path, part: Part, side: int, allowed_share: float
     if there is no photograph or more than `allowed_share` of the files cannot be used: the manifest then stays what it
     was, and crops that were made are kept.
     """
-    chosen = part_of(discover(photos), part)
-    crops = _Crops(photos, data, side, read_manifest(data, part))
+    chosen, former = part_of(discover(photos), part), read_manifest(data, part)
+    crops = _Crops(photos, data, side, former)
     with warnings.catch_warnings(), bar(IMAGE, len(chosen)) as advance:
         # Pillow warns of odd metadata without a name, and of large images: those that are too large are errors.
         warnings.simplefilter("ignore", UserWarning)
@@ -81,7 +82,7 @@ def ingest(photos: Path, data: Path, part: Part, side: int, allowed_share: float
     if chosen and not manifest.images:
         raise DataError(f"{photos}: not one of {len(chosen)} files can be used")
     write_manifest(data, manifest, part)
-    print(_summary(manifest, taken), flush=True)
+    print(_summary(manifest, taken, former), flush=True)
     return manifest
 
 
@@ -137,30 +138,47 @@ class _Crops:
 
 
 def _manifest(photos: Path, taken: Sequence[_Taken]) -> Manifest:
-    """The first path of each content is its image, later ones are copies; a copy of what cannot be used cannot be."""
+    """The first path of each content is its image, later ones are copies; a copy of what cannot be used cannot be.
+
+    Of several, the first that has a caption beside it: a copy elsewhere takes away nothing that somebody wrote.
+    """
     facts = {one.id: one.facts for one in taken if one.facts is not None}
     reasons = {one.id: one.reason for one in taken if one.id and one.reason}
-    images: dict[str, ImageEntry] = {}
-    rejected, copies = [], []
+    usable, rejected = [], []
     for one in taken:
         reason = one.reason or reasons.get(one.id)
         if reason:
             rejected.append((one.path, reason))
-        elif one.id in images:
-            copies.append((one.path, images[one.id].path))
         else:
-            bucket, hash = str(facts[one.id]["bucket"]), str(facts[one.id]["perceptual_hash"])
-            images[one.id] = ImageEntry(one.id, one.path, *one.stamp, bucket, hash)
-    return Manifest(str(photos.resolve()), tuple(images.values()), tuple(rejected), tuple(copies))
+            usable.append(one)
+    chosen: dict[str, str] = {}
+    for one in usable:
+        former = chosen.setdefault(one.id, one.path)
+        if former != one.path and not _has_caption(photos / former) and _has_caption(photos / one.path):
+            chosen[one.id] = one.path
+    images, copies = [], []
+    for one in usable:
+        if chosen[one.id] != one.path:
+            copies.append((one.path, chosen[one.id]))
+            continue
+        bucket, hash = str(facts[one.id]["bucket"]), str(facts[one.id]["perceptual_hash"])
+        images.append(ImageEntry(one.id, one.path, *one.stamp, bucket, hash))
+    return Manifest(str(photos.resolve()), tuple(images), tuple(rejected), tuple(copies))
 
 
-def _summary(manifest: Manifest, taken: Sequence[_Taken]) -> str:
+def _has_caption(source: Path) -> bool:
+    return os.path.exists(sidecar_of(source))
+
+
+def _summary(manifest: Manifest, taken: Sequence[_Taken], former: Manifest | None) -> str:
+    left = {entry.id for entry in former.images} - {entry.id for entry in manifest.images} if former else ()
     made = sum(one.is_new for one in taken)
     flawed = sum(bool(one.facts and one.facts.get("flaws")) for one in taken)
     groups = near_duplicates(manifest.images)
     notes = [
         (len(manifest.rejected), "rejected"),
         (len(manifest.copies), "copies of another file, left out"),
+        (len(left), "of the last run are no longer in the set"),
         (flawed, "with a broken colour profile or EXIF, used as they are stored"),
     ]
     text = f"{IMAGE}: {made:,} made, {len(manifest.images) - made:,} were there"
