@@ -156,7 +156,7 @@ def test_an_interruption_prints_what_there_is_and_leaves_no_process(tmp_path: Pa
     assert tuner.returncode == 130, said
     found = json.loads(output)
     assert (found["complete"], found["candidates"], found["chosen"], found["written"]) == (False, [], None, None)
-    assert not psutil.pid_exists(current.pid)
+    current.wait(DEADLINE_S)  # a trial that had only just begun ends by itself, with its pipe
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.yaml", "here", "temporary"]
 
 
