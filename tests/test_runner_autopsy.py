@@ -194,6 +194,7 @@ def test_what_cannot_be_opened_up_is_refused_with_what_can(acting: Acting) -> No
     assert "compares two checkpoints, and 1 is there" in acting.ask("autopsy").message
 
 
+@pytest.mark.long
 def test_the_command_waits_prints_what_was_found_and_tells_by_its_exit_code(acting: Acting) -> None:
     acting.launch(acting.arm(steps=12), acting.lab.arm("C", steps=3, primary=PRIMARY))
     acting.until("finished")

@@ -134,6 +134,7 @@ def a_trainer_that_could_not_is_refused_with_what_to_do(lab: Lab) -> None:
     assert (lab.status()["T-s0"]["state"], len(declared(lab))) == ("finished", 1)
 
 
+@pytest.mark.long
 def test_a_live_training_saves_first_even_if_the_controller_dies_meanwhile(lab: Lab) -> None:
     lab.run("launch", trainer_arm(lab, steps=3000, validation={**TINY["validation"], "every": 500}), "--detach")
     lab.until(lambda: lab.status()["T-s0"]["step"] >= 20, "twenty steps")
@@ -200,6 +201,7 @@ def test_a_script_that_is_not_told_its_budget_keeps_it(lab: Lab) -> None:
     assert declared(lab) == []
 
 
+@pytest.mark.long
 def test_a_live_script_is_left_alone_and_a_stopped_one_keeps_its_longer_budget(lab: Lab) -> None:
     arm = lab.arm("A", TICKER, "{steps}", steps=4000)
     lab.run("launch", arm, "--detach")

@@ -134,6 +134,7 @@ class TestADump:
 
 
 class TestTheTrainer:
+    @pytest.mark.long
     def test_it_tells_its_stacks_while_it_computes_and_ends_as_if_nothing_was(
         self, attempts: Attempts, tmp_path: Path
     ) -> None:

@@ -71,6 +71,7 @@ def test_the_frozen_trainer_runs_whatever_the_working_directory_holds(lab: Lab) 
     assert json.loads((folder / "autopsy" / "autopsy.json").read_text())["conclusion"] == found.stdout.rstrip("\n")
 
 
+@pytest.mark.long
 def test_a_resolved_configuration_trains_alone(lab: Lab) -> None:
     config = lab.folder / "config.yaml"
     config.write_text(lab.run("check", trainer_arm(lab), "--resolve").stdout)

@@ -141,6 +141,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     return start
 
 
+@pytest.mark.long
 def test_a_run_with_workers_resumes_to_the_same_bits(run: Callable[..., Path], shards: Path) -> None:
     straight = run("straight", everything(shards, data={"workers": 0}))
     broken = run("broken", everything(shards), StopAt(11))  # 2 workers, in the middle of a step

@@ -266,6 +266,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
         torch.testing.assert_close(_stored(together.resumed, 4)[name], tensor, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_divided_run_stops_and_goes_on_with_one_process(run: Callable[..., tuple[int, Path]]) -> None:
     block = {**SHORT, "optimizer": {**MUON, "name": "adamw"}, "distributed": {"strategy": "fsdp"}}
     code, divided = run("divided", block, processes=2, stop_after=2)

@@ -22,6 +22,7 @@ from trainer import checkpoint
 from trainer.check import check
 from trainer.data import open_source, workers
 from trainer.data.batches import Batches, open_batches
+from trainer.data.reader import Reader
 from trainer.data.sample import Batch, StreamShapes
 from trainer.document import Document, parse_config
 from trainer.errors import ConfigError, DataError
@@ -66,7 +67,9 @@ def test_workers_read_what_the_trainer_would_read_and_start_over_anywhere(ahead:
     before = torch.get_rng_state()
     for step in (3, 4, 5):
         for positions in halves(step):
-            assert same(ahead.batch(step, positions), here.batch(step, positions))
+            read = ahead.batch(step, positions)
+            assert same(read, here.batch(step, positions))
+            assert read.noise_BCHW is not None
     for step, positions in ((1, [3, 2]), (2, [0, 2]), (8, [1, 3]), (7, [0, 1, 2, 3]), (0, [0, 2])):  # any place
         assert same(ahead.batch(step, positions), here.batch(step, positions))
     assert torch.equal(before, torch.get_rng_state())
@@ -222,9 +225,9 @@ def test_a_source_of_shards_encodes_no_words(shards: Path) -> None:
         open_source(config_of(shards)).encode_caption("a portrait")
 
 
-def test_workers_draw_the_noise_that_the_step_would_draw(ahead: Batches, shards: Path) -> None:
+def test_workers_draw_the_noise_that_the_step_would_draw(shards: Path) -> None:
     config = config_of(shards)
-    batch = ahead.batch(4, [2, 0])
+    batch = Reader(open_source(config), 5, config.samples_per_step).read_with_noise(4, [2, 0]).batch
     height, width = batch.pixels_BCHW.shape[2:]
     drawn = StepDraws(config, 5, 4).of([2, 0], (height, width))
     assert batch.noise_BCHW is not None
